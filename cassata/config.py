@@ -1,0 +1,226 @@
+"""Settings: a flag beats the environment, beats the file, beats the default. Read once, at the edge.
+
+The models below are the one list of all keys, with their defaults, units and ranges.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+
+from cassata.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "CASSATA_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+
+
+class Database(Section):
+    """Where events are kept. Without a url: the embedded SQLite file `var/cassata.db` under the home folder."""
+
+    url: str | None = None
+    connect_timeout_seconds: Seconds = 3
+    read_timeout_seconds: Seconds = 10
+    write_timeout_seconds: Seconds = 10
+
+
+class Service(Section):
+    """The HTTP service."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8085
+    create_tables_if_not_exists: bool = False
+    processes: Count = 2
+    threads: Count = 4
+    drain_seconds: Annotated[float, Field(ge=0, le=3_600)] = 0
+    max_request_bytes: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
+    max_payload_bytes: Annotated[int, Field(ge=1, le=8 * 1024 * 1024)] = 256 * 1024
+    max_header_bytes: Annotated[int, Field(ge=1, le=64 * 1024)] = 8 * 1024
+    horizon_days: Annotated[int, Field(ge=1, le=36_500)] = 3650
+
+
+class Worker(Section):
+    """The sender of due events."""
+
+    num_worker_threads: Annotated[int, Field(ge=1, le=256)] = 5
+    worker_thread_polling_interval: Seconds = 10
+    num_events_processed_per_transaction: Annotated[int, Field(ge=1, le=1_000)] = 5
+    http_retry_count: Annotated[int, Field(ge=0, le=100)] = 5
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    courier: Literal["curl", "requests"] = "curl"
+    max_in_flight_per_thread: Count = 100
+    connect_timeout_seconds: Seconds = 5
+    request_timeout_seconds: Seconds = 20
+    response_read_bytes: Annotated[int, Field(ge=0, le=16 * 1024 * 1024)] = 64 * 1024
+    lease_margin_seconds: Seconds = 10
+    look_ahead_milliseconds: Annotated[int, Field(ge=0, le=200)] = 200
+    looks_per_second: Annotated[float, Field(gt=0, le=1_000)] = 5
+    retry_backoff_initial_seconds: Annotated[float, Field(ge=0, le=86_400)] = 1
+    retry_backoff_multiplier: Annotated[float, Field(ge=1, le=100)] = 4
+    retry_backoff_maximum_seconds: Annotated[float, Field(ge=0, le=86_400)] = 3600
+    ca_bundle: str | None = None
+
+
+class Logging(Section):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(Section):
+    database: Database = Database()
+    service: Service = Service()
+    worker: Worker = Worker()
+    logging: Logging = Logging()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, and for each key that is not at its default ("worker.courier") where its value came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def home() -> Path:
+    """Where `config/` and `var/` are: $CASSATA_HOME, or the checkout this package lies in, or the current folder."""
+    if configured := os.environ.get("CASSATA_HOME"):
+        return Path(configured)
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def embedded_database_url() -> str:
+    return f"sqlite:///{home() / 'var' / 'cassata.db'}"
+
+
+def load(file: Path | None = None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Loaded:
+    """Read the settings.
+
+    `flags` maps dotted keys ("service.port") to values; those that are None were not given.
+    Raises ConfigError naming the file, variable or flag, the key, and the nearest known key.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for origin, path, value in _layers(file, os.environ if environment is None else environment, flags or {}):
+        section, key = path
+        merged.setdefault(section, {})[key] = value
+        origins[f"{section}.{key}"] = origin
+    try:
+        settings = Settings.model_validate(merged, strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explained(error, origins))) from error
+    return Loaded(settings, origins)
+
+
+def _layers(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str], Any]]:
+    if file is not None:
+        for path, value in _from_file(file):
+            yield str(file), path, value
+    for name in sorted(environment):
+        if path := _variable_path(name):
+            yield f"environment variable {name}", path, _converted(name, path, environment[name])
+    for dotted, value in flags.items():
+        if value is not None:
+            section, key = dotted.split(".")
+            yield "the command line", (section, key), value
+
+
+def _from_file(file: Path) -> Iterator[tuple[tuple[str, str], Any]]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file}: must hold sections such as 'service:' or 'database:'")
+    for section, content in document.items():
+        if section not in _known():
+            raise ConfigError(f"{file}: unknown section {str(section)!r}{_hint(str(section))}")
+        if content is None:
+            continue
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: section {section!r} must hold keys, such as '{section}: {{{_known()[section][0]}: ...}}'")
+        for key, value in content.items():
+            if key not in _known()[section]:
+                raise ConfigError(f"{file}: unknown key {f'{section}.{key}'!r}{_hint(str(key), section)}")
+            yield (section, key), value
+
+
+def _variable_path(name: str) -> tuple[str, str] | None:
+    """Read CASSATA_SERVICE__PORT as ("service", "port"); CASSATA_DATABASE_URL is a short form."""
+    if name == "CASSATA_DATABASE_URL":
+        return "database", "url"
+    section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+    if not name.startswith(ENVIRONMENT_PREFIX) or not separator:
+        return None
+    folded = {known.lower(): known for known in _known().get(section.lower(), ())}
+    if key.lower() not in folded:
+        raise ConfigError(f"environment variable {name}: unknown key{_hint(key, section.lower())}")
+    return section.lower(), folded[key.lower()]
+
+
+def _converted(name: str, path: tuple[str, str], text: str) -> Any:
+    """Turn the text of a variable into what its key holds."""
+    section, key = path
+    field = next(field for field in Settings.model_fields[section].annotation.model_fields.values() if field.alias == key)  # type: ignore[union-attr]
+    if field.annotation is str or str in get_args(field.annotation):
+        return text
+    try:
+        return TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation).validate_python(text)
+    except ValidationError as error:
+        raise ConfigError(f"environment variable {name}: {_expectation(error.errors()[0])}") from error
+
+
+def _explained(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
+    for problem in error.errors():
+        dotted = ".".join(str(step) for step in problem["loc"])
+        yield f"{origins.get(dotted, 'configuration')}: {dotted}: {_expectation(problem)}"
+
+
+def _expectation(problem: Any) -> str:
+    message = str(problem["msg"])
+    return f"{message[:1].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _known() -> dict[str, list[str]]:
+    return {
+        section: [str(field.alias) for field in model.annotation.model_fields.values()]  # type: ignore[union-attr]
+        for section, model in Settings.model_fields.items()
+    }
+
+
+def _hint(name: str, section: str | None = None) -> str:
+    """Name the nearest known key, looking in the section it was written in first, then everywhere."""
+    everywhere = {key.lower(): f"{other}.{key}" for other, keys in _known().items() for key in keys}
+    here = {key.lower(): f"{section}.{key}" for key in _known().get(section or "", ())}
+    candidates = {**everywhere, **here} if section else {**everywhere, **{known: known for known in _known()}}
+    nearest = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6)
+    if nearest:
+        return f": did you mean {candidates[nearest[0]]!r}?"
+    return f": known are {', '.join(sorted(here.values() or _known()))}"
+
+
+def masked(url: str) -> str:
+    """Hide the password of a database URL."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return "***"
+    return url.replace(f":{password}@", ":***@", 1) if password else url

@@ -1,0 +1,82 @@
+"""Everything that can go wrong, as one tree. An error's docstring is its message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cassata.model import Event
+
+
+class CassataError(Exception):
+    """Cassata could not do what was asked."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class ConfigError(CassataError):
+    """The configuration cannot be used."""
+
+
+class Problem(NamedTuple):
+    """One thing wrong with an input: the field of the value (empty for the whole), and what was expected."""
+
+    field: str
+    detail: str
+
+
+class InvalidEvent(CassataError):
+    """The event cannot be accepted as it is."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {detail}" if field else detail for field, detail in self.problems))
+
+
+class PayloadTooLarge(InvalidEvent):
+    """The payload is larger than this installation accepts."""
+
+
+class UnknownEvent(CassataError):
+    """There is no such event."""
+
+
+class DuplicateEvent(CassataError):
+    """An event of this application already has this id."""
+
+    def __init__(self, event: Event, *, identical: bool) -> None:
+        self.event = event
+        self.identical = identical
+        content = "the same content" if identical else "other content"
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} exists already, with {content}")
+
+
+class EventFinished(CassataError):
+    """The event has already ended and can no longer be cancelled."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} has already ended as {event.status.name}")
+
+
+class DatabaseUnavailable(CassataError):
+    """The database cannot be reached or cannot be written to at the moment."""
+
+
+class DatabaseUnfit(CassataError):
+    """The database cannot be used as it is set up."""
+
+
+class TablesMissing(DatabaseUnfit):
+    """The database does not hold Cassata's tables: type 'cassata db upgrade', or start with --create-tables."""
+
+
+class TablesOutdated(DatabaseUnfit):
+    """The tables are of an older Cassata: type 'cassata db upgrade', or start with --create-tables."""
+
+
+class TablesTooNew(DatabaseUnfit):
+    """The tables are of a newer Cassata than this one: upgrade this installation."""

@@ -1,0 +1,382 @@
+"""The values of Cassata: frozen, and free of databases, sockets and clocks.
+
+Instants are integers, milliseconds since 1970-01-01 UTC, and end in `_at`; durations end in their unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from cassata.errors import InvalidEvent, Problem
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Status(IntEnum):
+    """Where an event is in its life. The numbers are what the database holds."""
+
+    PENDING = 0
+    PROCESSING = 1
+    COMPLETED = 2
+    FAILED = 3
+    SERVICE_UNAVAILABLE = 4
+    CANCELLED = 5
+
+
+WAITING = frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE})
+FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class Transition(NamedTuple):
+    """A step that an event may take; `source` None means that there was no event before."""
+
+    source: Status | None
+    target: Status
+    cause: str
+
+
+TRANSITIONS = (
+    Transition(None, Status.PENDING, "add"),
+    Transition(Status.PENDING, Status.PROCESSING, "claim"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.PROCESSING, "claim"),
+    Transition(Status.PROCESSING, Status.PROCESSING, "lost lease"),
+    Transition(Status.PROCESSING, Status.COMPLETED, "delivered"),
+    Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "retry"),
+    Transition(Status.PROCESSING, Status.FAILED, "refused"),
+    Transition(Status.PROCESSING, Status.FAILED, "retries spent"),
+    Transition(Status.PROCESSING, Status.FAILED, "worker lost"),
+    Transition(Status.PROCESSING, Status.PENDING, "release"),
+    Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
+    Transition(Status.PENDING, Status.CANCELLED, "cancel"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
+    Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
+    Transition(Status.CANCELLED, Status.PENDING, "add"),
+)
+"""Every step there is. The diagram in docs/lifecycle.md and the statements of `store` are tested against it."""
+
+
+class ErrorKind(StrEnum):
+    """Why an attempt got no usable answer, or why an event ended without one."""
+
+    DNS_FAILED = "dns_failed"
+    CONNECT_FAILED = "connect_failed"
+    TLS_FAILED = "tls_failed"
+    TIMEOUT = "timeout"
+    CONNECTION_LOST = "connection_lost"
+    BAD_RESPONSE = "bad_response"
+    BLOCKED_ADDRESS = "blocked_address"
+    UNSENDABLE = "unsendable"
+    WORKER_LOST = "worker_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one event may ask for."""
+
+    payload_bytes: int = 256 * 1024
+    header_bytes: int = 8 * 1024
+    horizon_ms: int = 3650 * 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOptions:
+    """An event's own retry rule; None leaves a value to the worker's configuration."""
+
+    count: int | None = None
+    initial_ms: int | None = None
+    multiplier: float | None = None
+    maximum_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        _raise_problems(_problems_of(self, _RETRY_CHECKS))
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """One HTTP request to send, once, at `due_at` (an instant) or `delay_ms` after it is stored: give one of the two.
+
+    Raises InvalidEvent naming every bad field, so a value of this type can always be stored and sent.
+    """
+
+    application_id: str
+    url: str
+    due_at: int | None = None
+    delay_ms: int | None = None
+    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    payload: bytes | None = None
+    method: str = "POST"
+    headers: Headers = ()
+    timeout_ms: int | None = None
+    retry: RetryOptions | None = None
+
+    def __post_init__(self) -> None:
+        problems = list(_problems_of(self, _EVENT_CHECKS))
+        if (self.due_at is None) == (self.delay_ms is None):
+            problems.append(Problem("due_at", "give either an instant or a delay"))
+        _raise_problems(problems)
+
+    @property
+    def request_hash(self) -> bytes:
+        """The fingerprint (SHA-256, 32 bytes) by which a repeated request is told from another one with the same id.
+
+        A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same.
+        """
+        retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
+        facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(self.payload or b"")
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as it is stored. `id` is the row's number, meaningful only inside."""
+
+    id: int
+    application_id: str
+    event_id: str
+    status: Status
+    due_at: int
+    wake_at: int | None
+    fence: int
+    attempts: int
+    cancel_requested: bool
+    last_error: str | None
+    method: str
+    url: str
+    headers: Headers
+    payload: bytes | None
+    timeout_ms: int | None
+    retry: RetryOptions | None
+    request_hash: bytes
+    created_at: int
+    finished_at: int | None
+
+    @property
+    def next_attempt_at(self) -> int | None:
+        """When it is sent next, as far as is known: not while it is being sent, and not once it has ended."""
+        return self.wake_at if self.status in WAITING else None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it."""
+
+    id: int
+    fence: int
+    application_id: str
+    event_id: str
+    number: int
+    due_at: int
+    send_at: int
+    previous: Status
+    method: str
+    url: str
+    headers: Headers
+    payload: bytes | None
+    timeout_ms: int | None
+    retry: RetryOptions | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. `error` decides before `status_code`: an answer that broke off may still show a 200."""
+
+    delivery: Delivery
+    started_at: int
+    duration_ms: int
+    status_code: int | None = None
+    error: ErrorKind | None = None
+    detail: str | None = None
+    excerpt: str | None = None
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One line of an event's log."""
+
+    number: int
+    started_at: int
+    duration_ms: int
+    status_code: int | None
+    error: ErrorKind | None
+    detail: str | None
+    excerpt: str | None
+
+
+# --- what can be stored and sent ---------------------------------------------------------------------------------------
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
+APPLICATION_ID_LENGTH = 64
+EVENT_ID_LENGTH = 128
+URL_LENGTH = 2048
+HEADER_COUNT = 32
+LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
+TIMEOUT_RANGE_MS = (100, 3_600_000)
+RETRY_COUNT_MAXIMUM = 100
+
+# Only characters that no collation, path or log can fold, pad or split: two ids are one event only if they are equal.
+_ID = re.compile(r"[A-Za-z0-9._:~-]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token, RFC 9110 section 5.6.2
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
+_URL = re.compile(r"[\x21-\x7e]+")
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+
+# The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
+_RESERVED_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"}
+)
+_RESERVED_PREFIXES = ("proxy-", "webhook-", "cassata-")
+
+
+def check_application_id(value: str) -> str:
+    return _check_id(value, APPLICATION_ID_LENGTH)
+
+
+def check_event_id(value: str) -> str:
+    return _check_id(value, EVENT_ID_LENGTH)
+
+
+def _check_id(value: str, longest: int) -> str:
+    if not _ID.fullmatch(value) or len(value) > longest:
+        raise ValueError(f"must be 1 to {longest} characters out of A-Z a-z 0-9 . _ : ~ -")
+    if value in {".", ".."}:
+        raise ValueError("must not be a path step such as '.' or '..'")
+    return value
+
+
+def check_method(value: str) -> str:
+    if value not in METHODS:
+        raise ValueError(f"must be one of {', '.join(METHODS)}")
+    return value
+
+
+def check_url(value: str) -> str:
+    """Accept an absolute http or https URL that any client would read the same way."""
+    if len(value) > URL_LENGTH:
+        raise ValueError(f"must be at most {URL_LENGTH} characters long")
+    if not _URL.fullmatch(value):
+        raise ValueError("must hold only visible ASCII characters: percent-encode the others, write the host in Punycode")
+    if "\\" in value:
+        raise ValueError("must not hold a backslash")
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"cannot be read as a URL: {error}") from error
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise ValueError("must not hold a user name or password: send credentials in request-headers")
+    if not host or not _is_host(host, bracketed="[" in parts.netloc):
+        raise ValueError("must name a host")
+    if port == 0:
+        raise ValueError("must not use port 0")
+    return value
+
+
+def _is_host(host: str, *, bracketed: bool) -> bool:
+    if bracketed:
+        return True  # urlsplit has already read the address
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels)
+
+
+def check_headers(value: Headers) -> Headers:
+    if len(value) > HEADER_COUNT:
+        raise ValueError(f"must be at most {HEADER_COUNT} headers")
+    for name, content in value:
+        _check_header(name, content)
+    return value
+
+
+def _check_header(name: str, content: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a header name")
+    if not _HEADER_VALUE.fullmatch(content):
+        raise ValueError(f"the value of {name!r} may hold only visible latin-1 characters, spaces and tabs")
+    if name.lower() in _RESERVED_HEADERS or name.lower().startswith(_RESERVED_PREFIXES):
+        raise ValueError(f"{name!r} is set by Cassata or belongs to the connection, and cannot be chosen")
+
+
+def check_due_at(value: int) -> int:
+    if not 0 <= value <= LATEST_INSTANT:
+        raise ValueError("must lie between the years 1970 and 9999")
+    return value
+
+
+def check_delay_ms(value: int) -> int:
+    if not 0 <= value <= LATEST_INSTANT:
+        raise ValueError("must not be negative, nor reach past the year 9999")
+    return value
+
+
+def check_timeout_ms(value: int) -> int:
+    shortest, longest = TIMEOUT_RANGE_MS
+    if not shortest <= value <= longest:
+        raise ValueError(f"must be between {shortest / 1000} and {longest // 1000} seconds")
+    return value
+
+
+def check_retry_count(value: int) -> int:
+    if not 0 <= value <= RETRY_COUNT_MAXIMUM:
+        raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
+    return value
+
+
+def check_backoff_ms(value: int) -> int:
+    if not 0 <= value <= 86_400_000:
+        raise ValueError("must be between 0 and 86400 seconds")
+    return value
+
+
+def check_multiplier(value: float) -> float:
+    if not 1 <= value <= 100:
+        raise ValueError("must be between 1 and 100")
+    return value
+
+
+Check = Callable[..., object]
+
+_EVENT_CHECKS: Sequence[tuple[str, Check]] = (
+    ("application_id", check_application_id),
+    ("event_id", check_event_id),
+    ("url", check_url),
+    ("due_at", check_due_at),
+    ("delay_ms", check_delay_ms),
+    ("method", check_method),
+    ("headers", check_headers),
+    ("timeout_ms", check_timeout_ms),
+)
+_RETRY_CHECKS: Sequence[tuple[str, Check]] = (
+    ("count", check_retry_count),
+    ("initial_ms", check_backoff_ms),
+    ("multiplier", check_multiplier),
+    ("maximum_ms", check_backoff_ms),
+)
+
+
+def _problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
+    for name, check in checks:
+        content = getattr(value, name)
+        if content is None:
+            continue
+        try:
+            check(content)
+        except (ValueError, TypeError) as error:
+            yield Problem(name, str(error))
+
+
+def _raise_problems(problems: Iterator[Problem] | list[Problem]) -> None:
+    found = list(problems)
+    if found:
+        raise InvalidEvent(found)
