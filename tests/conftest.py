@@ -1,0 +1,361 @@
+"""Shared fixtures: a private MariaDB, a fresh database per test, and real service and worker processes.
+
+| fixture | what it gives |
+|---|---|
+| `mariadb` | a private MariaDB server for the whole run; tests that need it are skipped, loudly, where there is none |
+| `empty_mariadb_url`, `empty_sqlite_url` | a new database without tables |
+| `mariadb_url`, `sqlite_url` | a new database with tables |
+| `database_url` | both of the last, one after the other: for conformance tests |
+| `scheduler` | an open Scheduler on `database_url` |
+| `free_port` | a function: a TCP port that nobody listens on |
+| `service_process`, `worker_process` | functions that start the real thing and return once it is ready; they always end it |
+| `run_cassata` | a function: run one `cassata` command to its end |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pymysql
+import pytest
+
+if TYPE_CHECKING:
+    from cassata.scheduler import Scheduler
+
+NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+# --- MariaDB ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MariaDB:
+    """A private server, with the defaults of its package where they matter: latin1, REPEATABLE READ, case-folding collations."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    folder: Path
+
+    def connect(self, database: str | None = None) -> pymysql.Connection[Any]:
+        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True)
+
+    def url(self, database: str) -> str:
+        return f"mysql+pymysql://root@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, statements: list[str]) -> str:
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        with self.connect() as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+            cursor.execute(f"USE {name}")
+            cursor.execute("SET foreign_key_checks = 0")
+            for statement in statements:
+                cursor.execute(statement)
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop it even while a forgotten connection holds a lock in it."""
+        with self.connect() as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
+            for (number,) in cursor.fetchall():
+                with contextlib.suppress(pymysql.Error):
+                    cursor.execute(f"KILL {number}")
+            cursor.execute(f"DROP DATABASE {name}")
+
+    def statements_of(self, database: str) -> list[str]:
+        """Read the statements that make `database` anew, with the row that names the version of its tables."""
+        with self.connect(database) as connection, connection.cursor() as cursor:
+            cursor.execute("SHOW TABLES")
+            tables = [row[0] for row in cursor.fetchall()]
+            statements = []
+            for table in tables:
+                cursor.execute(f"SHOW CREATE TABLE {table}")
+                statements.append(cursor.fetchone()[1])  # type: ignore[index]
+                statements += _rows_of(cursor, table)
+        return statements
+
+
+def _rows_of(cursor: Any, table: str) -> Iterator[str]:
+    cursor.execute(f"SELECT * FROM {table}")
+    for row in cursor.fetchall():
+        yield f"INSERT INTO {table} VALUES ({', '.join(cursor.connection.escape(value) for value in row)})"
+
+
+def _program(*names: str) -> str | None:
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
+
+
+def _initialise(server: str, data: Path, user: str) -> None:
+    """Make the system tables, with a root user that needs no password on 127.0.0.1."""
+    if install := _program("mariadb-install-db", "mysql_install_db"):
+        command = [install, "--no-defaults", f"--user={user}", f"--datadir={data}"]
+        command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
+    else:
+        command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[bytes]:
+    command = [server, "--no-defaults", f"--user={user}", f"--datadir={folder / 'data'}", f"--port={port}"]
+    command += ["--bind-address=127.0.0.1", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"]
+    command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
+    command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400"]
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    server = _program("mariadbd", "mysqld")
+    if server is None:
+        pytest.skip(NO_MARIADB)
+    folder = tmp_path_factory.mktemp("db")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    _initialise(server, folder / "data", user)
+    port = _unused_port()
+    running = MariaDB(_serve(server, folder, user, port), port, folder)
+    try:
+        _await_server(running)
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+        shutil.rmtree(folder / "data", ignore_errors=True)
+
+
+def _await_server(server: MariaDB) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            server.connect().close()
+        except pymysql.Error:
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"MariaDB did not start:\n{(server.folder / 'log').read_text()[-4000:]}")
+            time.sleep(0.05)
+        else:
+            return
+
+
+@pytest.fixture(scope="session")
+def _mariadb_tables(mariadb: MariaDB) -> list[str]:
+    """Have the migrations run once; each test gets a copy of what they made."""
+    from cassata import store
+
+    name = mariadb.create_database([])
+    store.upgrade(mariadb.url(name))
+    statements = mariadb.statements_of(name)
+    mariadb.drop_database(name)
+    return statements
+
+
+@pytest.fixture
+def empty_mariadb_url(mariadb: MariaDB) -> Iterator[str]:
+    name = mariadb.create_database([])
+    yield mariadb.url(name)
+    mariadb.drop_database(name)
+
+
+@pytest.fixture
+def mariadb_url(mariadb: MariaDB, _mariadb_tables: list[str]) -> Iterator[str]:
+    name = mariadb.create_database(_mariadb_tables)
+    yield mariadb.url(name)
+    mariadb.drop_database(name)
+
+
+# --- SQLite -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def _sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cassata import store
+
+    file = tmp_path_factory.mktemp("sqlite") / "template.db"
+    store.upgrade(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'cassata.db'}"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, _sqlite_tables: Path) -> str:
+    shutil.copyfile(_sqlite_tables, tmp_path / "cassata.db")
+    return f"sqlite:///{tmp_path / 'cassata.db'}"
+
+
+# --- every database -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def scheduler(database_url: str) -> Iterator[Scheduler]:
+    from cassata.scheduler import Scheduler
+
+    opened = Scheduler.open(database_url)
+    yield opened
+    opened.close()
+
+
+# --- real processes -----------------------------------------------------------------------------------------------------
+
+
+def _unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    return _unused_port
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A real `cassata` process in a process group of its own. `url` is where a service listens."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, timeout: float = 20) -> int:
+        """Ask it to end (SIGTERM) and return its exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it and all its children at once (SIGKILL)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
+        deadline = time.monotonic() + timeout
+        while not ready():
+            if self.process.poll() is not None:
+                pytest.fail(f"ended with exit code {self.process.returncode} instead of getting ready:\n{self.output()}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"was not ready within {timeout} s:\n{self.output()}")
+            time.sleep(0.02)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """The surroundings of a test's processes: no settings but its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CASSATA_")}
+    return {**inherited, "CASSATA_HOME": str(home), "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def run_cassata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_cassata("config", "check", env={...})`: the exit code, standard output and standard error."""
+
+    def run(*words: str, env: dict[str, str] | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cassata", *words]
+        surroundings = _environment(tmp_path) | (env or {})
+        return subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def _start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*words: str, url: str = "", env: dict[str, str] | None = None) -> Running:
+        log = tmp_path / f"{words[0]}-{len(started)}.log"
+        surroundings = _environment(tmp_path) | (env or {})
+        command = [sys.executable, "-m", "cassata", *words]
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stdout=output, stderr=output, start_new_session=True)
+        started.append(Running(process, log, url))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.stop(timeout=10)
+        running.kill()
+        if getattr(request.node, "failed", False):
+            print(f"--- {running.log.name}\n{running.output()}")
+
+
+@pytest.fixture
+def service_process(_start: Callable[..., Running]) -> Callable[..., Running]:
+    """`service_process(database_url, *flags, env={...}, port=...)`: a real service that answers on its `url`."""
+
+    def start(database_url: str, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> Running:
+        port = port or _unused_port()
+        url = f"http://127.0.0.1:{port}"
+        words = ["service", "start", "--database-url", database_url, "--port", str(port), *flags]
+        running = _start(*words, url=url, env=env)
+        running.wait_until(lambda: _answers(f"{url}/livez"))
+        return running
+
+    return start
+
+
+@pytest.fixture
+def worker_process(_start: Callable[..., Running]) -> Callable[..., Running]:
+    """`worker_process(database_url, *flags, env={...})`: a real worker that has found its tables and begins to work."""
+
+    def start(database_url: str, *flags: str, env: dict[str, str] | None = None) -> Running:
+        running = _start("worker", "start", "--database-url", database_url, *flags, env=env)
+        running.wait_until(lambda: "worker_ready" in running.output())
+        return running
+
+    return start
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+# --- the run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed:  # type: ignore[attr-defined]
+        item.failed = True  # type: ignore[attr-defined]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = sum(NO_MARIADB in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+    if skipped:
+        terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
+        terminalreporter.write_line(f"{skipped} tests were skipped: {NO_MARIADB}.", red=True)
