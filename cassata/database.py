@@ -1,0 +1,358 @@
+"""The database itself: opening it, its rules for a connection, its clock, its errors and its tables' version."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+
+from cassata import config, schema, telemetry
+from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
+
+LOCK_WAIT_SECONDS = 3
+IDLE_TRANSACTION_SECONDS = 5
+IDLE_CONNECTION_SECONDS = 60
+SQLITE_BUSY_SECONDS = 10
+UPGRADE_WAIT_SECONDS = 60
+
+# --- errors ------------------------------------------------------------------------------------------------------------
+
+# Deadlock, lock wait timeout, row changed (MariaDB snapshot isolation), Group Replication and Galera conflicts.
+_CONFLICTS = frozenset({1213, 1205, 1020, 3101})
+# Galera node not ready, shutting down, error during COMMIT, too many connections, read-only: this connection is of no
+# use any more, though SQLAlchemy does not call it disconnected.
+_USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836})
+# Cannot connect, gone away, lost, wrong packets, idle for too long, killed; and PyMySQL's own (0, '') on a closed socket.
+_LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Tell whether the same transaction may well succeed when it is begun again."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return _code(error) in _CONFLICTS or "database is locked" in str(error.orig) or "database table is locked" in str(error.orig)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Tell whether the database could not be reached or written to, whatever the statement was."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or _code(error) in _USELESS | _LOST or _is_broken_sqlite(error)
+
+
+def is_stale(error: BaseException) -> bool:
+    """Tell whether a pooled connection had died unnoticed, so that a new one may work at once.
+
+    Only while a statement ran: when COMMIT itself failed (no statement), the transaction may have been stored.
+    """
+    return (
+        isinstance(error, DBAPIError)
+        and error.statement is not None
+        and (error.connection_invalidated or _code(error) in _LOST)
+        and "timed out" not in str(error.orig)
+    )
+
+
+def _code(error: DBAPIError) -> int | None:
+    arguments = getattr(error.orig, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def _is_broken_sqlite(error: DBAPIError) -> bool:
+    return isinstance(error, OperationalError) and any(
+        phrase in str(error.orig) for phrase in ("disk I/O error", "unable to open database", "disk is full", "readonly database")
+    )
+
+
+def _drop_useless_connections(context: ExceptionContext) -> None:
+    if isinstance(context.original_exception, Exception) and context.original_exception.args[:1]:
+        context.is_disconnect = context.is_disconnect or context.original_exception.args[0] in _USELESS
+
+
+# --- opening -----------------------------------------------------------------------------------------------------------
+
+
+class Engines(NamedTuple):
+    """Two doors to one database: `write` for transactions, `read` for single statements, which then cost one round trip."""
+
+    write: Engine
+    read: Engine
+
+    def dispose(self) -> None:
+        self.write.dispose()
+        self.read.dispose()
+
+
+def open_engines(url: str, settings: config.Database | None = None, *, pool_size: int = 5) -> Engines:
+    """Prepare, without connecting yet. Raises ConfigError for a URL that cannot be used."""
+    settings = settings or config.Database()
+    parsed = _parse(url)
+    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5}
+    if parsed.get_backend_name() == "sqlite":
+        Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
+        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+        prepare = _prepare_sqlite
+    else:
+        options["pool_recycle"] = IDLE_CONNECTION_SECONDS - 15
+        # Every block ends its transaction itself; resetting on return would cost a needless ROLLBACK, a round trip each.
+        options["pool_reset_on_return"] = None
+        options["connect_args"] = {
+            "connect_timeout": max(1, int(settings.connect_timeout_seconds)),
+            "read_timeout": settings.read_timeout_seconds,
+            "write_timeout": settings.write_timeout_seconds,
+            "charset": "utf8mb4",
+        }
+        prepare = _prepare_mysql
+    engines = Engines(create_engine(parsed, **options), create_engine(parsed, isolation_level="AUTOCOMMIT", **options))
+    for engine in engines:
+        event.listen(engine, "connect", prepare)
+        event.listen(engine, "handle_error", _drop_useless_connections)
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engines.write, "begin", _begin_sqlite)
+    return engines
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed = {"mysql": parsed.set(drivername="mysql+pymysql"), "mariadb": parsed.set(drivername="mariadb+pymysql")}.get(
+            parsed.drivername, parsed
+        )
+        parsed.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"database.url cannot be used: {error}") from error
+    if parsed.get_backend_name() not in {"sqlite", "mysql", "mariadb"}:
+        raise ConfigError("database.url must begin with mysql+pymysql://, mariadb+pymysql:// or sqlite:///")
+    if not parsed.database or parsed.database == ":memory:":
+        raise ConfigError("database.url must name a database: sqlite:///FILE or mysql+pymysql://USER:PASSWORD@HOST/NAME")
+    return parsed
+
+
+def _prepare_mysql(connection: Any, _record: Any) -> None:
+    """READ COMMITTED, since gap locks would make adds wait beside a claim; and short waits everywhere.
+
+    A host that vanishes inside a claim keeps its rows locked for as long as the server keeps its transaction: eight
+    hours by default (wait_timeout), here seconds.
+    """
+    session = [
+        "time_zone = '+00:00'",
+        "sql_mode = CONCAT_WS(',', NULLIF(@@sql_mode, ''), 'STRICT_ALL_TABLES')",
+        f"innodb_lock_wait_timeout = {LOCK_WAIT_SECONDS}",
+        f"wait_timeout = {IDLE_CONNECTION_SECONDS}",
+    ]
+    if "mariadb" in connection.get_server_info().lower():
+        session.append(f"idle_transaction_timeout = {IDLE_TRANSACTION_SECONDS}")
+    with connection.cursor() as cursor:
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute(f"SET SESSION {', '.join(session)}")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # no transaction begins by itself: _begin_sqlite does it
+    for pragma in (f"busy_timeout = {SQLITE_BUSY_SECONDS * 1000}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at once: a transaction that writes only later fails with SQLITE_BUSY_SNAPSHOT, however long it waits."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- its clock ---------------------------------------------------------------------------------------------------------
+
+
+class Clock(Protocol):
+    """What time the database has it: that clock decides what is due."""
+
+    def now(self, connection: Connection) -> int:
+        """Return the instant by the database's clock, asking it where the last answer is too old."""
+        ...
+
+    def estimate(self) -> int:
+        """Return the instant as far as is known without asking; never later than the truth."""
+        ...
+
+
+class HostClock:
+    """SQLite lives on this host and has no clock of its own."""
+
+    def now(self, connection: Connection) -> int:  # noqa: ARG002
+        return self.estimate()
+
+    def estimate(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class DatabaseClock:
+    """The clock of a MySQL or MariaDB server, carried on by this host's monotonic clock between two looks at it.
+
+    Wrong or stepping wall clocks of the hosts that run Cassata therefore do not matter.
+    """
+
+    _LONGEST_SECONDS = 1.0
+    # UNIX_TIMESTAMP(NOW()) would be an hour off in the fold of a session zone with daylight saving.
+    _QUESTION = text("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))")
+
+    def __init__(self) -> None:
+        self._sample: tuple[float, float] | None = None  # (database ms, monotonic seconds); replaced whole, by any thread
+
+    def now(self, connection: Connection) -> int:
+        sample = self._sample
+        if sample is None or time.monotonic() - sample[1] > self._LONGEST_SECONDS:
+            database_ms = connection.execute(self._QUESTION).scalar_one() / 1000
+            # Taken after the answer came: what the way back cost makes the estimate late, never early.
+            self._sample = (database_ms, time.monotonic())
+        return self.estimate()
+
+    def estimate(self) -> int:
+        if self._sample is None:
+            raise DatabaseUnavailable("the database has not been asked for the time yet")
+        database_ms, taken = self._sample
+        return int(database_ms + (time.monotonic() - taken) * 1000)
+
+
+def clock_of(engines: Engines) -> Clock:
+    return HostClock() if engines.write.dialect.name == "sqlite" else DatabaseClock()
+
+
+# --- its tables --------------------------------------------------------------------------------------------------------
+
+
+def check(connection: Connection) -> None:
+    """Raise DatabaseUnfit (or one of its kinds) unless this code can work on the database as it is."""
+    _check_server(connection)
+    check_version(connection)
+
+
+def check_version(connection: Connection) -> None:
+    """Raise TablesMissing, TablesOutdated or TablesTooNew unless the tables are at this code's version."""
+    version = table_version(connection)
+    if version is None:
+        raise TablesMissing
+    if version < schema.VERSION:
+        raise TablesOutdated
+    if version > schema.VERSION:
+        raise TablesTooNew
+
+
+def table_version(connection: Connection) -> str | None:
+    """Return the migration the tables are at, None if there are none."""
+    if not connection.dialect.has_table(connection, "alembic_version"):
+        return None
+    version: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return version
+
+
+def _check_server(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        return
+    facts = connection.execute(
+        text(
+            "SELECT VERSION(), @@max_allowed_packet, @@innodb_flush_log_at_trx_commit, @@transaction_isolation"
+            if not getattr(connection.dialect, "is_mariadb", False)
+            else "SELECT VERSION(), @@max_allowed_packet, @@innodb_flush_log_at_trx_commit, @@tx_isolation"
+        )
+    ).one()
+    version, packet, flush, isolation = facts
+    mariadb = "mariadb" in version.lower()
+    if _version_numbers(version) < ((10, 6) if mariadb else (8, 0)):
+        raise DatabaseUnfit(f"the server is {version}: Cassata needs MySQL 8.0 or MariaDB 10.6, for SKIP LOCKED")
+    if packet < 4 * 1024 * 1024:
+        raise DatabaseUnfit(f"the server's max_allowed_packet is {packet}: set it to 4M or more, so that payloads fit")
+    if isolation != "READ-COMMITTED":
+        raise DatabaseUnfit(f"the session's isolation is {isolation}, not READ-COMMITTED: a proxy or init_connect resets it")
+    if flush != 1:
+        telemetry.emit("database not durable", level="warning", hint="set innodb_flush_log_at_trx_commit = 1, or a crash loses adds")
+
+
+def _version_numbers(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split("-")[0].split(".")
+    return int(major), int(minor)
+
+
+def upgrade(url: str, settings: config.Database | None = None) -> str:
+    """Bring the tables to the newest version and return it. Two that start at once take turns."""
+    engines = open_engines(url, settings)
+    try:
+        with explained():
+            return make_tables(engines)
+    finally:
+        engines.dispose()
+
+
+def make_tables(engines: Engines) -> str:
+    """Do the work of `upgrade` on a database that is already open."""
+    with engines.write.connect() as connection, _upgrade_lock(connection):
+        if table_version(connection) != schema.VERSION:
+            _run_migrations(connection)
+        connection.commit()
+        version = table_version(connection)
+        connection.rollback()
+    if version is None:
+        raise TablesMissing
+    return version
+
+
+def _run_migrations(connection: Connection) -> None:
+    from alembic import command  # a third of a second to import, and hardly ever needed
+    from alembic.util.exc import CommandError
+
+    settings = alembic_config()
+    settings.attributes["connection"] = connection
+    try:
+        command.upgrade(settings, "head")
+    except CommandError as error:
+        raise TablesTooNew from error
+
+
+def alembic_config() -> Any:
+    from alembic.config import Config
+
+    settings = Config()
+    settings.set_main_option("script_location", str(migrations()))
+    return settings
+
+
+def migrations() -> Path:
+    """Return the folder of the migrations: inside an installed package, else the checkout's `sql/`."""
+    packaged = Path(str(files("cassata"))) / "_sql"
+    return packaged if packaged.is_dir() else Path(str(files("cassata"))).parent / "sql"
+
+
+@contextmanager
+def _upgrade_lock(connection: Connection) -> Iterator[None]:
+    """Let one upgrade run at a time: on SQLite the write transaction does it already, on MySQL DDL commits by itself."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    taken = connection.execute(text("SELECT GET_LOCK('cassata_upgrade', :seconds)"), {"seconds": UPGRADE_WAIT_SECONDS}).scalar()
+    if taken != 1:
+        raise DatabaseUnavailable("another upgrade of the tables has been running for a minute: try again when it is done")
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT RELEASE_LOCK('cassata_upgrade')"))
+        connection.commit()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn the driver's word that the database is away into DatabaseUnavailable."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, DBAPIError) as error:
+        if is_unavailable(error) or is_conflict(error):
+            raise DatabaseUnavailable(f"the database is not available: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: DBAPIError) -> str:
+    arguments = getattr(error.orig, "args", ())
+    return str(arguments[-1]) if arguments else str(error.orig)

@@ -1,0 +1,528 @@
+"""The whole life of an event, in one room: each method of Scheduler is one use-case and one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from cassata import config, database, store, telemetry
+from cassata.courier.retry import RetryPolicy
+from cassata.errors import DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
+from cassata.model import (
+    WAITING,
+    Attempt,
+    Delivery,
+    ErrorKind,
+    Event,
+    Limits,
+    NewEvent,
+    Outcome,
+    Status,
+)
+from cassata.store import BOTTOM, Ending, Floor
+
+T = TypeVar("T")
+Key = tuple[int, str]
+
+LOST_LEASES = 3
+"""So many leases in a row without an outcome end an event: it may well be what kills its workers."""
+
+TRANSACTION_TRIES = 5
+FLOOR_LAG_MS = 250
+"""A claim looks this far behind where it has been: an add or a retry may become visible that long after its wake_at."""
+BOTTOM_EVERY_MS = 1_000
+"""And this often from the very beginning, for what came even later, or was locked by somebody who then let go of it."""
+
+
+class Cursor(NamedTuple):
+    """A place in a list of events."""
+
+    due_at: int
+    id: int
+
+
+class Page(NamedTuple):
+    """Some events by due time, without payloads, and where the next ones begin (None: there are no more)."""
+
+    events: list[Event]
+    next: Cursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a worker claims: durations in ms."""
+
+    request_timeout_ms: int = 20_000
+    lease_margin_ms: int = 10_000
+    look_ahead_ms: int = 200
+
+    def lease_ms(self, timeout_ms: int | None) -> int:
+        """Return a lease that outlasts the wait until the event is due, and its whole deadline."""
+        return self.look_ahead_ms + (timeout_ms or self.request_timeout_ms) + self.lease_margin_ms
+
+
+@dataclass(slots=True)
+class Claimed:
+    """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known)."""
+
+    deliveries: list[Delivery] = field(default_factory=list)
+    wakes: dict[int, int | None] = field(default_factory=dict)
+    buried: int = 0
+
+
+class Recorded(NamedTuple):
+    """How many outcomes were written, and how many came too late: their lease had been taken by somebody else."""
+
+    kept: int = 0
+    fenced: int = 0
+
+
+class Scheduler:
+    """Adds, cancels, claims and records events in one database. Safe to share between threads."""
+
+    def __init__(
+        self,
+        engines: database.Engines,
+        *,
+        limits: Limits = Limits(),  # noqa: B008
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+        clock: database.Clock | None = None,
+    ) -> None:
+        self.limits = limits
+        self.clock = clock or database.clock_of(engines)
+        self._engines = engines
+        self._retry = retry
+        self._numbers: dict[str, int] = {}  # application id -> its row's number; an application keeps it for ever
+        self._names: dict[int, str] = {}
+        self._floors: dict[int, Floor] = {}  # only a hint: whoever claims may change it
+        self._bottom_at: dict[int, int] = {}
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        create_tables: bool = False,
+        settings: config.Database | None = None,
+        pool_size: int = 5,
+        limits: Limits = Limits(),  # noqa: B008
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+    ) -> Scheduler:
+        """Connect, and check that the database and its tables can be used.
+
+        Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
+        """
+        engines = database.open_engines(url, settings, pool_size=pool_size)
+        scheduler = cls(engines, limits=limits, retry=retry)
+        try:
+            with database.explained():
+                if create_tables:
+                    database.make_tables(engines)
+                with engines.read.connect() as conn:
+                    database.check(conn)
+        except BaseException:
+            scheduler.close()
+            raise
+        return scheduler
+
+    def close(self) -> None:
+        self._engines.dispose()
+
+    def check_ready(self) -> None:
+        """Raise DatabaseUnavailable or one of DatabaseUnfit's kinds unless events can be added now."""
+        self._read(database.check_version)
+
+    # --- what clients do ---------------------------------------------------------------------------------------------
+
+    def add(self, new: NewEvent, *, connection: Connection | None = None) -> Event:
+        """Store one event. Given a connection, it becomes part of the caller's own transaction.
+
+        Raises DuplicateEvent, InvalidEvent (PayloadTooLarge), DatabaseUnavailable. After the last one the same event may be
+        added again without harm.
+        """
+        added = self.add_all([new], connection=connection)[0]
+        if isinstance(added, Exception):
+            raise added
+        return added
+
+    def put(self, new: NewEvent) -> tuple[Event, bool]:
+        """Store one event unless it is stored already: return it, and whether it is new. Raises as `add` does."""
+        try:
+            return self.add(new), True
+        except DuplicateEvent as duplicate:
+            if duplicate.identical:
+                return duplicate.event, False
+            raise
+
+    def add_all(self, news: Sequence[NewEvent], *, connection: Connection | None = None) -> list[Event | DuplicateEvent | InvalidEvent]:
+        """Store many events in one transaction; return for each, in order, what became of it."""
+        if connection is not None:
+            return self._add(connection, news, {}, looking=True)
+        numbers: dict[str, int] = {}
+
+        def work(conn: Connection, tries: int) -> list[Event | DuplicateEvent | InvalidEvent]:
+            numbers.clear()
+            # At first in the hope that nothing is there yet: the unique key tells, and the second try looks before it inserts.
+            return self._add(conn, news, numbers, looking=tries > 1)
+
+        added = self._transact(work, retry_duplicates=True)
+        self._numbers.update(numbers)  # only now: the application's row is committed
+        return added
+
+    def cancel(self, application_id: str, event_id: str) -> Event:
+        """Cancel an event. While it is being sent, only further attempts can be: it stays PROCESSING, cancel_requested.
+
+        To cancel what is cancelled is no error. Raises UnknownEvent, EventFinished.
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self._known_number(conn, application_id)
+            now = self.clock.now(conn)
+            if not store.cancel_waiting(conn, application, event_id, now):
+                store.request_cancel(conn, application, event_id)
+            return self._found(conn, application_id, event_id, with_payload=False)
+
+        event = self._transact(work)
+        if event.status in {Status.COMPLETED, Status.FAILED}:
+            raise EventFinished(event)
+        return event
+
+    def status(self, application_id: str, event_id: str) -> Event:
+        """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
+        event = self._read(lambda conn: self._found(conn, application_id, event_id, with_payload=False))
+        if event.status is Status.CANCELLED:
+            raise UnknownEvent
+        return event
+
+    def event(self, application_id: str, event_id: str) -> tuple[Event, list[Attempt]]:
+        """Return an event, cancelled or not, and the log of its attempts, oldest first. Raises UnknownEvent."""
+
+        def work(conn: Connection) -> tuple[Event, list[Attempt]]:
+            row = store.find(conn, self._known_number(conn, application_id), event_id)
+            if row is None:
+                raise UnknownEvent
+            return store.to_event(row, application_id), store.attempts_of(conn, row.id)
+
+        return self._read(work)
+
+    def events(
+        self,
+        application_id: str,
+        *,
+        status: Status | None = None,
+        due_from: int | None = None,
+        due_until: int | None = None,
+        after: Cursor | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """List an application's events by due time: `due_from` is included, `due_until` is not (ms)."""
+
+        def work(conn: Connection) -> Page:
+            application = self._number(conn, application_id)
+            if application is None:
+                return Page([], None)
+            rows = store.page(conn, application, status=status, due_from=due_from, due_until=due_until, after=after, limit=limit + 1)
+            shown = rows[:limit]
+            more = Cursor(shown[-1].due_at, shown[-1].id) if len(rows) > limit else None
+            return Page([store.to_event(row, application_id) for row in shown], more)
+
+        return self._read(work)
+
+    # --- what workers do ---------------------------------------------------------------------------------------------
+
+    def agenda(self) -> dict[int, int]:
+        """Return for every application (by its number) with something unfinished when it may next be looked at (ms)."""
+
+        def work(conn: Connection) -> dict[int, int]:
+            self.clock.now(conn)
+            return store.agenda(conn)
+
+        return self._read(work)
+
+    def record(self, outcomes: Sequence[Outcome]) -> Recorded:
+        """Write how deliveries ended, and log the attempts."""
+        return self.record_and_claim(outcomes, (), 0, Terms())[0]
+
+    def record_and_claim(
+        self, outcomes: Sequence[Outcome], applications: Sequence[int], limit: int, terms: Terms
+    ) -> tuple[Recorded, Claimed]:
+        """Write how deliveries ended and claim up to `limit` more, shared out among the applications, in one transaction.
+
+        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
+        claimed is due again when its lease ends, and the outcomes may be recorded again.
+        """
+
+        def work(conn: Connection, _tries: int) -> tuple[Recorded, Claimed]:
+            now = self.clock.now(conn)
+            recorded = self._record(conn, outcomes, now) if outcomes else Recorded()
+            claimed = self._claim(conn, applications, limit, now, terms) if applications and limit > 0 else Claimed()
+            return recorded, claimed
+
+        recorded, claimed = self._transact(work)
+        if recorded.fenced:
+            telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
+        return recorded, claimed
+
+    def release(self, deliveries: Sequence[Delivery]) -> int:
+        """Put back deliveries that were claimed and never begun; return how many still were ours."""
+
+        def work(conn: Connection, _tries: int) -> int:
+            owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
+            mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
+            endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
+            if endings:
+                store.release(conn, endings, self.clock.now(conn))
+            return len(endings)
+
+        return self._transact(work)
+
+    # --- the steps of add ----------------------------------------------------------------------------------------------
+
+    def _add(
+        self, conn: Connection, news: Sequence[NewEvent], numbers: dict[str, int], *, looking: bool
+    ) -> list[Event | DuplicateEvent | InvalidEvent]:
+        now = self.clock.now(conn)
+        refused = {index: refusal for index, new in enumerate(news) if (refusal := self._refusal(new, now))}
+        keys = {
+            index: (self._number_for(conn, new.application_id, numbers, now), new.event_id)
+            for index, new in enumerate(news)
+            if index not in refused
+        }
+        there = self._there(conn, news, keys) if looking and keys else {}
+        rows: list[dict[str, Any]] = []
+        added = [refused.get(index) or _place(new, keys[index], there, rows, now) for index, new in enumerate(news)]
+        if rows:
+            store.insert_events(conn, rows)
+        return added
+
+    def _refusal(self, new: NewEvent, now: int) -> InvalidEvent | None:
+        size = len(new.payload or b"")
+        if size > self.limits.payload_bytes:
+            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {self.limits.payload_bytes} are accepted")])
+        problems = []
+        header_bytes = sum(len(name) + len(value) for name, value in new.headers)
+        if header_bytes > self.limits.header_bytes:
+            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {self.limits.header_bytes} are accepted"))
+        wait_ms = new.delay_ms if new.due_at is None else new.due_at - now
+        if wait_ms is not None and wait_ms > self.limits.horizon_ms:
+            days = self.limits.horizon_ms // 86_400_000
+            problems.append(Problem("delay_ms" if new.due_at is None else "due_at", f"must not be more than {days} days ahead"))
+        return InvalidEvent(problems) if problems else None
+
+    def _number_for(self, conn: Connection, application_id: str, numbers: dict[str, int], now: int) -> int:
+        """Return the application's number, registering it if need be: `numbers` holds what this transaction has seen."""
+        number = self._numbers.get(application_id) or numbers.get(application_id) or store.application_number(conn, application_id)
+        numbers[application_id] = number or store.register_application(conn, application_id, now)
+        return numbers[application_id]
+
+    def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
+        """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
+        found = store.find_all(conn, set(keys.values()))
+        cancelled = [row.id for row in found.values() if row.status == Status.CANCELLED]
+        if cancelled:
+            store.remove_cancelled(conn, cancelled)
+        names = {key[0]: news[index].application_id for index, key in keys.items()}
+        return {key: (store.to_event(row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED}
+
+    # --- the steps of record and claim ---------------------------------------------------------------------------------
+
+    def _record(self, conn: Connection, outcomes: Sequence[Outcome], now: int) -> Recorded:
+        owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in outcomes])
+        kept = [outcome for outcome in outcomes if _owns(owned.get(outcome.delivery.id), outcome.delivery)]
+        if kept:
+            self._finish(conn, kept, owned, now)
+            store.log_attempts(conn, kept)
+        # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
+        fenced = sum(1 for outcome in outcomes if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
+        return Recorded(len(kept), fenced)
+
+    def _finish(self, conn: Connection, kept: Sequence[Outcome], owned: Mapping[int, store.Owned], now: int) -> None:
+        completed, endings = [], []
+        for outcome in kept:
+            delivery = outcome.delivery
+            verdict = self._retry.verdict(outcome)
+            if verdict.status is Status.COMPLETED:
+                completed.append(delivery.id)
+            elif verdict.wait_ms is None:
+                endings.append(Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason))
+            elif owned[delivery.id].cancel_requested:
+                endings.append(Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason))
+            else:
+                endings.append(Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason))
+        if completed:
+            store.complete(conn, completed, now)
+        if endings:
+            store.end(conn, endings, now)
+
+    def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms) -> Claimed:
+        claimed = Claimed()
+        until = now + terms.look_ahead_ms
+        names = self._names_of(conn, applications)
+        rows: list[tuple[int, Any]] = []
+        for position, application in enumerate(applications):
+            share = -(-(limit - len(rows)) // (len(applications) - position))
+            if share <= 0:
+                break
+            found = store.lock_due(conn, application, self._floor(application, now), now, until, share)
+            rows += ((application, row) for row in found)
+            full = len(found) == share
+            claimed.wakes[application] = found[-1].wake_at if full else store.next_wake(conn, application, until)
+            if found:
+                self._floors[application] = Floor(found[-1].wake_at, found[-1].id)
+        self._take(conn, rows, names, now, terms, claimed)
+        return claimed
+
+    def _take(
+        self, conn: Connection, rows: list[tuple[int, Any]], names: Mapping[int, str], now: int, terms: Terms, claimed: Claimed
+    ) -> None:
+        """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
+        dead = [row.id for _, row in rows if _is_lost(row) and row.lost_leases + 1 >= LOST_LEASES and not row.cancel_requested]
+        unwanted = [row.id for _, row in rows if _is_lost(row) and row.cancel_requested]
+        if dead:
+            store.bury(conn, dead, Status.FAILED, f"{ErrorKind.WORKER_LOST}: {LOST_LEASES} workers in a row took it and were lost", now)
+        if unwanted:
+            store.bury(conn, unwanted, Status.CANCELLED, f"{ErrorKind.WORKER_LOST}: cancelled while it was being sent", now)
+        claimed.buried = len(dead) + len(unwanted)
+        gone = {*dead, *unwanted}
+        deliveries = [(store.to_delivery(row, names[application]), _is_lost(row)) for application, row in rows if row.id not in gone]
+        deliveries.sort(key=lambda pair: _kind(pair[0], pair[1], terms))
+        for (lease_ms, lost), same in groupby(deliveries, key=lambda pair: _kind(pair[0], pair[1], terms)):
+            ids = [delivery.id for delivery, _ in same]
+            store.claim(conn, ids, {Status.PROCESSING} if lost else WAITING, now + lease_ms, lost=lost)
+        claimed.deliveries = [delivery for delivery, _ in deliveries]
+
+    def _floor(self, application: int, now: int) -> Floor:
+        """Return where to begin to look. Purge has not yet removed the entries below it that earlier claims left behind."""
+        if now - self._bottom_at.get(application, 0) >= BOTTOM_EVERY_MS:
+            self._bottom_at[application] = now
+            self._floors.pop(application, None)
+        floor = self._floors.get(application, BOTTOM)
+        lagging = Floor(max(0, now - FLOOR_LAG_MS), 0)
+        return min(floor, lagging)
+
+    # --- applications --------------------------------------------------------------------------------------------------
+
+    def _number(self, conn: Connection, application_id: str) -> int | None:
+        number = self._numbers.get(application_id)
+        if number is None:
+            number = store.application_number(conn, application_id)
+            if number is not None:
+                self._numbers[application_id] = number
+        return number
+
+    def _known_number(self, conn: Connection, application_id: str) -> int:
+        number = self._number(conn, application_id)
+        if number is None:
+            raise UnknownEvent
+        return number
+
+    def _names_of(self, conn: Connection, numbers: Sequence[int]) -> Mapping[int, str]:
+        unknown = [number for number in numbers if number not in self._names]
+        if unknown:
+            self._names.update(store.application_ids(conn, unknown))
+        return self._names
+
+    def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool) -> Event:
+        row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
+        if row is None:
+            raise UnknownEvent
+        return store.to_event(row, application_id)
+
+    # --- transactions ----------------------------------------------------------------------------------------------------
+
+    def _transact(self, work: Callable[[Connection, int], T], *, retry_duplicates: bool = False) -> T:
+        """Run `work(connection, tries)` in a transaction of its own, and the whole of it again where that may help."""
+
+        def once(tries: int) -> T:
+            with self._engines.write.begin() as conn:
+                return work(conn, tries)
+
+        return self._again(once, retry_duplicates=retry_duplicates)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        """Run single reading statements, each seeing what is committed when it begins."""
+
+        def once(_tries: int) -> T:
+            with self._engines.read.connect() as conn:
+                return work(conn)
+
+        return self._again(once)
+
+    def _again(self, once: Callable[[int], T], *, retry_duplicates: bool = False) -> T:
+        def may_help(error: BaseException) -> bool:
+            return database.is_conflict(error) or database.is_stale(error) or (retry_duplicates and isinstance(error, IntegrityError))
+
+        with database.explained():
+            for attempt in Retrying(
+                stop=_enough, wait=wait_random_exponential(multiplier=0.01, max=0.2), retry=retry_if_exception(may_help), reraise=True
+            ):
+                with attempt:
+                    return once(attempt.retry_state.attempt_number)
+        raise AssertionError("tenacity returns or raises")
+
+
+def _enough(state: RetryCallState) -> bool:
+    return state.attempt_number >= TRANSACTION_TRIES
+
+
+def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:
+    """Put a new event among the rows to insert, unless its key is taken: in the database, or earlier in the same call."""
+    row = store.new_row(new, key[0], now)
+    if key in there:
+        event, request_hash = there[key]
+        return DuplicateEvent(event, identical=request_hash == row["request_hash"])
+    event = _stored(new, row)
+    there[key] = event, row["request_hash"]
+    rows.append(row)
+    return event
+
+
+def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
+    return Event(
+        application_id=new.application_id,
+        event_id=new.event_id,
+        status=Status.PENDING,
+        due_at=row["due_at"],
+        wake_at=row["wake_at"],
+        attempts=0,
+        cancel_requested=False,
+        last_error=None,
+        method=new.method,
+        url=new.url,
+        headers=new.headers,
+        payload=new.payload,
+        timeout_ms=new.timeout_ms,
+        retry=new.retry,
+        created_at=row["created_at"],
+        finished_at=None,
+    )
+
+
+def _is_lost(row: Any) -> bool:
+    """A claim finds an event PROCESSING only when the lease of its owner has run out."""
+    return bool(row.status == Status.PROCESSING)
+
+
+def _kind(delivery: Delivery, lost: bool, terms: Terms) -> tuple[int, bool]:
+    return terms.lease_ms(delivery.timeout_ms), lost
+
+
+def _same_claim(owned: store.Owned | None, delivery: Delivery) -> bool:
+    return owned is not None and owned.fence == delivery.fence
+
+
+def _owns(owned: store.Owned | None, delivery: Delivery) -> bool:
+    return owned is not None and owned.fence == delivery.fence and owned.status is Status.PROCESSING
+
+
+def _put_back(delivery: Delivery, *, cancelled: bool) -> Ending:
+    if cancelled:
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, None)
+    status = delivery.previous if delivery.previous in WAITING else Status.PENDING
+    return Ending(delivery.id, delivery.fence, status, delivery.send_at, None)

@@ -1,0 +1,99 @@
+"""The tables, as SQLAlchemy Core sees them. `sql/` holds the migrations that make them; a test keeps the two equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+from cassata.model import APPLICATION_ID_LENGTH, EVENT_ID_LENGTH, URL_LENGTH
+
+VERSION = "0001"
+"""The newest migration in `sql/versions`: what this code needs the database to be at."""
+
+
+def ascii_string(length: int) -> TypeEngine[str]:
+    """Text that no collation can fold or pad: two values are equal only if their bytes are."""
+    return String(length).with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+
+
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only an INTEGER PRIMARY KEY
+PAYLOAD = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+HASH = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"}
+NEVER_REUSED = {"sqlite_autoincrement": True}  # SQLite would give a removed row's number, and with it its fences, to a new event
+
+metadata = MetaData()
+
+applications = Table(
+    "applications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application_id", ascii_string(APPLICATION_ID_LENGTH), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("application_id", name="applications_application_id"),
+    **OPTIONS,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", ROW_ID, primary_key=True),
+    # The application's small number, not its name, keeps the hot index narrow. No foreign key: checking one would lock
+    # the application's row at every add.
+    Column("application", Integer, nullable=False),
+    Column("event_id", ascii_string(EVENT_ID_LENGTH), nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("wake_at", BigInteger),
+    Column("fence", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lost_leases", SmallInteger, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("method", ascii_string(8), nullable=False),
+    Column("url", ascii_string(URL_LENGTH), nullable=False),
+    Column("headers", Text),
+    Column("payload", PAYLOAD),
+    Column("options", Text),
+    Column("request_hash", HASH, nullable=False),
+    Column("last_error", String(500)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    UniqueConstraint("application", "event_id", name="events_event_id"),
+    # Claims, lost leases and the agenda all live on this one. Finished rows have no wake_at and sort apart from it.
+    Index("events_wake", "application", "wake_at", "id"),
+    Index("events_due", "application", "due_at", "id"),
+    **OPTIONS,
+    **NEVER_REUSED,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("event", ROW_ID, primary_key=True, autoincrement=False),
+    Column("fence", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("duration_ms", Integer, nullable=False),
+    Column("status_code", SmallInteger),
+    Column("error", ascii_string(32)),
+    Column("detail", String(500)),
+    Column("excerpt", Text),
+    **OPTIONS,
+)

@@ -1,0 +1,413 @@
+"""Every SQL statement of Cassata. Functions take a Connection first, hold one statement each, and never commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
+
+from cassata.model import Attempt, Delivery, ErrorKind, Event, Headers, NewEvent, Outcome, RetryOptions, Status
+from cassata.schema import applications, attempts, events
+
+E = events.c
+
+
+class Floor(NamedTuple):
+    """Below this place in the hot index everything of an application has been claimed: a claim need not look there."""
+
+    wake_at: int
+    id: int
+
+
+BOTTOM = Floor(0, 0)
+
+
+class Ending(NamedTuple):
+    """What the row of a claimed event becomes. `wake_at` None means that it is finished."""
+
+    id: int
+    fence: int
+    status: Status
+    wake_at: int | None
+    reason: str | None
+
+
+# --- applications ------------------------------------------------------------------------------------------------------
+
+
+def application_number(conn: Connection, application_id: str) -> int | None:
+    return conn.execute(select(applications.c.id).where(applications.c.application_id == application_id)).scalar()
+
+
+def application_ids(conn: Connection, numbers: Collection[int]) -> dict[int, str]:
+    rows = conn.execute(select(applications.c.id, applications.c.application_id).where(applications.c.id.in_(numbers)))
+    return {row.id: row.application_id for row in rows}
+
+
+def register_application(conn: Connection, application_id: str, now: int) -> int:
+    result = conn.execute(insert(applications).values(application_id=application_id, created_at=now))
+    return int(result.lastrowid)
+
+
+# --- adding, looking, cancelling ---------------------------------------------------------------------------------------
+
+
+def insert_events(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    conn.execute(insert(events), rows)
+
+
+def new_row(new: NewEvent, application: int, now: int) -> dict[str, Any]:
+    """Lay a new event out as a row. `wake_at` is never in the past: claims do not look far behind where they have been."""
+    due_at = new.due_at if new.due_at is not None else now + (new.delay_ms or 0)
+    return {
+        "application": application,
+        "event_id": new.event_id,
+        "status": Status.PENDING.value,
+        "due_at": due_at,
+        "wake_at": max(due_at, now),
+        "fence": 0,
+        "attempts": 0,
+        "lost_leases": 0,
+        "method": new.method,
+        "url": new.url,
+        "headers": json.dumps(new.headers) if new.headers else None,
+        "payload": new.payload,
+        "options": _options(new),
+        "request_hash": new.request_hash,
+        "created_at": now,
+    }
+
+
+def _options(new: NewEvent) -> str | None:
+    options: dict[str, Any] = {}
+    if new.timeout_ms is not None:
+        options["timeout_ms"] = new.timeout_ms
+    if new.retry is not None:
+        options["retry"] = asdict(new.retry)
+    return json.dumps(options) if options else None
+
+
+def find(conn: Connection, application: int, event_id: str, *, with_payload: bool = True) -> Row[Any] | None:
+    columns = events.c if with_payload else _WITHOUT_PAYLOAD
+    return conn.execute(select(*columns).where(E.application == application, E.event_id == event_id)).first()
+
+
+def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], Row[Any]]:
+    """Look up events by (application, event_id), without their payloads."""
+    rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)))
+    return {(row.application, row.event_id): row for row in rows}
+
+
+def _any_key(keys: Collection[tuple[int, str]]) -> Any:
+    by_application: dict[int, list[str]] = {}
+    for application, event_id in keys:
+        by_application.setdefault(application, []).append(event_id)
+    return or_(*(and_(E.application == application, E.event_id.in_(ids)) for application, ids in by_application.items()))
+
+
+def remove_cancelled(conn: Connection, ids: Collection[int]) -> None:
+    """Make room for ids that are added again. The cancelled event's attempts go with it."""
+    conn.execute(delete(attempts).where(attempts.c.event.in_(ids)))
+    conn.execute(delete(events).where(E.id.in_(ids), E.status == Status.CANCELLED))
+
+
+def cancel_waiting(conn: Connection, application: int, event_id: str, now: int) -> bool:
+    """Cancel what is not being sent. A higher fence voids whatever a stale worker may still want to write."""
+    result = conn.execute(
+        update(events)
+        .where(E.application == application, E.event_id == event_id, E.status.in_((Status.PENDING, Status.SERVICE_UNAVAILABLE)))
+        .values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)
+    )
+    return result.rowcount == 1
+
+
+def request_cancel(conn: Connection, application: int, event_id: str) -> bool:
+    """Ask that what is being sent now be sent no more after this. The fence stays: its outcome is still wanted."""
+    result = conn.execute(
+        update(events)
+        .where(E.application == application, E.event_id == event_id, E.status == Status.PROCESSING)
+        .values(cancel_requested=True)
+    )
+    return result.rowcount == 1
+
+
+def page(
+    conn: Connection,
+    application: int,
+    *,
+    status: Status | None,
+    due_from: int | None,
+    due_until: int | None,
+    after: tuple[int, int] | None,
+    limit: int,
+) -> Sequence[Row[Any]]:
+    """Read up to `limit` events by due time, after the place `(due_at, id)`, without their payloads."""
+    question = select(*_WITHOUT_PAYLOAD).where(E.application == application).order_by(E.due_at, E.id).limit(limit)
+    if after is not None:
+        question = question.where(E.due_at >= after[0], or_(E.due_at > after[0], E.id > after[1]))
+    if due_from is not None:
+        question = question.where(E.due_at >= due_from)
+    if due_until is not None:
+        question = question.where(E.due_at < due_until)
+    if status is not None:
+        question = question.where(E.status == status)
+    return conn.execute(_hinted(question, "events_due")).all()
+
+
+def attempts_of(conn: Connection, event: int) -> list[Attempt]:
+    a = attempts.c
+    rows = conn.execute(
+        select(a.number, a.started_at, a.duration_ms, a.status_code, a.error, a.detail, a.excerpt).where(a.event == event).order_by(a.fence)
+    )
+    return [
+        Attempt(number, started_at, duration_ms, status_code, ErrorKind(error) if error else None, detail, excerpt)
+        for number, started_at, duration_ms, status_code, error, detail, excerpt in rows
+    ]
+
+
+# --- the agenda and the claim ------------------------------------------------------------------------------------------
+
+
+def agenda(conn: Connection) -> dict[int, int]:
+    """For every application with something unfinished: when a worker may next look at it (ms)."""
+    if conn.dialect.name == "sqlite":
+        # No loose index scan here; one dive per application is as good.
+        first = select(func.min(E.wake_at)).where(E.application == applications.c.id, E.wake_at > 0).scalar_subquery()
+        question = select(applications.c.id, first)
+    else:
+        question = select(E.application, func.min(E.wake_at)).where(E.wake_at > 0).group_by(E.application)
+    return {application: wake_at for application, wake_at in conn.execute(question) if wake_at is not None}
+
+
+def next_wake(conn: Connection, application: int, after: int) -> int | None:
+    """When the application's first event later than `after` may be looked at."""
+    return conn.execute(select(func.min(E.wake_at)).where(E.application == application, E.wake_at > after)).scalar()
+
+
+def lock_due(conn: Connection, application: int, floor: Floor, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock up to `limit` events of one application that may be looked at by `until`, oldest first, passing over locked ones.
+
+    A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come.
+    """
+    # Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
+    reach = or_(and_(E.wake_at == floor.wake_at, E.id > floor.id), and_(E.wake_at > floor.wake_at, E.wake_at <= until))
+    question = (
+        select(*_FOR_DELIVERY)
+        .where(E.application == application, reach, or_(E.status != Status.PROCESSING, E.wake_at <= now))
+        .order_by(E.wake_at, E.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return conn.execute(_hinted(question, "events_wake")).all()
+
+
+def _hinted(question: Select[Any], index: str) -> Select[Any]:
+    """Pin the index: one plan with a filesort locks hundreds of rows and starves every other worker."""
+    hint = f"FORCE INDEX ({index})"
+    return question.with_hint(events, hint, "mysql").with_hint(events, hint, "mariadb")
+
+
+def claim(conn: Connection, ids: Sequence[int], leaving: Collection[Status], lease_until: int, *, lost: bool) -> None:
+    """Take locked events for a lease. `lost` says that they are taken from an owner that never came back."""
+    result = conn.execute(
+        update(events)
+        .where(E.id.in_(sorted(ids)), E.status.in_(leaving))
+        .values(
+            status=Status.PROCESSING,
+            fence=E.fence + 1,
+            attempts=E.attempts + 1,
+            wake_at=lease_until,
+            lost_leases=E.lost_leases + 1 if lost else E.lost_leases,
+        )
+    )
+    _expect(result.rowcount, len(ids), "claim")
+
+
+def bury(conn: Connection, ids: Sequence[int], status: Status, reason: str, now: int) -> None:
+    """End locked events whose owner never came back, without sending them again."""
+    result = conn.execute(
+        update(events)
+        .where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING)
+        .values(status=status, fence=E.fence + 1, wake_at=None, finished_at=now, last_error=reason)
+    )
+    _expect(result.rowcount, len(ids), "bury")
+
+
+# --- recording ---------------------------------------------------------------------------------------------------------
+
+
+class Owned(NamedTuple):
+    fence: int
+    status: Status
+    cancel_requested: bool
+
+
+def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
+    """Lock events by row number and say who owns them now."""
+    rows = conn.execute(select(E.id, E.fence, E.status, E.cancel_requested).where(E.id.in_(sorted(ids))).order_by(E.id).with_for_update())
+    return {id_: Owned(fence, Status(status), cancel_requested) for id_, fence, status, cancel_requested in rows}
+
+
+def complete(conn: Connection, ids: Collection[int], now: int) -> None:
+    """Finish what `lock_claimed` found to be ours, in one statement."""
+    result = conn.execute(
+        update(events)
+        .where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING)
+        .values(status=Status.COMPLETED, wake_at=None, finished_at=now, lost_leases=0)
+    )
+    _expect(result.rowcount, len(ids), "complete")
+
+
+_END = (
+    update(events)
+    .where(E.id == bindparam("of"), E.fence == bindparam("owner"), E.status == Status.PROCESSING)
+    .values(
+        status=bindparam("to"),
+        wake_at=bindparam("wake"),
+        finished_at=bindparam("finished"),
+        last_error=bindparam("reason"),
+        lost_leases=0,
+    )
+)
+
+
+def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
+    """Write how attempts ended that need another one, or can have none."""
+    rows = [
+        {
+            "of": ending.id,
+            "owner": ending.fence,
+            "to": ending.status.value,
+            "wake": ending.wake_at,
+            "finished": now if ending.wake_at is None else None,
+            "reason": ending.reason,
+        }
+        for ending in endings
+    ]
+    _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
+
+
+_RELEASE = (
+    update(events)
+    .where(E.id == bindparam("of"), E.fence == bindparam("owner"), E.status == Status.PROCESSING)
+    .values(status=bindparam("to"), wake_at=bindparam("wake"), finished_at=bindparam("finished"), attempts=E.attempts - 1)
+)
+
+
+def release(conn: Connection, endings: Iterable[Ending], now: int) -> None:
+    """Put back what was claimed and never begun: the claim does not count as an attempt."""
+    rows = [
+        {
+            "of": ending.id,
+            "owner": ending.fence,
+            "to": ending.status.value,
+            "wake": ending.wake_at,
+            "finished": now if ending.wake_at is None else None,
+        }
+        for ending in endings
+    ]
+    _expect(conn.execute(_RELEASE, rows).rowcount, len(rows), "release")
+
+
+def log_attempts(conn: Connection, outcomes: Iterable[Outcome]) -> None:
+    conn.execute(
+        insert(attempts),
+        [
+            {
+                "event": outcome.delivery.id,
+                "fence": outcome.delivery.fence,
+                "number": outcome.delivery.number,
+                "started_at": outcome.started_at,
+                "duration_ms": outcome.duration_ms,
+                "status_code": outcome.status_code,
+                "error": outcome.error,
+                "detail": outcome.detail,
+                "excerpt": outcome.excerpt,
+            }
+            for outcome in outcomes
+        ],
+    )
+
+
+def _expect(changed: int, expected: int, what: str) -> None:
+    """The rows are locked and were looked at in this transaction: any other count is a defect, and must not be committed."""
+    if changed != expected:
+        raise AssertionError(f"{what} changed {changed} rows, not {expected}")
+
+
+# --- rows become values ------------------------------------------------------------------------------------------------
+
+_WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
+_FOR_DELIVERY = (
+    E.id,
+    E.fence,
+    E.status,
+    E.wake_at,
+    E.attempts,
+    E.lost_leases,
+    E.cancel_requested,
+    E.event_id,
+    E.due_at,
+    E.method,
+    E.url,
+    E.headers,
+    E.payload,
+    E.options,
+)
+
+
+def to_event(row: Row[Any], application_id: str) -> Event:
+    timeout_ms, retry = _read_options(row.options)
+    return Event(
+        application_id=application_id,
+        event_id=row.event_id,
+        status=Status(row.status),
+        due_at=row.due_at,
+        wake_at=row.wake_at,
+        attempts=row.attempts,
+        cancel_requested=row.cancel_requested,
+        last_error=row.last_error,
+        method=row.method,
+        url=row.url,
+        headers=_read_headers(row.headers),
+        payload=getattr(row, "payload", None),
+        timeout_ms=timeout_ms,
+        retry=retry,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )
+
+
+def to_delivery(row: Row[Any], application_id: str) -> Delivery:
+    """Read a row of `lock_due` as it is once `claim` has taken it."""
+    timeout_ms, retry = _read_options(row.options)
+    return Delivery(
+        id=row.id,
+        fence=row.fence + 1,
+        application_id=application_id,
+        event_id=row.event_id,
+        number=row.attempts + 1,
+        due_at=row.due_at,
+        send_at=row.wake_at,
+        previous=Status(row.status),
+        method=row.method,
+        url=row.url,
+        headers=_read_headers(row.headers),
+        payload=row.payload,
+        timeout_ms=timeout_ms,
+        retry=retry,
+    )
+
+
+def _read_headers(text: str | None) -> Headers:
+    return tuple((name, value) for name, value in json.loads(text)) if text else ()
+
+
+def _read_options(text: str | None) -> tuple[int | None, RetryOptions | None]:
+    if not text:
+        return None, None
+    options = json.loads(text)
+    return options.get("timeout_ms"), RetryOptions(**options["retry"]) if "retry" in options else None
