@@ -154,10 +154,10 @@ def _await_server(server: MariaDB) -> None:
 @pytest.fixture(scope="session")
 def _mariadb_tables(mariadb: MariaDB) -> list[str]:
     """Have the migrations run once; each test gets a copy of what they made."""
-    from cassata import store
+    from cassata import database
 
     name = mariadb.create_database([])
-    store.upgrade(mariadb.url(name))
+    database.upgrade(mariadb.url(name))
     statements = mariadb.statements_of(name)
     mariadb.drop_database(name)
     return statements
@@ -182,10 +182,10 @@ def mariadb_url(mariadb: MariaDB, _mariadb_tables: list[str]) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def _sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from cassata import store
+    from cassata import database
 
     file = tmp_path_factory.mktemp("sqlite") / "template.db"
-    store.upgrade(f"sqlite:///{file}")
+    database.upgrade(f"sqlite:///{file}")
     return file
 
 
