@@ -1,0 +1,194 @@
+"""A small real HTTP receiver: keeps what arrives, and answers as it is told. For `cassata listen`, the demo and tests; not for production."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+Answer = int | tuple[int, str | bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as it arrived. `at_ms` is this host's clock, when the whole body was there."""
+
+    at_ms: int
+    method: str
+    path: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """Return the first value of a header, whatever its case."""
+        return next((value for known, value in self.headers if known.lower() == name.lower()), None)
+
+
+class Receiver:
+    """An HTTP/1.1 server on a thread of its own, with one thread per connection.
+
+    `answer` says what to reply, a status or (status, body); `on_request` is told of each request after it was recorded and
+    before it is answered. Both are called on the connection's thread.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        host: str = "127.0.0.1",
+        answer: Callable[[Received], Answer] = lambda _request: 200,
+        on_request: Callable[[Received], None] | None = None,
+    ) -> None:
+        self._host, self._port = host, port
+        self._answer = answer
+        self._on_request = on_request
+        self._changed = threading.Condition()
+        self._received: list[Received] = []  # guarded by _changed
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Receiver:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Receiver:
+        """Listen from now on. Raises OSError if the port is taken."""
+        self._server = _Server((self._host, self._port), self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="receiver", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Close the port and every connection; what was received stays readable."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._thread.join()
+        self._server.close()
+        self._server = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on; the one it was given, while it does not."""
+        return int(self._server.server_address[1]) if self._server else self._port
+
+    @property
+    def url(self) -> str:
+        """Where it can be reached, without a slash at the end."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def requests(self) -> list[Received]:
+        """What has arrived so far, in order."""
+        with self._changed:
+            return list(self._received)
+
+    def clear(self) -> None:
+        """Forget what has arrived."""
+        with self._changed:
+            self._received.clear()
+
+    def wait_for(self, count: int, timeout: float | None = None) -> bool:
+        """Wait until `count` requests have arrived; tell whether they have."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._received) >= count, timeout)
+
+    def take(self, request: Received) -> Answer:
+        """Record a request and decide what to answer."""
+        with self._changed:
+            self._received.append(request)
+            self._changed.notify_all()
+        if self._on_request:
+            self._on_request(request)
+        return self._answer(request)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = True
+    request_queue_size = 1024
+
+    def __init__(self, address: tuple[str, int], receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.connections: set[socket.socket] = set()  # added to by the server's thread, removed from by the connections'
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's own: that one looks up the host's full name, which can take seconds.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def close(self) -> None:
+        """Wake the threads that wait for another request on a connection kept alive, and wait for them to end."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "cassata-receiver"
+    disable_nagle_algorithm = True
+    wbufsize = 64 * 1024  # head and body in one packet
+    server: _Server
+
+    def __getattr__(self, name: str) -> Any:
+        # http.server looks for do_GET, do_POST, ...: any method will do here.
+        if name.startswith("do_"):
+            return self._take
+        raise AttributeError(name)
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the sender went away: its business
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Write nothing: whoever wants to know has `on_request`."""
+
+    def _take(self) -> None:
+        body = self._read_body()
+        received = Received(time.time_ns() // 1_000_000, self.command, self.path, list(self.headers.items()), body)
+        answer = self.server.receiver.take(received)
+        status, content = answer if isinstance(answer, tuple) else (answer, "")
+        self._reply(status, content.encode() if isinstance(content, str) else content)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(iter(self._read_chunk, b""))
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _read_chunk(self) -> bytes:
+        size = int(self.rfile.readline().split(b";")[0] or b"0", 16)
+        chunk = self.rfile.read(size)
+        self.rfile.readline()
+        return chunk
+
+    def _reply(self, status: int, content: bytes) -> None:
+        bodiless = status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+        self.send_response(status)
+        if not bodiless:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if not bodiless and self.command != "HEAD":
+            self.wfile.write(content)

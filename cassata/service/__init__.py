@@ -1,0 +1,31 @@
+"""The HTTP service: reads requests, calls the scheduler, writes answers. It knows HTTP only.
+
+`create_app` makes the WSGI application; nothing happens on import.
+"""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from cassata.config import Service
+from cassata.scheduler import Scheduler
+from cassata.service import health, problems
+from cassata.service.api import Api
+
+__all__ = ["create_app"]
+
+
+def create_app(scheduler: Scheduler, settings: Service) -> Flask:
+    """Make the WSGI application over a scheduler that the caller opens and closes.
+
+    `app.extensions["cassata.draining"]` is asked by /readyz: replace it with a callable that turns true when the process is to end.
+    """
+    app = Flask(__name__, static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    app.extensions["cassata.draining"] = lambda: False
+    Api(scheduler).register(app)
+    health.register(app, scheduler)
+    problems.register(app)
+    return app

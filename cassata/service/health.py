@@ -1,0 +1,24 @@
+"""Whether this process lives, and whether it can serve: what a supervisor and a load balancer ask."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, current_app
+
+from cassata.scheduler import Scheduler
+from cassata.service import problems
+from cassata.service.answers import answer
+
+
+def register(app: Flask, scheduler: Scheduler) -> None:
+    def live() -> Response:
+        return answer({"status": "alive"})
+
+    def ready() -> Response:
+        """Look at the database and its schema version; a process that is about to end is not ready."""
+        if current_app.extensions["cassata.draining"]():
+            raise problems.Draining
+        scheduler.check_ready()
+        return answer({"status": "ready"})
+
+    app.add_url_rule("/livez", view_func=live)
+    app.add_url_rule("/readyz", view_func=ready)

@@ -1,0 +1,126 @@
+"""Every HTTP number for what can go wrong, in one table, and the form that all errors have (RFC 9457)."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, NamedTuple
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from cassata import telemetry
+from cassata.errors import (
+    CassataError,
+    DatabaseUnavailable,
+    DatabaseUnfit,
+    DuplicateEvent,
+    EventFinished,
+    UnknownEvent,
+)
+from cassata.service.answers import answer
+from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class Draining(CassataError):
+    """This process is about to end: ask another one."""
+
+
+class Kind(NamedTuple):
+    """A sort of problem: its HTTP status, the last part of its `type`, and its title. `detail` None: the error's own words."""
+
+    status: int
+    name: str
+    title: str
+    detail: str | None = None
+
+
+KINDS: dict[type[Exception], Kind] = {
+    PayloadOverLimit: Kind(413, "payload-too-large", "The event's payload is too large"),
+    InvalidDocument: Kind(400, "invalid-request", "The request cannot be accepted as it is"),
+    MalformedDocument: Kind(400, "malformed-json", "The body is not JSON"),
+    UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),
+    DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
+    EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    DatabaseUnavailable: Kind(
+        503,
+        "database-unavailable",
+        "The database is not available",
+        "The database cannot be reached or written to at the moment. The request may be repeated: with an event-id of your own "
+        "it is carried out once.",
+    ),
+    DatabaseUnfit: Kind(503, "database-unfit", "The database is not set up for this version"),
+    Draining: Kind(503, "draining", "The service is about to end"),
+}
+
+_HTTP_DETAILS = {
+    404: "There is nothing at this address.",
+    405: "This address does not take that method; the Allow header names those it takes.",
+    413: "The body is larger than this installation accepts.",
+}
+_INTERNAL = Kind(500, "internal-error", "The service failed", "This is a fault of the service. What happened is in its log.")
+
+
+def register(app: Flask) -> None:
+    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(CassataError, _cassata_problem)
+    app.register_error_handler(Exception, _internal_problem)
+
+
+def document(error: CassataError) -> dict[str, Any]:
+    """Describe an error of ours as a problem document."""
+    kind = kind_of(error)
+    described = _document(kind.status, kind.name, kind.title, kind.detail or str(error))
+    match error:
+        case InvalidDocument(errors=errors):
+            described["errors"] = list(errors)
+        case DuplicateEvent(event=event, identical=identical):
+            described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
+        case EventFinished(event=event):
+            described |= {"event-id": event.event_id, "event-status": event.status.name}
+    return described
+
+
+def kind_of(error: CassataError) -> Kind:
+    return next((KINDS[parent] for parent in type(error).__mro__ if parent in KINDS), _INTERNAL)
+
+
+def _cassata_problem(error: CassataError) -> Response:
+    if kind_of(error) is _INTERNAL:
+        return _internal_problem(error)
+    described = document(error)
+    headers = {"Retry-After": "1"} if isinstance(error, DatabaseUnavailable) else None
+    return answer(described, described["status"], content_type=CONTENT_TYPE, headers=headers)
+
+
+def _http_problem(error: HTTPException) -> Response:
+    """Put the errors of Flask and Werkzeug into our form, and keep their headers (Allow)."""
+    status = error.code or 500
+    detail = _HTTP_DETAILS.get(status, error.description or error.name)
+    if _is_own_words(error):
+        detail = error.description or detail
+    described = _document(status, error.name.lower().replace(" ", "-"), error.name, detail)
+    headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
+    return answer(described, status, content_type=CONTENT_TYPE, headers=headers)
+
+
+def _is_own_words(error: HTTPException) -> bool:
+    return error.description != type(error).description
+
+
+def _internal_problem(error: Exception) -> Response:
+    # Neither the client nor the log gets the message: a driver writes values into it.
+    telemetry.emit(
+        "internal_error",
+        level="error",
+        method=request.method,
+        route=request.url_rule.rule if request.url_rule else None,
+        error=type(error).__name__,
+        traceback="".join(traceback.format_tb(error.__traceback__)),
+    )
+    return answer(_document(*_INTERNAL), _INTERNAL.status, content_type=CONTENT_TYPE)
+
+
+def _document(status: int, name: str, title: str, detail: str | None) -> dict[str, Any]:
+    return {"type": f"urn:cassata:problem:{name}", "title": title, "status": status, "detail": detail}

@@ -1,0 +1,642 @@
+"""What the HTTP interface says, and the values it stands for: JSON in, JSON out. Knows neither Flask nor the database."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Any, TypedDict, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge
+from cassata.model import (
+    Attempt,
+    Event,
+    Headers,
+    NewEvent,
+    RetryOptions,
+    Status,
+    check_application_id,
+    check_backoff_ms,
+    check_delay_ms,
+    check_due_at,
+    check_event_id,
+    check_headers,
+    check_method,
+    check_multiplier,
+    check_retry_count,
+    check_timeout_ms,
+    check_url,
+)
+from cassata.scheduler import Cursor, Page
+
+BATCH_LENGTH = 1_000
+PAGE_LENGTH = 1_000
+METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+DEFAULT_CONTENT_TYPE = ("Content-Type", "application/json")
+
+ALIASES = {
+    "eventId": "event-id",
+    "applicationId": "application-id",
+    "application": "application-id",
+    "eventJson": "event",
+    "destinationUrl": "url",
+    "httpMethod": "method",
+    "headers": "request-headers",
+    "requestHeaders": "request-headers",
+}
+"""The names that the ancestor of this interface used, and ours."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS_BEGIN = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
+_MICROSECONDS_BEGIN = 100_000_000_000_000
+
+
+class MalformedDocument(CassataError):
+    """The body is not JSON."""
+
+
+class InvalidDocument(CassataError):
+    """The document is JSON, but not what is expected. `errors` names each place by a JSON pointer (RFC 6901) or a parameter."""
+
+    def __init__(self, errors: Iterable[dict[str, str]]) -> None:
+        self.errors = tuple(errors)
+        first = self.errors[0]
+        place = first.get("pointer") or first.get("parameter")
+        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        super().__init__(f"{f'{place}: ' if place else ''}{first['detail']}{more}")
+
+
+class PayloadOverLimit(InvalidDocument):
+    """The document's payload is larger than this installation accepts."""
+
+
+# --- JSON text -> JSON values ------------------------------------------------------------------------------------------
+
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(body: bytes) -> Any:
+    """Read JSON (RFC 8259), and refuse what two readers could understand differently.
+
+    Raises MalformedDocument: also for a byte order mark, a key given twice, NaN, numbers that overflow, half a surrogate pair.
+    """
+    try:
+        document = _decoder.decode(_text(body))
+        if _ESCAPED_SURROGATE.search(body):
+            _encode_compact(document).encode()
+    except json.JSONDecodeError as error:
+        raise MalformedDocument(f"{error.msg} at line {error.lineno}, column {error.colno}.") from error
+    except UnicodeEncodeError as error:
+        raise MalformedDocument(f"{error.object[error.start]!a} is half of a surrogate pair, and no character.") from error
+    except RecursionError as error:
+        raise MalformedDocument("The document is nested too deeply.") from error
+    except ValueError as error:
+        raise MalformedDocument("A number has too many digits.") from error
+    return document
+
+
+def _text(body: bytes) -> str:
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise MalformedDocument("The body begins with a byte order mark: leave it out.")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedDocument(f"Byte {error.start} is not UTF-8.") from error
+    if not text.strip():
+        raise MalformedDocument("The body is empty.")
+    return text
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise MalformedDocument(f"The key {twice!a} is given twice in one object.")
+    return unique
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise MalformedDocument(f"The number {digits[:40]} is too large.")
+    return number
+
+
+def _no_constant(name: str) -> Any:
+    raise MalformedDocument(f"{name} is not JSON.")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_unique_pairs, parse_float=_finite, parse_constant=_no_constant)
+_encode_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+# --- one field ---------------------------------------------------------------------------------------------------------
+
+
+Steps = tuple[str | int, ...]
+
+
+class _Faults(ValueError):
+    """Several things wrong inside one field, each with the steps that lead to it."""
+
+    def __init__(self, faults: Sequence[tuple[Steps, str]]) -> None:
+        self.faults = faults
+        super().__init__(faults[0][1])
+
+
+def read_instant(value: Any) -> int:
+    """Turn epoch seconds or ISO 8601 with an offset into milliseconds UTC, rounded up: nothing is sent before its instant."""
+    if isinstance(value, str):
+        return check_due_at(_from_iso(value))
+    seconds = _number(value)
+    if seconds > _MICROSECONDS_BEGIN:
+        raise ValueError("is too large: write seconds since 1970")
+    if seconds > _MILLISECONDS_BEGIN:
+        raise ValueError(f"looks like milliseconds: write seconds, {Decimal(str(seconds)) / 1000}")
+    return check_due_at(_milliseconds(seconds))
+
+
+def _from_iso(value: str) -> int:
+    try:
+        instant = datetime.fromisoformat(value)
+    except ValueError:
+        hint = " (without quotes, for a number)" if re.fullmatch(r"-?[0-9.]+", value) else ""
+        raise ValueError(f"must be seconds since 1970{hint}, or ISO 8601 such as '2030-01-31T12:00:00Z'") from None
+    if instant.tzinfo is None:
+        raise ValueError("does not say which time zone it means: add 'Z', or an offset such as '+02:00'")
+    return -((_EPOCH - instant) // timedelta(milliseconds=1))
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"must be a number, not {_kind(value)}")
+    return value
+
+
+def _milliseconds(value: Any) -> int:
+    """Turn seconds into milliseconds, rounded up; by way of decimals, so that 1.001 becomes 1001 and not 1002."""
+    seconds = _number(value)
+    return seconds * 1000 if isinstance(seconds, int) else math.ceil(Decimal(repr(seconds)) * 1000)
+
+
+def _payload(value: Any) -> bytes:
+    """A string is sent as it is, anything else as compact JSON."""
+    try:
+        return (value if isinstance(value, str) else _encode_compact(value)).encode()
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _headers(value: Any) -> Headers:
+    """Read ["Name: value", ...] or {"Name": "value" or ["value", ...]}, keeping order and repetitions."""
+    lines: list[tuple[Steps, tuple[str, str] | str]]
+    if isinstance(value, list):
+        lines = [((index,), _split_header(line)) for index, line in enumerate(value)]
+    elif isinstance(value, dict):
+        lines = list(_named_headers(value))
+    else:
+        raise ValueError(f"must be an array of 'Name: value', or an object, not {_kind(value)}")
+    faults = [(steps, fault) for steps, header in lines if (fault := _header_fault(header))]
+    if faults:
+        raise _Faults(faults)
+    return check_headers(tuple(header for _, header in lines if not isinstance(header, str)))
+
+
+def _split_header(line: Any) -> tuple[str, str] | str:
+    """Split at the first colon; what is wrong with the line is returned as text."""
+    if not isinstance(line, str):
+        return f"must be a string 'Name: value', not {_kind(line)}"
+    name, colon, value = line.partition(":")
+    if not colon:
+        return "must be a header as 'Name: value': there is no colon"
+    return name.strip(" \t"), value.strip(" \t")
+
+
+def _named_headers(value: dict[str, Any]) -> Iterator[tuple[Steps, tuple[str, str] | str]]:
+    for name, content in value.items():
+        if isinstance(content, list):
+            for index, line in enumerate(content):
+                yield (name, index), _named_header(name, line)
+        else:
+            yield (name,), _named_header(name, content)
+
+
+def _named_header(name: str, value: Any) -> tuple[str, str] | str:
+    if not isinstance(value, str):
+        return f"must be a string or an array of strings, not {_kind(value)}"
+    return name, value.strip(" \t")
+
+
+def _header_fault(header: tuple[str, str] | str) -> str | None:
+    if isinstance(header, str):
+        return header
+    try:
+        check_headers((header,))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _kind(value: Any) -> str:
+    kinds = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return kinds.get(type(value), "null")
+
+
+# --- one event ---------------------------------------------------------------------------------------------------------
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=_hyphenated)
+
+
+class RetryDocument(_Shape):
+    """How often and how soon an event is tried again; durations in seconds."""
+
+    count: Annotated[int, AfterValidator(check_retry_count)] | None = None
+    initial: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_backoff_ms)] | None = None
+    multiplier: Annotated[float, BeforeValidator(_number), BeforeValidator(check_multiplier)] | None = None
+    maximum: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_backoff_ms)] | None = None
+
+
+class EventDocument(_Shape):
+    """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
+
+    application_id: Annotated[str, AfterValidator(check_application_id)]
+    event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
+    url: Annotated[str, AfterValidator(check_url)]
+    event: Annotated[bytes | None, BeforeValidator(_payload)] = None
+    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
+    delay: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_delay_ms)] | None = None
+    method: Annotated[str, AfterValidator(check_method)] | None = None
+    request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
+    timeout: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_timeout_ms)] | None = None
+    retry: RetryDocument | None = None
+
+
+Place = tuple[str, str]
+"""Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
+
+_FIELDS = frozenset(str(field.alias) for field in EventDocument.model_fields.values())
+_RETRY_FIELDS = frozenset(RetryDocument.model_fields)
+_NEW_EVENT_FIELDS = {"payload": "event", "due_at": "expiry", "delay_ms": "delay", "headers": "request-headers", "timeout_ms": "timeout"}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An event, and where its fields stood in what the client wrote."""
+
+    new: NewEvent
+    places: Mapping[str, Place]
+
+    def invalid(self, error: InvalidEvent) -> InvalidDocument:
+        """Say in the client's words what the scheduler found wrong."""
+        kind = PayloadOverLimit if isinstance(error, PayloadTooLarge) else InvalidDocument
+        fields = ((_NEW_EVENT_FIELDS.get(field, _hyphenated(field)), detail) for field, detail in error.problems)
+        return kind(_fault(self.places, (field,) if field else (), detail) for field, detail in fields)
+
+
+def read_event(document: Any, *, path: Mapping[str, str] | None = None) -> Written:
+    """Read one event; `path` holds the fields that the address has already given.
+
+    Raises InvalidDocument naming everything that is wrong, by the names that the client used.
+    """
+    if not isinstance(document, dict):
+        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {_kind(document)}"}])
+    places: dict[str, Place] = {}
+    errors: list[dict[str, str]] = []
+    fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
+    if path:
+        fields = _with_path(fields, path, places, errors)
+    errors += (_fault(places, steps, detail) for steps, detail in _missing(fields))
+    try:
+        shape = EventDocument.model_validate(fields)
+    except ValidationError as error:
+        errors += (_fault(places, steps, detail) for steps, detail in _explained(error))
+        raise InvalidDocument(errors) from None
+    if errors:
+        raise InvalidDocument(errors)
+    return Written(_new_event(shape), places)
+
+
+def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+    """Put our names for the ancestor's, and remember what was written."""
+    fields: dict[str, Any] = {}
+    for written, value in document.items():
+        name = ALIASES.get(written, written)
+        place = ("pointer", f"/{_escaped(written)}")
+        if name in fields:
+            first = places.get(name, ("pointer", f"/{name}"))[1]
+            errors.append({"pointer": place[1], "detail": f"is given already, as {first}: leave one of the two out"})
+            continue
+        fields[name] = value
+        if written != name:
+            places[name] = place
+    return fields
+
+
+def _with_path(
+    fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]
+) -> dict[str, Any]:
+    for name, value in path.items():
+        if fields.get(name) is None:
+            places[name] = ("parameter", name)
+        elif fields[name] != value:
+            errors.append(_fault(places, (name,), f"is not the {name} of the address: leave it out here"))
+            places[name] = ("parameter", name)
+    return {**fields, **path}
+
+
+def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    method = fields.get("method") or "POST"
+    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+        yield ("event",), f'is required for {method}: write "" for an empty body'
+    given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
+    if not given:
+        yield ("expiry",), "is required, unless there is a delay"
+    if len(given) > 1:
+        yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
+
+
+def _explained(error: ValidationError) -> Iterator[tuple[Steps, str]]:
+    for fault in error.errors(include_url=False):
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, _Faults):
+            yield from ((fault["loc"] + steps, detail) for steps, detail in cause.faults)
+        else:
+            yield fault["loc"], _expectation(fault)
+
+
+def _expectation(fault: ErrorDetails) -> str:
+    match fault["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            names = _RETRY_FIELDS if len(fault["loc"]) > 1 else _FIELDS
+            return f"is not a field{nearest(str(fault['loc'][-1]), names)}"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+        case "string_type":
+            return f"must be a string, not {_kind(fault['input'])}"
+        case "int_type" | "int_from_float":
+            return f"must be a whole number, not {_kind(fault['input'])}"
+        case "model_type":
+            return f"must be an object, not {_kind(fault['input'])}"
+    return fault["msg"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Name the nearest of the known names, or all of them."""
+    names = sorted(known)
+    folded = {candidate.lower().replace("-", ""): ALIASES.get(candidate, candidate) for candidate in (*ALIASES, *names)}
+    folded = {fold: candidate for fold, candidate in folded.items() if candidate in names}
+    close = difflib.get_close_matches(name[:64].lower().replace("_", "").replace("-", ""), folded, n=1)
+    return f": did you mean {folded[close[0]]!r}?" if close else f": known are {', '.join(names)}"
+
+
+def _fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) -> dict[str, str]:
+    if not steps:
+        return {"pointer": "", "detail": detail}
+    first, *rest = steps
+    kind, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
+    return {kind: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
+
+
+def _escaped(step: str | int) -> str:
+    return str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901 section 3
+
+
+def _new_event(shape: EventDocument) -> NewEvent:
+    headers = shape.request_headers or ()
+    if shape.event is not None and not any(name.lower() == "content-type" for name, _ in headers):
+        headers = (*headers, DEFAULT_CONTENT_TYPE)
+    chosen = {"event_id": shape.event_id} if shape.event_id else {}
+    return NewEvent(
+        application_id=shape.application_id,
+        url=shape.url,
+        due_at=shape.expiry,
+        delay_ms=shape.delay,
+        payload=shape.event,
+        method=shape.method or "POST",
+        headers=headers,
+        timeout_ms=shape.timeout,
+        retry=_retry_options(shape.retry),
+        **chosen,
+    )
+
+
+def _retry_options(retry: RetryDocument | None) -> RetryOptions | None:
+    if retry is None or not retry.model_fields_set:
+        return None
+    return RetryOptions(count=retry.count, initial_ms=retry.initial, multiplier=retry.multiplier, maximum_ms=retry.maximum)
+
+
+# --- many events -------------------------------------------------------------------------------------------------------
+
+
+def batch_items(document: Any) -> list[Any]:
+    """Read {"events": [...]} or a bare array."""
+    prefix = ""
+    if isinstance(document, dict):
+        unknown = [name for name in document if name != "events"]
+        if unknown:
+            raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
+        prefix, document = "/events", document.get("events")
+    if not isinstance(document, list):
+        raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {_kind(document)}"}])
+    _check_batch_length(len(document), prefix)
+    return document
+
+
+def batch_lines(body: bytes) -> list[bytes]:
+    """Split newline-delimited JSON; empty lines do not count."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    _check_batch_length(len(lines), "")
+    return lines
+
+
+def _check_batch_length(length: int, pointer: str) -> None:
+    if length > BATCH_LENGTH:
+        raise InvalidDocument([{"pointer": pointer, "detail": f"must be at most {BATCH_LENGTH} events, not {length}"}])
+
+
+def written_event_id(document: Any) -> str | None:
+    """The id that a refused event would have had, where one can be read."""
+    if not isinstance(document, dict):
+        return None
+    written = document.get("event-id", document.get("eventId"))
+    return written if isinstance(written, str) else None
+
+
+# --- the query of a list -----------------------------------------------------------------------------------------------
+
+
+class Listing(TypedDict, total=False):
+    """What `Scheduler.events` is asked for."""
+
+    status: Status
+    due_from: int
+    due_until: int
+    after: Cursor
+    limit: int
+
+
+def read_listing(parameters: Iterable[tuple[str, str]]) -> Listing:
+    """Read the query of a list. Raises InvalidDocument naming each parameter that is wrong."""
+    listing: Any = {}
+    errors: list[dict[str, str]] = []
+    for name, value in parameters:
+        try:
+            if name not in _PARAMETERS:
+                raise ValueError(f"is not a parameter{nearest(name, _PARAMETERS)}")
+            field, read = _PARAMETERS[name]
+            if field in listing:
+                raise ValueError("is given twice")
+            listing[field] = read(value)
+        except ValueError as error:
+            errors.append({"parameter": name, "detail": str(error)})
+    if errors:
+        raise InvalidDocument(errors)
+    return cast("Listing", listing)
+
+
+def _status(value: str) -> Status:
+    if value not in Status.__members__:
+        raise ValueError(f"must be one of {', '.join(Status.__members__)}")
+    return Status[value]
+
+
+def _instant_parameter(value: str) -> int:
+    if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,9})?", value):
+        return read_instant(float(value) if "." in value else int(value))
+    # A plus sign that is not written as %2B arrives as a space.
+    return read_instant(re.sub(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$", r"\1+\2", value, flags=re.ASCII))
+
+
+def _limit(value: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", value) or not 1 <= int(value) <= PAGE_LENGTH:
+        raise ValueError(f"must be a whole number from 1 to {PAGE_LENGTH}")
+    return int(value)
+
+
+def _read_cursor(value: str) -> Cursor:
+    try:
+        due_at, row = (int(part) for part in base64.b64decode(value, altchars=b"-_", validate=True).split(b"."))
+    except (ValueError, binascii.Error):
+        raise ValueError("is not one that this service gave out") from None
+    if not 0 <= due_at < 2**63 or not 0 <= row < 2**63:
+        raise ValueError("is not one that this service gave out")
+    return Cursor(due_at, row)
+
+
+def _written_cursor(cursor: Cursor) -> str:
+    return base64.urlsafe_b64encode(b"%d.%d" % cursor).decode()
+
+
+_PARAMETERS = {
+    "status": ("status", _status),
+    "expiry-from": ("due_from", _instant_parameter),
+    "expiry-until": ("due_until", _instant_parameter),
+    "limit": ("limit", _limit),
+    "cursor": ("after", _read_cursor),
+}
+
+
+# --- values -> JSON ----------------------------------------------------------------------------------------------------
+
+
+def summary(event: Event) -> dict[str, Any]:
+    """An event without its payload: the answer to add and status, and a line of a list."""
+    return {
+        "event-id": event.event_id,
+        "application-id": event.application_id,
+        "status": event.status.name,
+        "attempts": event.attempts,
+        "expiry": instant(event.due_at),
+        "next-attempt-at": instant(event.next_attempt_at),
+        "last-error": event.last_error,
+        "cancel-requested": event.cancel_requested,
+        "method": event.method,
+        "url": event.url,
+        "created-at": instant(event.created_at),
+        "finished-at": instant(event.finished_at),
+    }
+
+
+def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Everything that is known of an event."""
+    return {
+        **summary(event),
+        "request-headers": [f"{name}: {value}" for name, value in event.headers],
+        **_written_payload(event.payload),
+        "timeout": _seconds(event.timeout_ms),
+        "retry": _written_retry(event.retry),
+        "attempt-log": [_written_attempt(attempt) for attempt in attempts],
+    }
+
+
+def page(found: Page) -> dict[str, Any]:
+    """One page of a list."""
+    return {
+        "events": [summary(event) for event in found.events],
+        "next-cursor": _written_cursor(found.next) if found.next else None,
+    }
+
+
+def instant(at: int | None) -> str | None:
+    """Write an instant as RFC 3339 in UTC, with milliseconds."""
+    if at is None:
+        return None
+    return f"{(_EPOCH + timedelta(milliseconds=at)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def _written_payload(payload: bytes | None) -> dict[str, str | None]:
+    if payload is None:
+        return {"event": None}
+    try:
+        return {"event": payload.decode()}
+    except UnicodeDecodeError:
+        return {"event-base64": base64.b64encode(payload).decode()}
+
+
+def _written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
+    if retry is None:
+        return None
+    return {
+        "count": retry.count,
+        "initial": _seconds(retry.initial_ms),
+        "multiplier": retry.multiplier,
+        "maximum": _seconds(retry.maximum_ms),
+    }
+
+
+def _written_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "started-at": instant(attempt.started_at),
+        "duration-ms": attempt.duration_ms,
+        "status-code": attempt.status_code,
+        "error": attempt.error and attempt.error.value,
+        "detail": attempt.detail,
+        "response": attempt.excerpt,
+    }
+
+
+def _seconds(duration_ms: int | None) -> int | float | None:
+    if duration_ms is None:
+        return None
+    return duration_ms / 1000 if duration_ms % 1000 else duration_ms // 1000
