@@ -7,32 +7,36 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from cassata.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "CASSATA_"
+COMMAND_LINE = "the command line"
+CREDENTIALS = "database.url"
+ROLES = ("service", "worker")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel)
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, hide_input_in_errors=True)
 
 
 class Database(Section):
     """Where events are kept. Without a url: the embedded SQLite file `var/cassata.db` under the home folder."""
 
-    url: str | None = None
+    url: str | None = Field(default=None, repr=False)
     connect_timeout_seconds: Seconds = 3
     read_timeout_seconds: Seconds = 10
     write_timeout_seconds: Seconds = 10
@@ -51,6 +55,7 @@ class Service(Section):
     max_payload_bytes: Annotated[int, Field(ge=1, le=8 * 1024 * 1024)] = 256 * 1024
     max_header_bytes: Annotated[int, Field(ge=1, le=64 * 1024)] = 8 * 1024
     horizon_days: Annotated[int, Field(ge=1, le=36_500)] = 3650
+    access_log: bool = False
 
 
 class Worker(Section):
@@ -89,6 +94,9 @@ class Settings(Section):
     logging: Logging = Logging()
 
 
+SECTIONS: dict[str, type[Section]] = {"database": Database, "service": Service, "worker": Worker, "logging": Logging}
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """Settings, and for each key that is not at its default ("worker.courier") where its value came from."""
@@ -105,49 +113,51 @@ def home() -> Path:
     return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
 
 
-def embedded_database_url() -> str:
-    return f"sqlite:///{home() / 'var' / 'cassata.db'}"
+def default_file(role: str) -> Path | None:
+    """Return `config/service.yaml` or `config/worker.yaml` under the home folder, if it is there."""
+    file = home() / "config" / f"{role}.yaml"
+    return file if file.is_file() else None
+
+
+def database_url(settings: Settings) -> tuple[str, bool]:
+    """Return the URL of the database, and whether it is the embedded one, which has its tables made by itself."""
+    if settings.database.url:
+        return settings.database.url, False
+    return f"sqlite:///{home() / 'var' / 'cassata.db'}", True
 
 
 def load(file: Path | None = None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Loaded:
     """Read the settings.
 
-    `flags` maps dotted keys ("service.port") to values; those that are None were not given.
-    Raises ConfigError naming the file, variable or flag, the key, and the nearest known key.
+    `flags` maps dotted keys ("service.port") to values; those that are None were not given, nor were empty variables.
+    Raises ConfigError naming the file, variable or flag, the key, and the nearest known key; never the database's URL.
     """
     merged: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
-    for origin, path, value in _layers(file, os.environ if environment is None else environment, flags or {}):
-        section, key = path
+    for origin, (section, key), value in _layers(file, os.environ if environment is None else environment, flags or {}):
         merged.setdefault(section, {})[key] = value
         origins[f"{section}.{key}"] = origin
     try:
         settings = Settings.model_validate(merged, strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explained(error, origins))) from error
+        raise ConfigError("\n".join(_explained(error, origins))) from None  # the cause would show what was put in
     return Loaded(settings, origins)
 
 
 def _layers(file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str], Any]]:
     if file is not None:
-        for path, value in _from_file(file):
-            yield str(file), path, value
+        yield from ((str(file), path, value) for path, value in _from_file(file))
     for name in sorted(environment):
-        if path := _variable_path(name):
-            yield f"environment variable {name}", path, _converted(name, path, environment[name])
+        if environment[name] and (path := _variable_path(name)):
+            yield f"environment variable {name}", path, _converted(path, environment[name])
     for dotted, value in flags.items():
         if value is not None:
             section, key = dotted.split(".")
-            yield "the command line", (section, key), value
+            yield COMMAND_LINE, (section, key), value
 
 
 def _from_file(file: Path) -> Iterator[tuple[tuple[str, str], Any]]:
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
+    document = _read(file)
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: must hold sections such as 'service:' or 'database:'")
     for section, content in document.items():
@@ -156,71 +166,77 @@ def _from_file(file: Path) -> Iterator[tuple[tuple[str, str], Any]]:
         if content is None:
             continue
         if not isinstance(content, dict):
-            raise ConfigError(f"{file}: section {section!r} must hold keys, such as '{section}: {{{_known()[section][0]}: ...}}'")
+            raise ConfigError(f"{file}: section {section!r} must hold keys, such as '{section}: {{{next(iter(_known()[section]))}: ...}}'")
         for key, value in content.items():
             if key not in _known()[section]:
                 raise ConfigError(f"{file}: unknown key {f'{section}.{key}'!r}{_hint(str(key), section)}")
             yield (section, key), value
 
 
+def _read(file: Path) -> Any:
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 text") from error
+    except yaml.MarkedYAMLError as error:  # its own text would quote the line, which may hold a password
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file}{line}: is not YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: is not YAML: it holds a character that is not allowed") from error
+
+
 def _variable_path(name: str) -> tuple[str, str] | None:
     """Read CASSATA_SERVICE__PORT as ("service", "port"); CASSATA_DATABASE_URL is a short form."""
     if name == "CASSATA_DATABASE_URL":
         return "database", "url"
-    section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+    section, separator, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
     if not name.startswith(ENVIRONMENT_PREFIX) or not separator:
         return None
-    folded = {known.lower(): known for known in _known().get(section.lower(), ())}
-    if key.lower() not in folded:
-        raise ConfigError(f"environment variable {name}: unknown key{_hint(key, section.lower())}")
-    return section.lower(), folded[key.lower()]
+    if section not in _known():
+        raise ConfigError(f"environment variable {name}: unknown section{_hint(section)}")
+    folded = {known.lower(): known for known in _known()[section]}
+    if key not in folded:
+        raise ConfigError(f"environment variable {name}: unknown key{_hint(key, section)}")
+    return section, folded[key]
 
 
-def _converted(name: str, path: tuple[str, str], text: str) -> Any:
-    """Turn the text of a variable into what its key holds."""
+def _converted(path: tuple[str, str], text: str) -> Any:
+    """Read the text of a variable as YAML would, unless its key holds text anyway."""
     section, key = path
-    field = next(field for field in Settings.model_fields[section].annotation.model_fields.values() if field.alias == key)  # type: ignore[union-attr]
-    if field.annotation is str or str in get_args(field.annotation):
+    kind = _known()[section][key].annotation
+    if kind is str or str in get_args(kind) or any(isinstance(choice, str) for choice in get_args(kind)):
         return text
     try:
-        return TypeAdapter(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation).validate_python(text)
-    except ValidationError as error:
-        raise ConfigError(f"environment variable {name}: {_expectation(error.errors()[0])}") from error
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _explained(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
     for problem in error.errors():
-        dotted = ".".join(str(step) for step in problem["loc"])
-        yield f"{origins.get(dotted, 'configuration')}: {dotted}: {_expectation(problem)}"
+        dotted = ".".join(str(step) for step in problem["loc"][:2])
+        found = "" if dotted == CREDENTIALS else f", not {problem['input']!r}"
+        yield f"{origins.get(dotted, 'configuration')}: {dotted} {problem['msg'].removeprefix('Input ')}{found}"
 
 
-def _expectation(problem: Any) -> str:
-    message = str(problem["msg"])
-    return f"{message[:1].lower()}{message[1:]}, not {problem['input']!r}"
-
-
-def _known() -> dict[str, list[str]]:
-    return {
-        section: [str(field.alias) for field in model.annotation.model_fields.values()]  # type: ignore[union-attr]
-        for section, model in Settings.model_fields.items()
-    }
+def _known() -> dict[str, dict[str, FieldInfo]]:
+    """Return every key of every section, by the names that people write."""
+    return {section: {str(field.alias): field for field in kind.model_fields.values()} for section, kind in SECTIONS.items()}
 
 
 def _hint(name: str, section: str | None = None) -> str:
     """Name the nearest known key, looking in the section it was written in first, then everywhere."""
     everywhere = {key.lower(): f"{other}.{key}" for other, keys in _known().items() for key in keys}
     here = {key.lower(): f"{section}.{key}" for key in _known().get(section or "", ())}
-    candidates = {**everywhere, **here} if section else {**everywhere, **{known: known for known in _known()}}
-    nearest = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6)
-    if nearest:
-        return f": did you mean {candidates[nearest[0]]!r}?"
-    return f": known are {', '.join(sorted(here.values() or _known()))}"
+    for candidates in (here or {known: known for known in _known()}, everywhere):
+        if nearest := difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6):
+            return f": did you mean {candidates[nearest[0]]!r}?"
+    return f": known are {', '.join(sorted(here.values()) or _known())}"
 
 
 def masked(url: str) -> str:
-    """Hide the password of a database URL."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return "***"
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    """Hide the password of a database URL, wherever it may be written."""
+    without_user = re.sub(r"(?<=://)([^/@]*?):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)\b(pass\w*|pw|secret)=[^&]*", r"\1=***", without_user)
