@@ -1,4 +1,4 @@
-"""A small real HTTP receiver: keeps what arrives, and answers as it is told. For `cassata listen`, the demo and tests; not for production."""
+"""A small real HTTP receiver: keeps what arrives, and answers as it is told. For trying out and for tests, not for production."""
 
 from __future__ import annotations
 
@@ -115,7 +115,6 @@ class Receiver:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    block_on_close = True
     request_queue_size = 1024
 
     def __init__(self, address: tuple[str, int], receiver: Receiver) -> None:
@@ -139,7 +138,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def close(self) -> None:
-        """Wake the threads that wait for another request on a connection kept alive, and wait for them to end."""
+        """Close the port, and wake the threads that wait for another request on a connection kept alive: they end by themselves."""
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -176,13 +175,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return b"".join(iter(self._read_chunk, b""))
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return self._read_exactly(int(self.headers.get("Content-Length") or 0))
 
     def _read_chunk(self) -> bytes:
-        size = int(self.rfile.readline().split(b";")[0] or b"0", 16)
-        chunk = self.rfile.read(size)
-        self.rfile.readline()
+        size = int(self.rfile.readline().split(b";")[0], 16)
+        chunk = self._read_exactly(size)
+        self._read_exactly(2)  # the end of the line
         return chunk
+
+    def _read_exactly(self, size: int) -> bytes:
+        content = self.rfile.read(size)
+        if len(content) < size:
+            raise ConnectionAbortedError("the request broke off")  # so it is not recorded
+        return content
 
     def _reply(self, status: int, content: bytes) -> None:
         bodiless = status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}

@@ -1,0 +1,429 @@
+"""A client of Cassata's HTTP service: plain Python values in and out, and every call safe to repeat.
+
+    client = Client("http://127.0.0.1:8085")
+    event = client.schedule("shop", "https://shop.example/reminders", delay=timedelta(hours=1), payload={"order": 7})
+    client.cancel("shop", event.event_id)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import requests
+import tenacity
+
+from cassata import __version__
+from cassata.errors import CassataError
+from cassata.model import Status
+
+DEFAULT_URL = "http://127.0.0.1:8085"
+BATCH_LENGTH = 1_000
+BATCH_BYTES = 4 * 1024 * 1024
+RETRY_AFTER_MAXIMUM = 60.0
+
+_TEMPORARY = frozenset({429, 502, 503, 504})
+
+
+# --- what can go wrong -------------------------------------------------------------------------------------------------
+
+
+class ClientError(CassataError):
+    """The service did not do what was asked. `problem` is its problem document (RFC 9457), empty if there was none."""
+
+    def __init__(self, message: str, *, status_code: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.problem = dict(problem or {})
+
+    @property
+    def errors(self) -> list[dict[str, str]]:
+        """Each thing that is wrong: "detail", and a "pointer" into the request or the name of a "parameter"."""
+        return list(self.problem.get("errors", ()))
+
+
+class ServiceUnavailable(ClientError):
+    """The service could not be reached or was not ready, also after repeating the request."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ClientError):
+    """The service refused what was asked (400, 413, 415)."""
+
+
+class NotFound(ClientError):
+    """There is no such event (404)."""
+
+
+class Conflict(ClientError):
+    """An event with this id exists with other content, or the event to cancel has already ended (409)."""
+
+
+_KINDS: dict[int, type[ClientError]] = {400: InvalidRequest, 413: InvalidRequest, 415: InvalidRequest, 404: NotFound, 409: Conflict}
+
+
+# --- values ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
+
+    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
+    durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    """
+
+    application_id: str
+    url: str
+    at: datetime | None = None
+    delay: timedelta | float | None = None
+    payload: Any = None
+    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    method: str = "POST"
+    headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
+    timeout: float | None = None
+    retry: Mapping[str, float] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Write it as the service reads it. Raises ValueError for what cannot be written."""
+        if (self.at is None) == (self.delay is None):
+            raise ValueError("give either 'at' or 'delay'")
+        if self.at is not None and self.at.tzinfo is None:
+            raise ValueError("'at' needs a time zone, such as datetime.UTC")
+        delay = self.delay.total_seconds() if isinstance(self.delay, timedelta) else self.delay
+        optional = {
+            "expiry": self.at and self.at.isoformat(),
+            "delay": delay,
+            "event": self.payload.decode() if isinstance(self.payload, bytes) else self.payload,
+            "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
+            "timeout": self.timeout,
+            "retry": self.retry,
+        }
+        required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
+        return required | {name: value for name, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatus:
+    """An event as the service tells of it. `document` is its answer word for word."""
+
+    application_id: str
+    event_id: str
+    status: Status
+    attempts: int
+    expiry: datetime
+    next_attempt_at: datetime | None
+    last_error: str | None
+    cancel_requested: bool
+    method: str
+    url: str
+    created_at: datetime
+    finished_at: datetime | None
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLine:
+    """One attempt in an event's log."""
+
+    number: int
+    started_at: datetime
+    duration_ms: int
+    status_code: int | None
+    error: str | None
+    detail: str | None
+    response: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventDetails(EventStatus):
+    """Everything that the service knows of an event."""
+
+    headers: tuple[str, ...]
+    payload: bytes | None
+    timeout: float | None
+    retry: Mapping[str, float | None] | None
+    attempt_log: tuple[AttemptLine, ...]
+
+
+def _event_status(document: Mapping[str, Any]) -> EventStatus:
+    return EventStatus(**_status_fields(document))
+
+
+def _event_details(document: Mapping[str, Any]) -> EventDetails:
+    return EventDetails(
+        **_status_fields(document),
+        headers=tuple(document["request-headers"]),
+        payload=_payload(document),
+        timeout=document["timeout"],
+        retry=document["retry"],
+        attempt_log=tuple(_attempt_line(line) for line in document["attempt-log"]),
+    )
+
+
+def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "application_id": document["application-id"],
+        "event_id": document["event-id"],
+        "status": Status[document["status"]],
+        "attempts": document["attempts"],
+        "expiry": _instant(document["expiry"]),
+        "next_attempt_at": _instant(document["next-attempt-at"]),
+        "last_error": document["last-error"],
+        "cancel_requested": document["cancel-requested"],
+        "method": document["method"],
+        "url": document["url"],
+        "created_at": _instant(document["created-at"]),
+        "finished_at": _instant(document["finished-at"]),
+        "document": document,
+    }
+
+
+def _payload(document: Mapping[str, Any]) -> bytes | None:
+    if "event-base64" in document:
+        return base64.b64decode(document["event-base64"])
+    text: str | None = document["event"]
+    return None if text is None else text.encode()
+
+
+def _attempt_line(line: Mapping[str, Any]) -> AttemptLine:
+    return AttemptLine(
+        number=line["number"],
+        started_at=datetime.fromisoformat(line["started-at"]),
+        duration_ms=line["duration-ms"],
+        status_code=line["status-code"],
+        error=line["error"],
+        detail=line["detail"],
+        response=line["response"],
+    )
+
+
+def _instant(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+# --- the client --------------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Talks to one service, and repeats what failed for a passing reason. Use one client per thread.
+
+    Repeated are requests whose connection failed or broke, and the answers 429, 502, 503 and 504, up to `retries` times, after
+    the pause that Retry-After asks for or a growing random one. No call is carried out twice by that. `timeout`: seconds to
+    wait for the connection and between two bytes of an answer.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 10, retries: int = 5) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = timeout
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"cassata-client/{__version__}"
+        self.retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(ServiceUnavailable),
+            stop=tenacity.stop_after_attempt(retries + 1),
+            wait=_pause,
+            reraise=True,
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def schedule(
+        self,
+        application_id: str,
+        url: str,
+        *,
+        at: datetime | None = None,
+        delay: timedelta | float | None = None,
+        payload: Any = None,
+        event_id: str | None = None,
+        method: str = "POST",
+        headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None,
+        timeout: float | None = None,
+        retry: Mapping[str, float] | None = None,
+    ) -> EventStatus:
+        """Schedule one request, once however often it is repeated; the arguments are those of `Request`.
+
+        The same event scheduled again returns what is stored. Raises InvalidRequest, Conflict if an event with other content
+        has this id, ServiceUnavailable, and ValueError for what cannot be written.
+        """
+        chosen = {"event_id": event_id} if event_id is not None else {}
+        request = Request(
+            application_id,
+            url,
+            at=at,
+            delay=delay,
+            payload=payload,
+            method=method,
+            headers=headers,
+            timeout=timeout,
+            retry=retry,
+            **chosen,
+        )
+        return _event_status(self._call("PUT", _path("event", application_id, request.event_id), request.document()))
+
+    def schedule_all(self, events: Iterable[Request]) -> list[str | ClientError]:
+        """Schedule many events; return for each, in order, its event id, or what was wrong with it.
+
+        Raises ServiceUnavailable if a part could not be sent: the same events may then be scheduled again without harm.
+        """
+        results: list[str | ClientError] = []
+        for body in _batches(event.document() for event in events):
+            answer = self._call("POST", "/cassata/add/batch", body)
+            results += (_batch_result(result) for result in answer["results"])
+        return results
+
+    def cancel(self, application_id: str, event_id: str) -> bool:
+        """Cancel an event: True, it will not be sent; False, it is being sent right now and will only not be tried again.
+
+        Raises NotFound, and Conflict if it has already ended.
+        """
+        return bool(self._call("DELETE", _path("delete", application_id, event_id))["status"] == "ok")
+
+    def status(self, application_id: str, event_id: str) -> EventStatus:
+        """Return where an event is in its life. Raises NotFound, also for a cancelled one."""
+        return _event_status(self._call("GET", _path("status", application_id, event_id)))
+
+    def event(self, application_id: str, event_id: str) -> EventDetails:
+        """Return an event with its payload and the log of its attempts. Raises NotFound."""
+        return _event_details(self._call("GET", _path("event", application_id, event_id)))
+
+    def iter_events(
+        self,
+        application_id: str,
+        *,
+        status: Status | None = None,
+        expiry_from: datetime | None = None,
+        expiry_until: datetime | None = None,
+        page_length: int = 100,
+    ) -> Iterator[EventStatus]:
+        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
+        query = {
+            "status": status.name if status is not None else None,
+            "expiry-from": expiry_from and expiry_from.isoformat(),
+            "expiry-until": expiry_until and expiry_until.isoformat(),
+            "limit": page_length,
+        }
+        cursor: str | None = None
+        while True:
+            page = self._call("GET", _path("events", application_id), query={**query, "cursor": cursor})
+            yield from map(_event_status, page["events"])
+            cursor = page["next-cursor"]
+            if cursor is None:
+                return
+
+    def _call(self, method: str, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
+        body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
+        return self.retrying(self._send, method, path, body, query)
+
+    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None) -> Any:
+        headers = {"Content-Type": "application/json"} if body is not None else None
+        try:
+            response = self._session.request(
+                method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
+            )
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            raise ServiceUnavailable(f"no answer from {self._url}: {_reason(error)}") from error
+        except requests.RequestException as error:
+            raise ClientError(f"{self._url} cannot be asked: {error}") from error
+        return _read(response)
+
+
+def _path(call: str, *ids: str) -> str:
+    return f"/cassata/{call}/" + "/".join(quote(part, safe="") for part in ids)
+
+
+def _encoded(document: Any) -> bytes:
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Put events into bodies that are neither too long nor too large."""
+    batch: list[bytes] = []
+    size = 0
+    for encoded in map(_encoded, documents):
+        if batch and (len(batch) == BATCH_LENGTH or size + len(encoded) > BATCH_BYTES):
+            yield b"[" + b",".join(batch) + b"]"
+            batch, size = [], 0
+        batch.append(encoded)
+        size += len(encoded)
+    if batch:
+        yield b"[" + b",".join(batch) + b"]"
+
+
+def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
+    problem = result.get("problem", {})
+    if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
+        return str(result["event-id"])
+    return _error(result["status-code"], problem)
+
+
+def _read(response: requests.Response) -> Any:
+    document = _document(response)
+    if response.ok and document:
+        return document
+    if response.status_code in _TEMPORARY:
+        detail = document.get("detail") or f"it answered {response.status_code}"
+        raise ServiceUnavailable(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
+    raise _error(response.status_code, document)
+
+
+def _document(response: requests.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except requests.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _error(status_code: int, problem: Mapping[str, Any]) -> ClientError:
+    message = problem.get("detail") or f"the service answered {status_code}, and not as Cassata does"
+    return _KINDS.get(status_code, ClientError)(message, status_code=status_code, problem=problem)
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date."""
+    value = response.headers.get("Retry-After", "")
+    if value.isdecimal():
+        return min(float(value), RETRY_AFTER_MAXIMUM)
+    try:
+        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return min(max(seconds, 0.0), RETRY_AFTER_MAXIMUM)
+
+
+_growing = tenacity.wait_random_exponential(multiplier=0.1, max=5)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
+    return _growing(state) if asked is None else asked
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Return what lies at the bottom of an error of requests, which wraps it two or three times."""
+    if isinstance(error, requests.Timeout):
+        return "it took too long"
+    cause: BaseException = error
+    while isinstance(inner := getattr(cause, "reason", None) or (cause.args[0] if cause.args else None), BaseException):
+        cause = inner
+    return str(cause).rpartition(": ")[2]
