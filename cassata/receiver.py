@@ -51,6 +51,7 @@ class Receiver:
         self._on_request = on_request
         self._changed = threading.Condition()
         self._received: list[Received] = []  # guarded by _changed
+        self._unanswered = 0  # guarded by _changed
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -68,9 +69,11 @@ class Receiver:
         return self
 
     def stop(self) -> None:
-        """Close the port and every connection; what was received stays readable."""
+        """Close the port and every connection, after a moment for what is being answered. What was received stays readable."""
         if self._server is None or self._thread is None:
             return
+        with self._changed:
+            self._changed.wait_for(lambda: not self._unanswered, timeout=1)
         self._server.shutdown()
         self._thread.join()
         self._server.close()
@@ -103,14 +106,20 @@ class Receiver:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._received) >= count, timeout)
 
-    def take(self, request: Received) -> Answer:
-        """Record a request and decide what to answer."""
+    def serve(self, request: Received, reply: Callable[[Answer], None]) -> None:
+        """Record a request, decide what to answer, and have it answered."""
         with self._changed:
             self._received.append(request)
+            self._unanswered += 1
             self._changed.notify_all()
-        if self._on_request:
-            self._on_request(request)
-        return self._answer(request)
+        try:
+            if self._on_request:
+                self._on_request(request)
+            reply(self._answer(request))
+        finally:
+            with self._changed:
+                self._unanswered -= 1
+                self._changed.notify_all()
 
 
 class _Server(ThreadingHTTPServer):
@@ -168,9 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _take(self) -> None:
         body = self._read_body()
         received = Received(time.time_ns() // 1_000_000, self.command, self.path, list(self.headers.items()), body)
-        answer = self.server.receiver.take(received)
-        status, content = answer if isinstance(answer, tuple) else (answer, "")
-        self._reply(status, content.encode() if isinstance(content, str) else content)
+        self.server.receiver.serve(received, self._reply)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -189,11 +196,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise ConnectionAbortedError("the request broke off")  # so it is not recorded
         return content
 
-    def _reply(self, status: int, content: bytes) -> None:
+    def _reply(self, answer: Answer) -> None:
+        status, content = answer if isinstance(answer, tuple) else (answer, b"")
+        body = content.encode() if isinstance(content, str) else content
         bodiless = status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         self.send_response(status)
         if not bodiless:
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if not bodiless and self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(body)
+        self.wfile.flush()

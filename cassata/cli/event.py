@@ -1,0 +1,287 @@
+"""`cassata event`: add, look at, list and delete events through the HTTP service."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO
+
+import click
+
+from cassata.cli.listen import harmless
+from cassata.client import DEFAULT_URL, Client, ClientError, EventDetails, EventStatus
+from cassata.model import METHODS, Status
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+class Delay(click.ParamType[timedelta]):
+    """A duration such as 30s, 5m, 1h30m, 2d or 250ms."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
+        if not parts or "".join(number + unit for number, unit in parts) != value:
+            self.fail(f"{value!r} is not a duration such as 30s, 5m, 1h30m or 2d", param, ctx)
+        try:
+            return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
+
+
+class Instant(click.ParamType[datetime]):
+    """Seconds since 1970, or ISO 8601 with an offset."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            if re.fullmatch(r"\d+(\.\d+)?", value):
+                return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=float(value))
+            instant = datetime.fromisoformat(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is neither seconds since 1970 nor ISO 8601 such as 2030-01-31T12:00:00Z", param, ctx)
+        if instant.tzinfo is None:
+            self.fail(f"{value!r} does not say which time zone it means: add Z, or an offset such as +02:00", param, ctx)
+        return instant
+
+
+class _Reported(click.Group):
+    """Says what the service refused in one line each, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ClientError as error:
+            for line in _lines(error):
+                click.echo(f"Error: {line}", err=True)
+            ctx.exit(1)
+
+
+def _lines(error: ClientError) -> Iterator[str]:
+    for fault in error.errors:
+        place = fault.get("pointer") or fault.get("parameter") or "the request"
+        yield f"{place}: {fault['detail']}"
+    if not error.errors:
+        yield str(error)
+
+
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+@click.group(cls=_Reported)
+@click.option("--service", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where the service is.")
+@click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
+@click.pass_context
+def event(ctx: click.Context, service: str, retries: int) -> None:
+    """Add, look at, list and delete events."""
+    ctx.obj = ctx.with_resource(Client(service, retries=retries))
+
+
+@event.command()
+@click.argument("url")
+@click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
+@click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
+@click.option("--in", "delay", type=Delay(), help="How long from now: 30s, 5m, 1h30m, 2d.")
+@click.option("--payload", help="The body, sent as it is.")
+@click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; may be repeated.")
+@click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
+@click.option("--id", "event_id", help="Its id, unique in its application. [default: a new one]")
+@click.option("--timeout", type=float, help="Seconds that the whole request may take.")
+@click.option("--retry-count", type=int, help="How often to try again.")
+@output_option
+@click.pass_obj
+def add(
+    client: Client,
+    url: str,
+    application_id: str,
+    at: datetime | None,
+    delay: timedelta | None,
+    payload: str | None,
+    payload_file: BinaryIO | None,
+    headers: tuple[str, ...],
+    method: str,
+    event_id: str | None,
+    timeout: float | None,
+    retry_count: int | None,
+    output: str,
+) -> None:
+    """Schedule a request to URL."""
+    if (at is None) == (delay is None):
+        raise click.UsageError("Give one of --at and --in.")
+    if payload is not None and payload_file is not None:
+        raise click.UsageError("Give only one of --payload and --payload-file.")
+    stored = client.schedule(
+        application_id,
+        url,
+        at=at,
+        delay=delay,
+        payload=_text(payload_file) if payload_file else payload,
+        event_id=event_id,
+        method=method,
+        headers=headers or None,
+        timeout=timeout,
+        retry=None if retry_count is None else {"count": retry_count},
+    )
+    _show(stored, output)
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@output_option
+@click.pass_obj
+def status(client: Client, application_id: str, event_id: str, output: str) -> None:
+    """Show where an event is in its life."""
+    _show(client.status(application_id, event_id), output)
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@output_option
+@click.pass_obj
+def get(client: Client, application_id: str, event_id: str, output: str) -> None:
+    """Show everything about an event: its request, and each attempt to send it."""
+    _show(client.event(application_id, event_id), output)
+
+
+@event.command(name="list")
+@click.argument("application_id", metavar="APP")
+@click.option("--status", "status_name", type=click.Choice(Status.__members__, case_sensitive=False), help="Only those in this state.")
+@click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later.")
+@click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@output_option
+@click.pass_obj
+def list_events(
+    client: Client,
+    application_id: str,
+    status_name: Any,
+    expiry_from: datetime | None,
+    expiry_until: datetime | None,
+    limit: int,
+    output: str,
+) -> None:
+    """List the events of an application by expiry."""
+    found = client.iter_events(
+        application_id,
+        status=Status[status_name] if status_name else None,
+        expiry_from=expiry_from,
+        expiry_until=expiry_until,
+        page_length=min(limit, 1_000),
+    )
+    events = [event for event, _ in zip(found, range(limit), strict=False)]
+    if output == "json":
+        _print_json([event.document for event in events])
+    else:
+        _print_list(events)
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@output_option
+@click.pass_obj
+def delete(client: Client, application_id: str, event_id: str, output: str) -> None:
+    """Cancel an event that has not been sent."""
+    gone = client.cancel(application_id, event_id)
+    if output == "json":
+        _print_json({"status": "ok" if gone else "cancel-requested"})
+    else:
+        click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
+
+
+def _text(file: BinaryIO) -> str:
+    try:
+        return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"the payload is not UTF-8 at byte {error.start}") from error
+
+
+def _show(shown: EventStatus, output: str) -> None:
+    if output == "json":
+        _print_json(shown.document)
+    else:
+        _print_event(shown)
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+_COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
+
+
+def _print_event(shown: EventStatus) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    for name, value in _rows(shown):
+        table.add_row(name, _cell(value))
+    _print(table)
+    if isinstance(shown, EventDetails) and shown.attempt_log:
+        _print(_attempts(shown))
+
+
+def _rows(shown: EventStatus) -> Iterator[tuple[str, str]]:
+    for name, value in shown.document.items():
+        if name == "attempt-log" or value is None or value is False:
+            continue
+        if isinstance(value, Mapping):
+            yield name, ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
+        else:
+            yield name, "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _attempts(shown: EventDetails) -> Any:
+    from rich.table import Table
+
+    table = Table("attempt", "started at", "ms", "answer", "detail", "response", title="attempts", title_justify="left")
+    for line in shown.attempt_log:
+        answer = " ".join(str(part) for part in (line.status_code, line.error) if part is not None)
+        cells = (line.number, _local(line.started_at), line.duration_ms, answer, line.detail, line.response)
+        table.add_row(*map(_cell, cells))
+    return table
+
+
+def _print_list(events: Iterable[EventStatus]) -> None:
+    from rich.table import Table
+
+    table = Table("event", "status", "expiry", "attempts", "request", "last error")
+    for shown in events:
+        request = f"{shown.method} {shown.url}"
+        cells = (shown.event_id, shown.status.name, _local(shown.expiry), shown.attempts, request, shown.last_error)
+        table.add_row(*map(_cell, cells))
+    _print(table)
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    text = harmless("" if value is None else str(value))
+    return Text(text, style=_COLOURS.get(text, ""), overflow="fold")
+
+
+def _print(table: Any) -> None:
+    """Fit a table to the terminal; in a pipe no line is cut."""
+    from rich.console import Console
+
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+
+
+def _local(at: datetime) -> str:
+    return at.astimezone().isoformat(sep=" ", timespec="milliseconds")
+
+
