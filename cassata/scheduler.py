@@ -364,17 +364,22 @@ class Scheduler:
         claimed = Claimed()
         until = now + terms.look_ahead_ms
         names = self._names_of(conn, applications)
+        places = {application: self._floor(application, now) for application in applications}
         rows: list[tuple[int, Any]] = []
-        for position, application in enumerate(applications):
-            share = -(-(limit - len(rows)) // (len(applications) - position))
-            if share <= 0:
-                break
-            found = store.lock_due(conn, application, self._floor(application, now), now, until, share)
-            rows += ((application, row) for row in found)
-            full = len(found) == share
-            claimed.wakes[application] = found[-1].wake_at if full else store.next_wake(conn, application, until)
-            if found:
-                self._floors[application] = Floor(found[-1].wake_at, found[-1].id)
+        hungry = list(applications)
+        while hungry and len(rows) < limit:  # everybody gets a fair share; what some leave goes to those who have more
+            share = max(1, (limit - len(rows)) // len(hungry))
+            for application in hungry.copy():
+                asked = min(share, limit - len(rows))
+                found = store.lock_due(conn, application, places[application], now, until, asked) if asked else []
+                rows += ((application, row) for row in found)
+                if found:
+                    places[application] = self._floors[application] = Floor(found[-1].wake_at, found[-1].id)
+                if asked and len(found) < asked:
+                    hungry.remove(application)
+                    claimed.wakes[application] = store.next_wake(conn, application, until)
+                elif found:
+                    claimed.wakes[application] = found[-1].wake_at
         self._take(conn, rows, names, now, terms, claimed)
         return claimed
 

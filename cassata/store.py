@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
 
+from cassata.errors import InvalidEvent
 from cassata.model import Attempt, Delivery, ErrorKind, Event, Headers, NewEvent, Outcome, RetryOptions, Status
 from cassata.schema import applications, attempts, events
 
@@ -382,8 +383,14 @@ def to_event(row: Row[Any], application_id: str) -> Event:
 
 
 def to_delivery(row: Row[Any], application_id: str) -> Delivery:
-    """Read a row of `lock_due` as it is once `claim` has taken it."""
-    timeout_ms, retry = _read_options(row.options)
+    """Read a row of `lock_due` as it is once `claim` has taken it.
+
+    A row that cannot be read loses its URL, so that it ends as unsendable instead of stopping every claim it is part of.
+    """
+    try:
+        headers, (timeout_ms, retry), url = _read_headers(row.headers), _read_options(row.options), row.url
+    except (ValueError, TypeError, AttributeError, InvalidEvent):
+        headers, timeout_ms, retry, url = (), None, None, ""
     return Delivery(
         id=row.id,
         fence=row.fence + 1,
@@ -394,8 +401,8 @@ def to_delivery(row: Row[Any], application_id: str) -> Delivery:
         send_at=row.wake_at,
         previous=Status(row.status),
         method=row.method,
-        url=row.url,
-        headers=_read_headers(row.headers),
+        url=url,
+        headers=headers,
         payload=row.payload,
         timeout_ms=timeout_ms,
         retry=retry,

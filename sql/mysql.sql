@@ -1,0 +1,59 @@
+-- Cassata's tables for mysql, at version 0001. 'cassata db upgrade' makes the same.
+
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+
+-- Running upgrade  -> 0001
+
+CREATE TABLE applications (
+    id INTEGER NOT NULL AUTO_INCREMENT,
+    application_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (id),
+    CONSTRAINT applications_application_id UNIQUE (application_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE events (
+    id BIGINT NOT NULL AUTO_INCREMENT,
+    application INTEGER NOT NULL,
+    event_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    status SMALLINT NOT NULL,
+    due_at BIGINT NOT NULL,
+    wake_at BIGINT,
+    fence BIGINT NOT NULL,
+    attempts INTEGER NOT NULL,
+    lost_leases SMALLINT NOT NULL,
+    cancel_requested BOOL NOT NULL DEFAULT false,
+    method VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    url VARCHAR(2048) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    headers TEXT,
+    payload MEDIUMBLOB,
+    options TEXT,
+    request_hash BINARY(32) NOT NULL,
+    last_error VARCHAR(500),
+    created_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    PRIMARY KEY (id),
+    CONSTRAINT events_event_id UNIQUE (application, event_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX events_wake ON events (application, wake_at, id);
+
+CREATE INDEX events_due ON events (application, due_at, id);
+
+CREATE TABLE attempts (
+    event BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    number INTEGER NOT NULL,
+    started_at BIGINT NOT NULL,
+    duration_ms INTEGER NOT NULL,
+    status_code SMALLINT,
+    error VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin,
+    detail VARCHAR(500),
+    excerpt TEXT,
+    PRIMARY KEY (event, fence)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+INSERT INTO alembic_version (version_num) VALUES ('0001');

@@ -1,0 +1,379 @@
+"""What workers do to events, on every database: claim, record, release, and the fences between owners."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from cassata import database
+from cassata.courier.retry import RetryPolicy
+from cassata.model import Delivery, ErrorKind, RetryOptions, Status
+from cassata.scheduler import LOST_LEASES, Scheduler, Terms
+from tests.store.conftest import NOON, Hand, ManualClock, ids, new_event, outcome
+
+
+def test_an_event_is_claimed_when_it_is_due_and_not_before(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event(due_at=NOON + 1_000))
+
+    clock.advance(999)
+    assert hand.claim() == []
+    clock.advance(1)
+    assert ids(hand.claim()) == ["e1"]
+
+
+def test_an_event_may_be_claimed_ahead_and_says_when_to_send_it(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event(due_at=NOON + 150))
+
+    (delivery,) = hand.claim(look_ahead_ms=200)
+
+    assert (delivery.due_at, delivery.send_at) == (NOON + 150, NOON + 150)
+
+
+def test_a_claim_takes_the_oldest_first_and_no_more_than_it_may(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event(f"e{age}", due_at=NOON) for age in range(3)])
+    assert len(hand.claim(limit=2)) == 2
+    assert len(hand.claim(limit=2)) == 1
+
+
+def test_a_claimed_event_is_nobody_elses_until_its_lease_ends(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    first = hand.claim_one()
+
+    clock.advance(hand.lease_ms - 1)
+    assert hand.claim() == []
+    assert hand.claim(look_ahead_ms=200) == []
+    clock.advance(1)
+    second = hand.claim_one()
+
+    assert (first.number, second.number) == (1, 2)
+    assert second.fence > first.fence
+
+
+def test_a_lease_lasts_for_the_events_own_deadline(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event("patient", timeout_ms=60_000), new_event("usual")])
+    assert len(hand.claim()) == 2
+
+    clock.advance(hand.lease_ms)
+    assert ids(hand.claim()) == ["usual"]
+    clock.advance(40_000)
+    assert "patient" in ids(hand.claim())
+
+
+def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    stale = hand.claim_one()
+    clock.advance(hand.lease_ms)
+    owner = hand.claim_one()
+
+    recorded = scheduler.record([outcome(stale, 500)])
+
+    assert (recorded.kept, recorded.fenced) == (0, 1)
+    assert scheduler.status("shop", "e1").status is Status.PROCESSING
+    assert scheduler.event("shop", "e1")[1] == []
+    assert hand.answer(owner, 200) == 1
+    assert scheduler.record([outcome(stale, 500)]).fenced == 1
+    assert scheduler.status("shop", "e1").status is Status.COMPLETED
+
+
+def test_an_outcome_after_the_lease_counts_if_nobody_else_has_claimed(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    delivery = hand.claim_one()
+    clock.advance(hand.lease_ms * 2)
+
+    assert hand.answer(delivery, 200) == 1
+    assert hand.claim() == []
+
+
+def test_an_outcome_recorded_twice_is_written_once_and_is_not_called_fenced(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+    delivery = hand.claim_one()
+
+    scheduler.record([outcome(delivery, 200)])
+    again = scheduler.record([outcome(delivery, 200)])
+
+    assert (again.kept, again.fenced) == (0, 0)
+    assert len(scheduler.event("shop", "e1")[1]) == 1
+
+
+def test_every_attempt_is_logged_with_what_came_of_it(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    hand.answer(hand.claim_one(), 503, excerpt="nö \U0001f6ab")
+    clock.advance(3_600_000)
+    hand.fail(hand.claim_one(), ErrorKind.DNS_FAILED)
+    clock.advance(3_600_000)
+    hand.answer(hand.claim_one(), 200, excerpt="yes")
+
+    event, attempts = scheduler.event("shop", "e1")
+
+    assert event.status is Status.COMPLETED
+    assert event.attempts == 3
+    assert [(a.number, a.status_code, a.error, a.excerpt) for a in attempts] == [
+        (1, 503, None, "nö \U0001f6ab"),
+        (2, None, ErrorKind.DNS_FAILED, None),
+        (3, 200, None, "yes"),
+    ]
+
+
+def test_a_retry_is_durable_and_waits(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    hand.answer(hand.claim_one(), 503, retry_after_ms=60_000)
+
+    event = scheduler.status("shop", "e1")
+
+    assert event.status is Status.SERVICE_UNAVAILABLE
+    assert "503" in (event.last_error or "")
+    assert event.next_attempt_at is not None
+    assert event.next_attempt_at >= NOON + 60_000
+    clock.advance(59_999)
+    assert hand.claim() == []
+
+
+def test_spent_retries_end_an_event_as_failed(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    for _ in range(3):  # the policy of these tests: two retries
+        hand.answer(hand.claim_one(), 500)
+        clock.advance(3_600_000)
+
+    event = scheduler.status("shop", "e1")
+    assert (event.status, event.attempts, event.wake_at) == (Status.FAILED, 3, None)
+    assert "500" in (event.last_error or "")
+
+
+def test_an_event_whose_workers_are_lost_three_times_has_failed(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    for _ in range(LOST_LEASES):
+        hand.claim_one()
+        clock.advance(hand.lease_ms)
+
+    taken = hand.take()
+
+    event = scheduler.status("shop", "e1")
+    assert (taken.deliveries, taken.buried) == ([], 1)
+    assert event.status is Status.FAILED
+    assert "worker_lost" in (event.last_error or "")
+
+
+def test_only_leases_lost_in_a_row_count(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    def lose(times: int) -> None:
+        for _ in range(times):
+            hand.claim_one()
+            clock.advance(hand.lease_ms)
+
+    scheduler.add(new_event(retry=RetryOptions(count=20)))
+    lose(LOST_LEASES - 1)
+    hand.answer(hand.claim_one(), 429)
+    clock.advance(3_600_000)
+    lose(LOST_LEASES - 1)
+
+    assert hand.claim_one().number == 2 * LOST_LEASES
+
+
+def test_a_cancelled_event_whose_worker_is_lost_is_not_sent_again(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    hand.claim_one()
+    scheduler.cancel("shop", "e1")
+    clock.advance(hand.lease_ms)
+
+    assert hand.claim() == []
+    assert scheduler.event("shop", "e1")[0].status is Status.CANCELLED
+
+
+def test_a_released_event_is_as_it_was_before(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event(due_at=NOON + 100))
+    before = scheduler.status("shop", "e1")
+    (delivery,) = hand.claim(look_ahead_ms=200)
+
+    assert scheduler.release([delivery]) == 1
+
+    assert scheduler.status("shop", "e1") == before
+    assert hand.answer(delivery) == 0  # it was given up
+    assert len(hand.claim(look_ahead_ms=200)) == 1
+
+
+def test_a_released_retry_waits_on_as_a_retry(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    hand.answer(hand.claim_one(), 503)
+    clock.advance(3_600_000)
+
+    scheduler.release([hand.claim_one()])
+
+    event = scheduler.status("shop", "e1")
+    assert (event.status, event.attempts) == (Status.SERVICE_UNAVAILABLE, 1)
+
+
+def test_what_was_cancelled_meanwhile_is_not_put_back(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+    delivery = hand.claim_one()
+    scheduler.cancel("shop", "e1")
+
+    scheduler.release([delivery])
+
+    assert scheduler.event("shop", "e1")[0].status is Status.CANCELLED
+
+
+def test_a_stale_owner_cannot_release(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event())
+    stale = hand.claim_one()
+    clock.advance(hand.lease_ms)
+    hand.claim_one()
+
+    assert scheduler.release([stale]) == 0
+    assert scheduler.status("shop", "e1").status is Status.PROCESSING
+
+
+# --- many applications ---------------------------------------------------------------------------------------------------
+
+
+def test_a_backlog_of_one_application_delays_no_other(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event(f"e{number}", "busy", due_at=NOON - 5_000) for number in range(200)])
+    scheduler.add_all([new_event("e", f"quiet-{number}") for number in range(3)])
+
+    claimed = hand.claim(limit=20)
+
+    assert Counter(delivery.application_id for delivery in claimed) == {"busy": 17, "quiet-0": 1, "quiet-1": 1, "quiet-2": 1}
+
+
+def test_a_claim_tells_when_each_application_has_more(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event("now", "a"), new_event("later", "a", due_at=NOON + 70_000)])
+    scheduler.add_all([new_event("now", "b")])
+    scheduler.add_all([new_event(f"e{number}", "c") for number in range(5)])
+    numbers = dict(zip("abc", scheduler.agenda(), strict=True))
+
+    wakes = scheduler.record_and_claim((), list(numbers.values()), 4, hand.terms)[1].wakes
+
+    assert wakes == {numbers["a"]: NOON + 70_000, numbers["b"]: None, numbers["c"]: NOON}
+
+
+def test_the_agenda_holds_what_is_unfinished_and_nothing_else(scheduler: Scheduler, hand: Hand) -> None:
+    assert scheduler.agenda() == {}
+    scheduler.add_all([new_event("e", "done"), new_event("e", "later", due_at=NOON + 9_000)])
+    hand.answer(hand.claim_one())
+
+    assert list(scheduler.agenda().values()) == [NOON + 9_000]
+
+
+# --- the floor -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_add_that_becomes_visible_a_little_late_is_claimed_at_once(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event(f"e{offset}", due_at=NOON + offset) for offset in range(0, 300, 100)])
+    clock.advance(300)
+    assert len(hand.claim()) == 3
+    clock.instant = NOON + 60  # an add stamped before the last claim, and committed after it
+    scheduler.add(new_event("late"))
+    clock.instant = NOON + 300
+
+    assert ids(hand.claim()) == ["late"]
+
+
+def test_even_a_very_late_commit_is_claimed_within_a_second(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event("e1", due_at=NOON + 5_000))
+    clock.advance(5_000)
+    hand.answer(hand.claim_one())
+    clock.instant = NOON
+    scheduler.add(new_event("very-late"))
+    clock.instant = NOON + 5_500
+
+    seen = []
+    for _ in range(4):
+        seen += ids(hand.claim())
+        clock.advance(250)
+
+    assert seen == ["very-late"]
+
+
+def test_a_herd_at_one_instant_is_claimed_whole(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event(f"e{number}") for number in range(500)])
+    clock.advance(400)  # beyond the lag: the floor now goes by row number inside the instant
+
+    claimed = [delivery for _ in range(60) for delivery in hand.claim(limit=9)]
+
+    assert len({delivery.event_id for delivery in claimed}) == len(claimed) == 500
+
+
+def test_what_another_worker_let_go_of_is_claimed_again(database_url: str, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event(f"e{number}", due_at=NOON - 1_000) for number in range(20)])
+    other = Hand(Scheduler(database.open_engines(database_url), clock=clock), clock)
+    clock.advance(2_000)
+    taken = other.claim(limit=5)
+    assert len(hand.claim(limit=100)) == 15
+
+    other.scheduler.release(taken)
+    other.scheduler.close()
+    clock.advance(1_000)
+
+    assert sorted(ids(hand.claim())) == sorted(ids(taken))
+
+
+# --- robbed of nothing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_cannot_be_read_stops_no_other(database_url: str, scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event("broken", headers=(("A", "b"),)), new_event("whole")])
+    engines = database.open_engines(database_url)
+    with engines.write.begin() as conn:
+        conn.execute(text("UPDATE events SET headers = '{not json', options = '[]' WHERE event_id = 'broken'"))
+    engines.dispose()
+
+    claimed = {delivery.event_id: delivery for delivery in hand.claim()}
+
+    assert set(claimed) == {"broken", "whole"}
+    assert claimed["broken"].url == ""  # which no courier can send: it ends as unsendable
+
+
+def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(database_url: str) -> None:
+    """One in four outcomes comes after its lease has ended and, mostly, been taken by somebody else."""
+    count, workers = 300, 6
+    clock = ManualClock()
+    tick = threading.Lock()
+    first = Scheduler(database.open_engines(database_url), clock=clock)
+    first.add_all([new_event(f"e{number}", f"app-{number % 3}", due_at=NOON) for number in range(count)])
+    accepted: Counter[str] = Counter()
+    stale: list[tuple[Scheduler, Delivery]] = []
+    fenced = 0
+
+    def work(seed: int) -> int:
+        nonlocal fenced
+        chance = random.Random(seed)
+        scheduler = Scheduler(database.open_engines(database_url), clock=clock, retry=RetryPolicy(count=9))
+        hand = Hand(scheduler, clock, Terms(look_ahead_ms=0))
+        claims = empty = 0
+        while empty < 30:
+            deliveries = hand.claim(limit=chance.randint(1, 9))
+            empty = 0 if deliveries else empty + 1
+            claims += len(deliveries)
+            for delivery in deliveries:
+                if chance.random() < 0.25 and delivery.number < LOST_LEASES:
+                    with tick:
+                        stale.append((scheduler, delivery))
+                else:
+                    recorded = scheduler.record([outcome(delivery, 200)])
+                    with tick:
+                        accepted[delivery.event_id] += recorded.kept
+            if not deliveries:
+                with tick:
+                    clock.advance(2_000)
+        return claims
+
+    with ThreadPoolExecutor(workers) as pool:
+        claims = sum(pool.map(work, range(workers)))
+    for scheduler, delivery in stale:
+        recorded = scheduler.record([outcome(delivery, 500)])
+        assert recorded.kept == 0
+        fenced += recorded.fenced
+        scheduler.close()
+
+    events = [event for number in range(3) for event in first.events(f"app-{number}", limit=1_000).events]
+    attempts = [first.event(event.application_id, event.event_id)[1] for event in events]
+    first.close()
+    assert len(stale) > 20
+    assert claims == count + len(stale)  # every stalled claim was taken over, once
+    assert [event.status for event in events] == [Status.COMPLETED] * count  # lost: none
+    assert set(accepted.values()) == {1}  # ended twice: none
+    assert fenced == len(stale)  # stale writes: none
+    assert {len(log) for log in attempts} == {1}

@@ -1,0 +1,130 @@
+"""How MariaDB runs the statements that matter: by index, without sorting, without reading what is not wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from cassata import database, store
+from cassata.model import Status
+from cassata.scheduler import Cursor, Scheduler, Terms
+from tests.store.conftest import NOON, ManualClock, new_event, outcome
+
+ROWS = 3_000
+
+
+@pytest.fixture(scope="module")
+def filled(mariadb: Any) -> Iterator[tuple[database.Engines, Scheduler, ManualClock]]:
+    """A table with much that is finished, much that is far ahead, and something due for each of 30 applications."""
+    name = mariadb.create_database([])
+    url = mariadb.url(name)
+    database.upgrade(url)
+    engines = database.open_engines(url)
+    clock = ManualClock()
+    scheduler = Scheduler(engines, clock=clock)
+    for start in range(0, ROWS, 500):
+        numbers = range(start, start + 500)
+        scheduler.add_all([new_event(f"e{n}", f"app-{n % 30}", due_at=NOON + (0 if n % 7 else 86_400_000 + n)) for n in numbers])
+    agenda = list(scheduler.agenda())
+    for _ in range(10):
+        claimed = scheduler.record_and_claim((), agenda, 100, Terms())[1]
+        scheduler.record([outcome(delivery) for delivery in claimed.deliveries])
+    with engines.write.begin() as conn:
+        conn.execute(text("ANALYZE TABLE events, attempts, applications"))
+    yield engines, scheduler, clock
+    scheduler.close()
+    mariadb.drop_database(name)
+
+
+@contextmanager
+def statements(engines: database.Engines) -> Iterator[list[tuple[str, Any]]]:
+    """Collect what is sent to the database."""
+    seen: list[tuple[str, Any]] = []
+
+    def remember(_conn: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, many: bool) -> None:
+        seen.append((statement, parameters[0] if many else parameters))
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", remember)
+    yield seen
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", remember)
+
+
+def explain(engines: database.Engines, statement: str, parameters: Any) -> list[dict[str, Any]]:
+    with engines.write.begin() as conn:
+        return [dict(row._mapping) for row in conn.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
+
+
+Acts = dict[str, Callable[[Scheduler], Any]]
+
+ACTS: Acts = {
+    "agenda": lambda scheduler: scheduler.agenda(),
+    "claim": lambda scheduler: scheduler.record_and_claim((), list(scheduler.agenda()), 90, Terms()),
+    "record": lambda scheduler: scheduler.record(
+        [
+            outcome(delivery, 200 if delivery.id % 2 else 503)
+            for delivery in scheduler.record_and_claim((), list(scheduler.agenda()), 20, Terms())[1].deliveries
+        ]
+    ),
+    "status": lambda scheduler: scheduler.status("app-7", "e7"),
+    "event": lambda scheduler: scheduler.event("app-7", "e7"),
+    "cancel": lambda scheduler: scheduler.cancel("app-9", "e2989"),
+    "list": lambda scheduler: scheduler.events("app-7", limit=50),
+    "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
+    "list by status": lambda scheduler: scheduler.events("app-7", status=Status.PENDING, due_from=NOON, due_until=NOON + 99_999_999),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, ManualClock], act: str) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        ACTS[act](scheduler)
+
+    examined = [(s, p) for s, p in seen if s.lstrip().startswith(("SELECT", "UPDATE")) and "events" in s]
+    assert examined
+    for statement, parameters in examined:
+        for step in explain(engines, statement, parameters):
+            assert step["type"] not in {"ALL", "index"}, (statement, step)
+            assert step["key"] is not None or "optimized away" in str(step["Extra"]), (statement, step)
+            assert "filesort" not in str(step["Extra"]), (statement, step)
+            assert "temporary" not in str(step["Extra"]), (statement, step)
+
+
+def test_the_agenda_is_a_loose_scan(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        scheduler.agenda()
+
+    ((statement, parameters),) = [(s, p) for s, p in seen if "GROUP BY" in s]
+    (step,) = explain(engines, statement, parameters)
+
+    assert "Using index for group-by" in step["Extra"]
+    assert int(step["rows"]) < ROWS / 10
+
+
+def test_a_claim_locks_little_more_than_it_takes_and_leaves_the_next_ones_to_others(
+    filled: tuple[database.Engines, Scheduler, ManualClock],
+) -> None:
+    engines, scheduler, _ = filled
+    application = next(application for application, wake_at in scheduler.agenda().items() if wake_at <= NOON)
+
+    def due(conn: Connection) -> list[int]:
+        return [row.id for row in store.lock_due(conn, application, store.BOTTOM, NOON, NOON, 5)]
+
+    with engines.write.connect() as one, engines.write.connect() as two:
+        mine, yours = due(one), due(two)
+        locked = one.execute(
+            text("SELECT trx_rows_locked FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = CONNECTION_ID()")
+        ).scalar_one()
+        one.rollback()
+        two.rollback()
+
+    assert (len(mine), len(yours)) == (5, 5)
+    assert not set(mine) & set(yours)
+    assert locked <= 2 * 5 + 2

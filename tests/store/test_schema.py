@@ -1,0 +1,112 @@
+"""The tables: migrated and fresh ones are the same, and two that make them at once do not break one another."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+from cassata import database, schema
+from cassata.errors import ConfigError, DatabaseUnavailable, TablesMissing, TablesOutdated, TablesTooNew
+from cassata.scheduler import Scheduler
+
+DDL = Path(__file__).parents[2] / "sql"
+
+
+@pytest.fixture(params=["sqlite", "mariadb"])
+def empty_url(request: pytest.FixtureRequest) -> str:
+    url: str = request.getfixturevalue(f"empty_{request.param}_url")
+    return url
+
+
+def facts_of(engines: database.Engines) -> dict[str, Any]:
+    """Read what the database itself says about the tables."""
+    found = inspect(engines.read)
+    return {
+        table: (
+            [(c["name"], str(c["type"]), c["nullable"]) for c in found.get_columns(table)],
+            sorted((str(i["name"]), tuple(i["column_names"])) for i in found.get_indexes(table)),
+            sorted((str(u["name"]), tuple(u["column_names"])) for u in found.get_unique_constraints(table)),
+            found.get_pk_constraint(table)["constrained_columns"],
+        )
+        for table in schema.metadata.tables
+    }
+
+
+def test_a_fresh_schema_equals_a_migrated_one(empty_url: str) -> None:
+    engines = database.open_engines(empty_url)
+    schema.metadata.create_all(engines.write)
+    fresh = facts_of(engines)
+    schema.metadata.drop_all(engines.write)
+
+    database.upgrade(empty_url)
+
+    assert facts_of(engines) == fresh
+    with engines.read.connect() as conn:
+        assert compare_metadata(MigrationContext.configure(conn, opts={"compare_type": True}), schema.metadata) == []
+    engines.dispose()
+
+
+def test_the_code_needs_the_newest_migration() -> None:
+    assert ScriptDirectory.from_config(database.alembic_config()).get_heads() == [schema.VERSION]
+
+
+@pytest.mark.parametrize("dialect", ["mysql", "sqlite"])
+def test_the_ddl_for_administrators_is_what_the_migrations_do(dialect: str) -> None:
+    """To render it anew: CASSATA_RENDER_DDL=1 bin/test tests/store/test_schema.py"""
+    rendered = io.StringIO()
+    settings = database.alembic_config()
+    settings.output_buffer = rendered
+    settings.set_main_option("dialect", dialect)
+    command.upgrade(settings, "head", sql=True)
+    text_ = f"-- Cassata's tables for {dialect}, at version {schema.VERSION}. 'cassata db upgrade' makes the same.\n\n"
+    text_ += "\n".join(line.rstrip() for line in rendered.getvalue().strip().splitlines()) + "\n"
+    file = DDL / f"{dialect}.sql"
+    if os.environ.get("CASSATA_RENDER_DDL"):
+        file.write_text(text_)
+
+    assert file.read_text() == text_
+
+
+def test_eight_upgrades_at_once_make_one_schema(empty_url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(lambda _: database.upgrade(empty_url), range(8)))
+
+    assert versions == [schema.VERSION] * 8
+    Scheduler.open(empty_url).close()
+
+
+def test_without_tables_it_refuses_and_says_what_to_type(empty_url: str) -> None:
+    with pytest.raises(TablesMissing, match="cassata db upgrade"):
+        Scheduler.open(empty_url)
+
+
+@pytest.mark.parametrize(("version", "error"), [("0000", TablesOutdated), ("9999", TablesTooNew)])
+def test_tables_of_another_version_are_refused(database_url: str, version: str, error: type[Exception]) -> None:
+    engines = database.open_engines(database_url)
+    with engines.write.begin() as conn:
+        conn.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+    engines.dispose()
+
+    with pytest.raises(error):
+        Scheduler.open(database_url)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "postgresql://h/d", "mysql+pymysql://h", "sqlite://", "sqlite:///:memory:", "oracle://x/y"])
+def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"database\.url"):
+        database.open_engines(url)
+
+
+def test_a_database_that_is_away_is_named_so(free_port: Any) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        Scheduler.open(f"mysql+pymysql://root@127.0.0.1:{free_port()}/none")
