@@ -1,0 +1,536 @@
+"""Sends what is due. Knows threads and time only: the life of an event is the Scheduler's, the wire is the courier's."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from types import FrameType
+
+from cassata import config, telemetry
+from cassata.config import Settings
+from cassata.courier import Courier, CourierSettings
+from cassata.courier.retry import RetryPolicy
+from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
+from cassata.model import Delivery, Outcome
+from cassata.scheduler import Scheduler, Terms
+
+LINGER_SECONDS = 0.025
+"""So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
+LONGEST_POLL_SECONDS = 0.25
+"""So soon a thread notices that it should stop."""
+LOOK_SHARE = 0.04
+"""A look at the agenda may cost this share of the time between two looks."""
+LONGEST_PAUSE_SECONDS = 5.0
+STOP_WITHOUT_DATABASE_SECONDS = 10.0
+RESTART_SECONDS = (0.1, 5.0)
+
+
+@dataclass(slots=True)
+class Agenda:
+    """When each application (by its number) may next be looked at. Owned by whoever is on watch.
+
+    The order of `wakes` is the rotation: whose turn is longest ago stands first.
+    """
+
+    interval: float
+    wakes: dict[int, int] = field(default_factory=dict)
+    next_look: float = 0.0
+    backlog: bool = False  # read by every thread: more is due than the last claim could take
+
+    def replace(self, seen: Mapping[int, int], cost: float) -> None:
+        """Take over what a look at the database showed, and plan the next one: later where looks are dear."""
+        kept = {application: seen[application] for application in self.wakes if application in seen}
+        self.wakes = {**kept, **seen}
+        self.next_look = time.monotonic() + max(self.interval, cost / LOOK_SHARE)
+
+    def note(self, wakes: Mapping[int, int | None]) -> None:
+        """Put the applications that have just had their turn at the end of the rotation."""
+        for application, wake_at in wakes.items():
+            self.wakes.pop(application, None)
+            if wake_at is not None:
+                self.wakes[application] = wake_at
+
+    def due(self, until: int, most: int) -> list[int]:
+        return list(islice((application for application, wake_at in self.wakes.items() if wake_at <= until), most))
+
+    def earliest(self) -> int | None:
+        return min(self.wakes.values(), default=None)
+
+
+class Watch:
+    """The turn that the threads of a process take: whoever is on watch looks at the agenda and claims, the others deliver.
+
+    More than about four concurrent claimers on a database slow each other down by stepping over each other's locks, and in
+    a trickle one thread awake does for all.
+    """
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.agenda = agenda
+        self.turn = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Held:
+    """A claimed delivery that waits for its instant. Begun after `start_by` (monotonic), it could outlast its lease."""
+
+    send_at: int
+    order: int
+    start_by: float = field(compare=False)
+    delivery: Delivery = field(compare=False)
+
+
+class WorkerThread(threading.Thread):
+    """Claims, sends and records, sharing nothing with other threads but the watch."""
+
+    def __init__(
+        self, name: str, scheduler: Scheduler, courier: Courier, watch: Watch, terms: Terms, batch: int, stopping: threading.Event
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.clean = True  # read by the process once the thread has ended: nothing was left unrecorded
+        self._scheduler = scheduler
+        self._courier = courier
+        self._watch = watch
+        self._terms = terms
+        self._batch = batch
+        self._stopping = stopping
+        self._on_watch = False
+        self._held: list[Held] = []  # a heap
+        self._claims = 0
+        self._outcomes: list[Outcome] = []
+        self._first_outcome_at = 0.0
+
+    def run(self) -> None:
+        failures = 0
+        give_up_at: float | None = None
+        while not self._finished():
+            try:
+                self.step()
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - a loop that died silently would be an outage that looks healthy
+                failures += 1
+                self._leave_watch()
+                _tell(error)
+                self._pause(failures)
+            if self._stopping.is_set() and failures:
+                give_up_at = give_up_at or time.monotonic() + STOP_WITHOUT_DATABASE_SECONDS
+                if time.monotonic() > give_up_at:
+                    break
+        self._end()
+
+    def step(self) -> None:
+        """Make one round: wait until something may happen, then do what can be done."""
+        self._collect(self._courier.poll(self._patience()))
+        self._send_held()
+        if self._stopping.is_set():
+            self._drain()
+            return
+        self._go_on_watch()
+        if self._on_watch:
+            self._look()
+        if self._should_exchange():
+            self._exchange()
+
+    # --- waiting -------------------------------------------------------------------------------------------------------
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing can need this thread, unless a delivery ends."""
+        if self._stopping.is_set():
+            return LINGER_SECONDS if self._courier.busy else 0
+        if self._is_idle() and not self._on_watch:
+            return 0  # it waits for its turn instead
+        waits = [LONGEST_POLL_SECONDS, *self._waits()]
+        return max(0.0, min(waits))
+
+    def _waits(self) -> Iterator[float]:
+        now = time.monotonic()
+        if self._held:
+            yield self._until(self._held[0].send_at)
+        if self._outcomes:
+            yield self._first_outcome_at + LINGER_SECONDS - now
+        agenda = self._watch.agenda
+        if self._on_watch:
+            yield agenda.next_look - now
+            earliest = agenda.earliest()
+            if earliest is not None and self._free():
+                yield self._until(earliest - self._terms.look_ahead_ms)
+        elif self._free():
+            yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
+
+    def _until(self, instant: int) -> float:
+        return (instant - self._scheduler.clock.estimate()) / 1000
+
+    def _free(self) -> int:
+        return max(0, self._courier.free - len(self._held))
+
+    def _is_idle(self) -> bool:
+        return not (self._courier.busy or self._held or self._outcomes)
+
+    def _go_on_watch(self) -> None:
+        if self._on_watch or not self._free():
+            return
+        if self._is_idle():
+            self._on_watch = self._watch.turn.acquire(timeout=1)
+        else:
+            self._on_watch = self._watch.turn.acquire(blocking=False)
+
+    def _leave_watch(self) -> None:
+        if self._on_watch:
+            self._on_watch = False
+            self._watch.turn.release()
+
+    # --- claiming and recording ------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        agenda = self._watch.agenda
+        began = time.monotonic()
+        if began >= agenda.next_look:
+            seen = self._scheduler.agenda()
+            agenda.replace(seen, time.monotonic() - began)
+
+    def _should_exchange(self) -> bool:
+        if self._outcomes:
+            waited = time.monotonic() - self._first_outcome_at
+            if waited >= LINGER_SECONDS or len(self._outcomes) >= self._batch:
+                return True
+        return bool(self._claimable())
+
+    def _claimable(self) -> list[int]:
+        """Return the applications to claim from now, none unless this thread is on watch and has room."""
+        room = min(self._batch, self._free())
+        if not self._on_watch or not room:
+            return []
+        return self._watch.agenda.due(self._scheduler.clock.estimate() + self._terms.look_ahead_ms, room)
+
+    def _exchange(self) -> None:
+        """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
+        applications = self._claimable()
+        limit = min(self._batch, self._free())
+        began = time.monotonic()
+        try:
+            _, claimed = self._scheduler.record_and_claim(self._outcomes, applications, limit, self._terms)
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            self._salvage()
+            raise
+        self._outcomes = []
+        for delivery in claimed.deliveries:
+            self._hold(delivery, began)
+        if self._on_watch:
+            agenda = self._watch.agenda
+            agenda.note(claimed.wakes)
+            agenda.backlog = len(claimed.deliveries) == limit
+            if agenda.backlog or self._free() < self._courier.free // 2:
+                self._leave_watch()
+        if claimed.buried:
+            telemetry.emit("events buried", level="warning", count=claimed.buried, reason="their workers were lost")
+        self._send_held()
+
+    def _salvage(self) -> None:
+        """Record one by one, so that an outcome that cannot be written takes no other with it. Its event's lease will run out."""
+        outcomes, self._outcomes = self._outcomes, []
+        for outcome in outcomes:
+            try:
+                self._scheduler.record([outcome])
+            except DatabaseUnavailable:
+                self._outcomes.append(outcome)
+            except Exception as error:  # noqa: BLE001
+                facts = {"application_id": outcome.delivery.application_id, "event_id": outcome.delivery.event_id}
+                telemetry.emit("outcome not recorded", level="error", error=repr(error), **facts)
+
+    # --- sending -------------------------------------------------------------------------------------------------------
+
+    def _hold(self, delivery: Delivery, claimed_at: float) -> None:
+        self._claims += 1
+        # The lease began at `claimed_at` at the earliest, and lasts for the look-ahead, the deadline and the margin.
+        start_by = claimed_at + (self._terms.look_ahead_ms + self._terms.lease_margin_ms / 2) / 1000
+        heapq.heappush(self._held, Held(delivery.send_at, self._claims, start_by, delivery))
+
+    def _send_held(self) -> None:
+        if not self._held:
+            return
+        now = self._scheduler.clock.estimate()
+        late: list[Delivery] = []
+        while self._held and self._held[0].send_at <= now:
+            held = heapq.heappop(self._held)
+            if time.monotonic() > held.start_by:
+                late.append(held.delivery)  # this process was stopped for a while: the lease may end before the delivery does
+            else:
+                self._courier.submit(held.delivery, started_at=now)
+        if late:
+            self._scheduler.release(late)
+
+    def _collect(self, outcomes: list[Outcome]) -> None:
+        if outcomes and not self._outcomes:
+            self._first_outcome_at = time.monotonic()
+        self._outcomes += outcomes
+
+    # --- stopping ------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        """Claim no more, put back what has not begun, record what has."""
+        self._leave_watch()
+        if self._held:
+            self._scheduler.release([held.delivery for held in self._held])
+            self._held = []
+        if self._outcomes:
+            self._exchange()
+
+    def _finished(self) -> bool:
+        return self._stopping.is_set() and self._is_idle()
+
+    def _pause(self, failures: int) -> None:
+        """Wait before the next try, with what is under way still moving along."""
+        longest = min(LONGEST_PAUSE_SECONDS, 0.05 * 2 ** min(failures, 10))
+        until = time.monotonic() + longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
+        while (left := until - time.monotonic()) > 0 and not (self._stopping.is_set() and failures < 2):
+            self._collect(self._courier.poll(min(left, LONGEST_POLL_SECONDS)))
+
+    def _end(self) -> None:
+        self._leave_watch()
+        self._courier.close()
+        unrecorded = len(self._outcomes) + len(self._held)
+        if unrecorded:
+            self.clean = False
+            telemetry.emit("stopped without the database", level="error", unrecorded=unrecorded, effect="they will be sent again")
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, DatabaseUnavailable):
+        telemetry.emit("database unavailable", level="warning", error=str(error))
+    else:
+        telemetry.emit("worker thread stumbled", level="error", error=repr(error), exc_info=error)
+
+
+# --- one process -------------------------------------------------------------------------------------------------------
+
+
+class Wakeup:
+    """Turns signals into bytes on a pipe: the main thread waits for them, and nothing happens inside a handler."""
+
+    def __init__(self, *, also: int | None = None) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._also = also
+        signal.set_wakeup_fd(self._write)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _heard)
+
+    def wait(self, seconds: float) -> int:
+        """Return how many times to stop was asked within so many seconds: by a signal, or by the end of `also`."""
+        watched = [self._read] if self._also is None else [self._read, self._also]
+        ready, _, _ = select.select(watched, [], [], seconds)
+        asked = 0
+        if self._read in ready:
+            asked += sum(1 for number in os.read(self._read, 64) if number in (signal.SIGTERM, signal.SIGINT))
+        if self._also in ready:
+            self._also = None
+            asked += 1
+        return asked
+
+
+def _heard(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the byte on the pipe is what is acted on."""
+
+
+class WorkerProcess:
+    """The threads of one process, from start to drained."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        worker = settings.worker
+        self._scheduler = scheduler
+        self._stopping = threading.Event()
+        looks = min(1 / worker.looks_per_second, worker.worker_thread_polling_interval)
+        watch = Watch(Agenda(interval=looks))
+        self._threads = [
+            WorkerThread(
+                f"worker-{number}",
+                scheduler,
+                make_courier(worker),
+                watch,
+                terms_of(worker),
+                worker.num_events_processed_per_transaction,
+                self._stopping,
+            )
+            for number in range(worker.num_worker_threads)
+        ]
+
+    def run(self, wakeup: Wakeup) -> int:
+        """Work until asked to stop; return the exit code. Asked twice, drop everything: leases bring it back."""
+        for thread in self._threads:
+            thread.start()
+        while any(thread.is_alive() for thread in self._threads):
+            asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
+            if asked > 1 or (asked and self._stopping.is_set()):
+                telemetry.emit("worker stops at once", level="warning")
+                os._exit(1)
+            if asked:
+                telemetry.emit("worker stopping")
+                self._stopping.set()
+            if not self._stopping.is_set() and not all(thread.is_alive() for thread in self._threads):
+                telemetry.emit("a worker thread has died", level="error")
+                self._stopping.set()
+                self._threads[0].clean = False
+        self._scheduler.close()
+        clean = all(thread.clean for thread in self._threads)
+        telemetry.emit("worker stopped", level="info" if clean else "error")
+        return 0 if clean else 1
+
+
+def terms_of(worker: config.Worker) -> Terms:
+    return Terms(
+        request_timeout_ms=int(worker.request_timeout_seconds * 1000),
+        lease_margin_ms=int(worker.lease_margin_seconds * 1000),
+        look_ahead_ms=worker.look_ahead_milliseconds,
+    )
+
+
+def make_courier(worker: config.Worker) -> Courier:
+    settings = CourierSettings(
+        slots=worker.max_in_flight_per_thread,
+        connect_timeout=worker.connect_timeout_seconds,
+        request_timeout=worker.request_timeout_seconds,
+        response_read_bytes=worker.response_read_bytes,
+        ca_bundle=worker.ca_bundle,
+    )
+    if worker.courier == "requests":
+        from cassata.courier.pool import PoolCourier
+
+        return PoolCourier(settings)
+    try:
+        from cassata.courier.curl import CurlCourier
+    except ImportError as error:
+        raise ConfigError(f"worker.courier 'curl' needs pycurl ({error}): install it, or set worker.courier to 'requests'") from error
+    return CurlCourier(settings)
+
+
+def open_scheduler(settings: Settings, database_url: str, *, create_tables: bool) -> Scheduler:
+    worker = settings.worker
+    retry = RetryPolicy(
+        count=worker.http_retry_count,
+        initial_ms=int(worker.retry_backoff_initial_seconds * 1000),
+        multiplier=worker.retry_backoff_multiplier,
+        maximum_ms=int(worker.retry_backoff_maximum_seconds * 1000),
+    )
+    return Scheduler.open(
+        database_url, create_tables=create_tables, settings=settings.database, pool_size=worker.num_worker_threads, retry=retry
+    )
+
+
+def run(settings: Settings, *, database_url: str, create_tables: bool = False, on_ready: Callable[[], None] | None = None) -> int:
+    """Run the worker in the foreground until it is told to stop; return the exit code.
+
+    `on_ready` is called once the database and its tables have been found usable. Raises what Scheduler.open raises.
+    """
+    scheduler = open_scheduler(settings, database_url, create_tables=create_tables)
+    worker = settings.worker
+    facts = {"processes": worker.processes, "threads": worker.num_worker_threads, "courier": worker.courier}
+    if worker.processes > 1:
+        scheduler.close()
+        supervisor = Supervisor(settings, database_url)
+        _announce(on_ready, database_url, facts)
+        return supervisor.run()
+    process = WorkerProcess(settings, scheduler)
+    wakeup = Wakeup()
+    _announce(on_ready, database_url, facts)
+    return process.run(wakeup)
+
+
+def _announce(on_ready: Callable[[], None] | None, database_url: str, facts: Mapping[str, object]) -> None:
+    telemetry.emit("worker started", database=config.masked(database_url), pid=os.getpid(), **facts)
+    if on_ready is not None:
+        on_ready()
+
+
+# --- many processes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Child:
+    number: int
+    process: subprocess.Popen[str]
+    started_at: float
+    restart_seconds: float
+
+
+class Supervisor:
+    """Keeps a number of worker processes alive. They share nothing, and are started afresh rather than forked."""
+
+    def __init__(self, settings: Settings, database_url: str) -> None:
+        self._settings = settings
+        self._database_url = database_url
+        self._wakeup = Wakeup()
+
+    def run(self) -> int:
+        children = [self._start(number, RESTART_SECONDS[0]) for number in range(1, self._settings.worker.processes + 1)]
+        while not (asked := self._wakeup.wait(0.2)):
+            children = [self._kept_alive(child) for child in children]
+        telemetry.emit("worker stopping", processes=len(children))
+        return self._stop(children, at_once=asked > 1)
+
+    def _start(self, number: int, restart_seconds: float) -> Child:
+        single = self._settings.worker.model_copy(update={"processes": 1})
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from cassata.worker import run_child; run_child()"],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor alone, which passes it on once
+        )
+        # The settings come over a pipe that then stays open: no password in the list of processes, and its end tells a
+        # child that its supervisor is gone.
+        pipe = process.stdin
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.write(self._settings.model_copy(update={"worker": single}).model_dump_json(by_alias=True) + "\n")
+                pipe.write(self._database_url + "\n")
+                pipe.flush()
+        return Child(number, process, time.monotonic(), restart_seconds)
+
+    def _kept_alive(self, child: Child) -> Child:
+        code = child.process.poll()
+        if code is None:
+            return child
+        lived = time.monotonic() - child.started_at
+        shortest, longest = RESTART_SECONDS
+        wait = shortest if lived > longest else min(longest, child.restart_seconds * 2)
+        if lived < child.restart_seconds:
+            return child  # looked at again shortly
+        telemetry.emit("worker process died", level="error", number=child.number, code=code, lived_seconds=round(lived, 1))
+        return self._start(child.number, wait)
+
+    def _stop(self, children: list[Child], *, at_once: bool) -> int:
+        for child in children:
+            child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+        while any(child.process.poll() is None for child in children):
+            if self._wakeup.wait(0.1):
+                at_once = True
+                for child in children:
+                    child.process.kill()
+        clean = not at_once and all(child.process.returncode == 0 for child in children)
+        telemetry.emit("worker stopped", level="info" if clean else "error")
+        return 0 if clean else 1
+
+
+def run_child() -> None:
+    """Be one of a supervisor's processes: settings come on standard input, whose end means that the supervisor is gone."""
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    database_url = sys.stdin.readline().rstrip("\n")
+    telemetry.configure_logging(settings.logging.level, settings.logging.format)
+    wakeup = Wakeup(also=sys.stdin.fileno())
+    try:
+        scheduler = open_scheduler(settings, database_url, create_tables=False)
+        sys.exit(WorkerProcess(settings, scheduler).run(wakeup))
+    except CassataError as error:
+        telemetry.emit("worker cannot start", level="error", error=str(error))
+        sys.exit(1)
