@@ -25,7 +25,8 @@ def unsubscribe(subscriber: Subscriber) -> None:
 def emit(name: str, /, **facts: Any) -> None:
     """Tell every subscriber that `name` happened. Facts are plain values: never a payload, a header or a secret.
 
-    `level` ("debug", "info", "warning", "error"; "info" if absent) says how loud the log is to be about it.
+    `level` ("debug", "info", "warning", "error"; "info" if absent) says how loud the log is to be about it,
+    `exc_info` (an exception) adds its traceback there.
     """
     for subscriber in _subscribers:
         subscriber(name, facts)
@@ -72,13 +73,14 @@ def configure_logging(level: str = "info", format: str = "text") -> None:
 
 def _log(name: str, facts: dict[str, Any]) -> None:
     level = logging.getLevelNamesMapping().get(str(facts.get("level", "info")).upper(), logging.INFO)
-    logging.getLogger("cassata").log(level, "%s", name, extra={"facts": facts})
+    logging.getLogger("cassata").log(level, "%s", name, exc_info=facts.get("exc_info"), extra={"facts": facts})
 
 
 def _add_facts(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     facts = getattr(record.get("_record"), "facts", {})
     for key, value in facts.items():
-        record.setdefault(key, value)
+        if key != "exc_info":
+            record.setdefault(key, value)
     return record
 
 

@@ -329,7 +329,7 @@ def worker_process(_start: Callable[..., Running]) -> Callable[..., Running]:
 
     def start(database_url: str, *flags: str, env: dict[str, str] | None = None) -> Running:
         running = _start("worker", "start", "--database-url", database_url, *flags, env=env)
-        running.wait_until(lambda: "worker_ready" in running.output())
+        running.wait_until(lambda: "worker started" in running.output())
         return running
 
     return start

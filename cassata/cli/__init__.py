@@ -1,0 +1,70 @@
+"""The `cassata` command. Sub-commands are imported when they are called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+from typing import IO, Any
+
+import click
+
+from cassata import __version__
+from cassata.errors import CassataError
+
+COMMANDS = {
+    "service": ("cassata.cli.control", "Start, stop and look at the HTTP service."),
+    "worker": ("cassata.cli.control", "Start, stop and look at the worker, which sends what is due."),
+    "event": ("cassata.cli.event", "Add, look up and delete events over HTTP."),
+    "listen": ("cassata.cli.listen", "Receive requests on this machine, and print them."),
+    "db": ("cassata.cli.db", "Look after the tables."),
+    "config": ("cassata.cli.config", "Check and show the settings."),
+    "demo": ("cassata.cli.demo", "See it work: everything at once, in a temporary folder."),
+}
+"""Where each command lies, and what `--help` says of it; a test holds the sentence against the command's own."""
+
+
+class Failure(click.ClickException):
+    """An error that was foreseen: one sentence, exit code 1."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"cassata: {self.message}", file=file, err=file is None)
+
+
+class Commands(click.Group):
+    """The commands of COMMANDS, and our errors as sentences."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"There is no command {args[0]!r}: known are {', '.join(COMMANDS)}.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CassataError as error:
+            raise Failure(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="cassata %(version)s")
+def cassata() -> None:
+    """Cassata sends HTTP requests at the time you ask for, at least once.
+
+    `cassata demo` shows it at work. Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not running.
+    """
+
+
+def main() -> None:
+    cassata(prog_name="cassata")

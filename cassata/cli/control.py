@@ -1,0 +1,233 @@
+"""`cassata service` and `cassata worker`: start, stop, restart and status of the two processes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cassata import process, telemetry
+from cassata.errors import CassataError
+from cassata.process import AlreadyRunning, PidFile
+
+if TYPE_CHECKING:
+    from cassata.config import Settings
+
+NOT_RUNNING = 3
+
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a start was asked for. `load` reads the settings anew, with the same file and flags."""
+
+    role: str
+    settings: Settings
+    load: Callable[[], Settings]
+    create_tables: bool
+    pid_file: Path
+    pid_file_was_asked_for: bool
+
+
+def plan(role: str, options: dict[str, Any]) -> Plan:
+    """Read the settings. Raises ConfigError."""
+    from cassata import config
+
+    file = options["config"] or config.default_file(role)
+    file = file and file.resolve()
+    flags = flags_of(role, options)
+
+    def load() -> Settings:
+        return config.load(file, flags=flags).settings
+
+    settings = load()
+    create_tables = options["create_tables"] or config.database_url(settings)[1]
+    if role == "service":
+        create_tables = create_tables or settings.service.create_tables_if_not_exists
+    return Plan(role, settings, load, create_tables, pid_file(role, options), options["pid_file"] is not None)
+
+
+def flags_of(role: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Name the settings that the flags stand for; those that were not given are None."""
+    keys = {
+        "host": "service.host",
+        "port": "service.port",
+        "processes": f"{role}.processes",
+        "threads": "service.threads" if role == "service" else "worker.numWorkerThreads",
+        "database_url": "database.url",
+        "log_level": "logging.level",
+        "log_format": "logging.format",
+    }
+    return {key: options.get(name) for name, key in keys.items()}
+
+
+def pid_file(role: str, options: dict[str, Any]) -> Path:
+    return _under_var(options["pid_file"], f"{role}.pid")
+
+
+def _under_var(chosen: Path | None, name: str) -> Path:
+    from cassata import config
+
+    return (chosen or config.home() / "var" / name).absolute()
+
+
+# --- what the commands do ----------------------------------------------------------------------------------------------
+
+
+def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
+    """Be the service or the worker until told to stop; return the exit code."""
+    from cassata import config
+
+    telemetry.configure_logging(plan.settings.logging.level, plan.settings.logging.format)
+    if plan.role == "service":
+        from cassata.service import server
+
+        return server.run(plan.load, create_tables=plan.create_tables, on_ready=on_ready)
+    from cassata import worker
+
+    url, _ = config.database_url(plan.settings)
+    return worker.run(plan.settings, database_url=url, create_tables=plan.create_tables, on_ready=on_ready)
+
+
+def start_here(plan: Plan) -> int:
+    """Run in the foreground. The pid file is taken if it is free: in a container nobody may need one."""
+    taken: PidFile | None = None
+    try:
+        taken = PidFile.take(plan.pid_file)
+    except AlreadyRunning as error:
+        click.echo(f"cassata: another {plan.role} holds {plan.pid_file} (pid {error.holder.pid}): this one runs beside it", err=True)
+    except OSError as error:
+        if plan.pid_file_was_asked_for:
+            raise CassataError(f"the pid file {plan.pid_file} cannot be written: {error.strerror}") from error
+    try:
+        return run(plan)
+    finally:
+        if taken is not None:
+            taken.release()
+
+
+def start_in_background(plan: Plan, log_file: Path) -> int:
+    """Start, wait until it is at work, and say so. Raises AlreadyRunning, NotStarted."""
+    found = process.holder(plan.pid_file)
+    if found is not None:
+        raise AlreadyRunning(found)
+
+    def be_it(on_ready: Callable[[], None]) -> int:
+        taken = PidFile.take(plan.pid_file)
+        try:
+            return run(plan, on_ready)
+        finally:
+            taken.release()
+
+    try:
+        pid = process.start_in_background(be_it, log_file)
+    except OSError as error:
+        raise CassataError(f"{error.filename} cannot be written: {error.strerror}") from error
+    click.echo(f"{plan.role} started: pid {pid}, log {log_file}")
+    return 0
+
+
+def stop_it(role: str, path: Path, timeout: float) -> bool:
+    """Stop it if it runs; tell whether it did. Raises StillRunning, CassataError."""
+    try:
+        found = process.stop(path, timeout=timeout)
+    except PermissionError as error:
+        raise CassataError(f"the {role} belongs to somebody else: this user may not stop it") from error
+    click.echo(f"{role} stopped: pid {found.pid}" if found else f"{role} is not running", err=not found)
+    return found is not None
+
+
+# --- the commands ------------------------------------------------------------------------------------------------------
+
+
+def config_option(command: Command) -> Command:
+    shown = click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.option("-c", "--config", type=shown, metavar="FILE", help="Settings; default: config/ROLE.yaml, if it is there.")(command)
+
+
+def pid_file_option(role: str) -> Decorator:
+    return click.option("--pid-file", type=FILE, metavar="FILE", help=f"Default: var/{role}.pid.")
+
+
+def start_options(role: str) -> Decorator:
+    options: list[Decorator] = [
+        config_option,
+        click.option("--database-url", metavar="URL", help="mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:///FILE."),
+        click.option("--create-tables", is_flag=True, help="Make missing tables, and bring old ones up to date."),
+        click.option("-p", "--processes", type=int, metavar="N", help="How many processes."),
+        click.option("-t", "--threads", type=int, metavar="N", help="How many threads in each process."),
+        click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="The least that is logged."),
+        click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged."),
+        click.option("--log-file", type=FILE, metavar="FILE", help=f"In the background; default: var/{role}.log."),
+        pid_file_option(role),
+    ]
+    if role == "service":
+        options.insert(1, click.option("--port", type=int, metavar="PORT", help="Where it listens."))
+        options.insert(1, click.option("--host", metavar="ADDRESS", help="The address it listens on."))
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def timeout_option(command: Command) -> Command:
+    limits = click.FloatRange(min=0)
+    return click.option("--timeout", type=limits, default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")(command)
+
+
+def group_for(role: str, sentence: str) -> click.Group:
+    @click.group(name=role, help=sentence)
+    def group() -> None:
+        pass
+
+    @group.command()
+    @start_options(role)
+    @click.option("--daemon", is_flag=True, help="Go to the background once it is at work.")
+    def start(daemon: bool, **options: Any) -> None:
+        """Start it, in the foreground unless --daemon is given."""
+        asked = plan(role, options)
+        if daemon:
+            sys.exit(start_in_background(asked, _under_var(options["log_file"], f"{role}.log")))
+        if options["log_file"]:
+            raise click.UsageError("--log-file goes with --daemon; in the foreground the log goes to standard error.")
+        sys.exit(start_here(asked))
+
+    @group.command()
+    @timeout_option
+    @pid_file_option(role)
+    def stop(timeout: float, **options: Any) -> None:
+        """Let it finish what is under way, and end."""
+        sys.exit(0 if stop_it(role, pid_file(role, options), timeout) else NOT_RUNNING)
+
+    @group.command()
+    @timeout_option
+    @start_options(role)
+    def restart(timeout: float, **options: Any) -> None:
+        """Stop it if it runs, and start it in the background."""
+        asked = plan(role, options)
+        stop_it(role, asked.pid_file, timeout)
+        sys.exit(start_in_background(asked, _under_var(options["log_file"], f"{role}.log")))
+
+    @group.command()
+    @pid_file_option(role)
+    def status(**options: Any) -> None:
+        """Tell whether it runs."""
+        found = process.holder(pid_file(role, options))
+        click.echo(f"{role} is running: pid {found.pid}, since {found.since}" if found else f"{role} is not running")
+        sys.exit(0 if found else NOT_RUNNING)
+
+    return group
+
+
+service = group_for("service", "Start, stop and look at the HTTP service.")
+worker = group_for("worker", "Start, stop and look at the worker, which sends what is due.")

@@ -1,0 +1,234 @@
+"""The service under gunicorn, driven from code: processes, threads, draining, reloading.
+
+A master process owns the port and looks after the others; each of those opens the database for itself, since no socket may
+be shared over a fork.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+
+from cassata import config, database, telemetry
+from cassata.config import Settings
+from cassata.errors import CassataError, ConfigError
+from cassata.model import Limits
+from cassata.scheduler import Scheduler
+from cassata.service import create_app
+
+BACKLOG = 1024
+GRACEFUL_SECONDS = 30
+"""So long may requests that are under way take to be finished, once the port is closed."""
+SILENT_SECONDS = 30
+"""A process that does not even move its loop for so long is replaced. A slow request alone does not stop the loop."""
+KEEP_ALIVE_SECONDS = 15
+DAY_MS = 86_400_000
+QUIET_PATHS = frozenset({"/livez", "/readyz"})
+
+
+class CannotListen(CassataError):
+    """The address cannot be listened on."""
+
+
+def run(load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable[[], None] | None = None) -> int:
+    """Serve until told to stop, and return the exit code.
+
+    `load` reads the settings, now and again on SIGHUP. `on_ready` is called once requests are answered, in a child process,
+    and may be called again later. Raises CannotListen, and what Scheduler.open raises.
+    """
+    settings = load()
+    url, _ = config.database_url(settings)
+    Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=1).close()
+    listener = listen(settings.service.host, settings.service.port)
+    master = os.getpid()
+    try:
+        Server(load, settings, listener, on_ready).run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        if os.getpid() != master:  # a child: what lies further up the stack is the master's to clean up
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code & 0xFF)
+        return 1 if code else 0
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the port before gunicorn does, which would try for five seconds and say little."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise ConfigError(f"service.host {host!r} is not an address: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(_why_not(error, host, port)) from error
+    return listener
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what listens there, or choose another one with --port"
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be opened by this user: choose one above 1023 with --port"
+    return f"port {port} on {host} cannot be opened: {error.strerror}"
+
+
+def limits_of(service: config.Service) -> Limits:
+    return Limits(
+        payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS
+    )
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn's view of the service: `load_config` in the master, now and on SIGHUP; `load` in every child."""
+
+    def __init__(
+        self, load: Callable[[], Settings], settings: Settings, listener: socket.socket, on_ready: Callable[[], None] | None
+    ) -> None:
+        self._load = load
+        self.settings = settings
+        self._descriptor = listener.detach()
+        self._on_ready = on_ready
+        self._scheduler: Scheduler | None = None
+        self._draining = mmap.mmap(-1, 1)  # one byte that all processes see
+        super().__init__()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining[0] == 1
+
+    def drain(self) -> None:
+        self._draining[0] = 1
+
+    def load_config(self) -> None:
+        service = self.settings.service
+        choices: dict[str, Any] = {
+            "bind": f"fd://{self._descriptor}",
+            "worker_class": "gthread",
+            "workers": service.processes,
+            "threads": service.threads,
+            "timeout": SILENT_SECONDS,
+            "graceful_timeout": GRACEFUL_SECONDS,
+            "keepalive": KEEP_ALIVE_SECONDS,
+            "control_socket_disable": True,
+            "accesslog": "-" if service.access_log else None,
+            "loglevel": self.settings.logging.level,
+            "logger_class": Log,
+            "proc_name": "cassata",
+            "when_ready": self._announce,
+            "post_worker_init": self._began,
+            "worker_exit": self._ended,
+        }
+        for name, value in choices.items():
+            self.cfg.set(name, value)
+
+    def reload(self) -> None:
+        """Read the settings again (SIGHUP); with mistakes in them, keep those in force. The port stays as it is."""
+        try:
+            settings = self._load()
+        except CassataError as error:
+            telemetry.emit("settings not reloaded", level="error", error=str(error))
+            return
+        self.settings = settings
+        telemetry.configure_logging(settings.logging.level, settings.logging.format)
+        super().reload()
+        telemetry.emit("settings reloaded")
+
+    def load(self) -> Flask:
+        """Make the application, in a child. The database may be away at the moment: /readyz says so, nothing ends of it."""
+        service = self.settings.service
+        url, _ = config.database_url(self.settings)
+        engines = database.open_engines(url, self.settings.database, pool_size=service.threads)
+        self._scheduler = Scheduler(engines, limits=limits_of(service))
+        app = create_app(self._scheduler, service)
+        app.extensions["cassata.draining"] = lambda: self.is_draining
+        return app
+
+    def run(self) -> None:
+        Master(self).run()
+
+    # gunicorn's hooks: it tells them apart by how many arguments they take.
+
+    def _announce(self, _master: Any) -> None:
+        service, (url, _) = self.settings.service, config.database_url(self.settings)
+        facts = {"url": f"http://{_bracketed(service.host)}:{service.port}", "pid": os.getpid()}
+        telemetry.emit(
+            "service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads
+        )
+
+    def _began(self, _worker: Any) -> None:
+        if self._on_ready is not None:
+            self._on_ready()
+
+    def _ended(self, _master: Any, _worker: Any) -> None:
+        if self._scheduler is not None:
+            self._scheduler.close()
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's master, with one step more on SIGTERM: for `drainSeconds` it serves on while /readyz answers 503."""
+
+    def __init__(self, app: Server) -> None:
+        self._server = app
+        self._close_at: float | None = None
+        super().__init__(app)
+
+    def handle_term(self) -> None:
+        seconds = self._server.settings.service.drain_seconds
+        if not seconds or self._server.is_draining:  # asked twice: close at once
+            raise StopIteration
+        self._server.drain()
+        self._close_at = time.monotonic() + seconds
+        telemetry.emit("service draining", seconds=seconds)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[signal.Signals]:
+        if self._close_at is None:
+            return list(super().wait_for_signals(timeout))
+        left = self._close_at - time.monotonic()
+        if left <= 0:
+            raise StopIteration
+        return list(super().wait_for_signals(min(timeout, left)))
+
+
+class Log(Logger):  # type: ignore[misc]
+    """gunicorn's records, in our log."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for log in (self.error_log, self.access_log):
+            log.handlers.clear()
+            log.propagate = True
+
+    def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:  # noqa: ARG002
+        if self.cfg.accesslog is None or environ["PATH_INFO"] in QUIET_PATHS:
+            return
+        telemetry.emit(
+            "request",
+            remote=environ.get("REMOTE_ADDR"),
+            method=environ["REQUEST_METHOD"],
+            path=environ["RAW_URI"],
+            status=resp.status_code,
+            bytes=resp.sent,
+            ms=round(request_time.total_seconds() * 1000, 1),
+        )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
