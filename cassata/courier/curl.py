@@ -1,0 +1,407 @@
+"""Requests through libcurl: one multi handle, any number of receivers at once, on the thread that owns the courier.
+
+libcurl brings in C what would otherwise be hand-written: a wall-clock deadline, connection reuse, TLS, and a voice for us in
+every dial. Host names are looked up outside of it, see `names`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import selectors
+import socket
+import time
+from functools import lru_cache
+from typing import Any
+
+import certifi
+import pycurl
+
+from cassata.courier import CourierSettings, message
+from cassata.courier.address import refusal
+from cassata.courier.names import Answer, Names
+from cassata.model import Delivery, ErrorKind, Outcome
+
+_AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
+_LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
+
+_ERRORS = {
+    pycurl.E_COULDNT_RESOLVE_HOST: ErrorKind.DNS_FAILED,
+    pycurl.E_COULDNT_CONNECT: ErrorKind.CONNECT_FAILED,
+    pycurl.E_OPERATION_TIMEDOUT: ErrorKind.TIMEOUT,
+    pycurl.E_SSL_CONNECT_ERROR: ErrorKind.TLS_FAILED,
+    pycurl.E_PEER_FAILED_VERIFICATION: ErrorKind.TLS_FAILED,
+    pycurl.E_SSL_CACERT_BADFILE: ErrorKind.TLS_FAILED,
+    pycurl.E_SSL_CERTPROBLEM: ErrorKind.TLS_FAILED,
+    pycurl.E_SSL_CIPHER: ErrorKind.TLS_FAILED,
+    pycurl.E_SSL_ISSUER_ERROR: ErrorKind.TLS_FAILED,
+    pycurl.E_SSL_INVALIDCERTSTATUS: ErrorKind.TLS_FAILED,
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: ErrorKind.BAD_RESPONSE,
+    pycurl.E_BAD_CONTENT_ENCODING: ErrorKind.BAD_RESPONSE,
+    pycurl.E_WRITE_ERROR: ErrorKind.BAD_RESPONSE,
+    pycurl.E_URL_MALFORMAT: ErrorKind.UNSENDABLE,
+    pycurl.E_UNSUPPORTED_PROTOCOL: ErrorKind.UNSENDABLE,
+    pycurl.E_BAD_FUNCTION_ARGUMENT: ErrorKind.UNSENDABLE,
+}
+"""What libcurl's numbers mean. Any other one ended a conversation that had begun, and may go better the next time."""
+
+
+class CurlCourier:
+    """The courier for HTTP. `poll` must be called often: nothing moves, and no deadline is seen, outside of it."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        self._idle: list[_Transfer] = []
+        self._under_way: dict[pycurl.Curl, _Transfer] = {}
+        self._unresolved: dict[str, list[_Transfer]] = {}
+        self._ended: list[Outcome] = []
+        self._running = 0
+        self._timer_at = float("inf")
+        self._selector = selectors.DefaultSelector()  # epoll: pycurl's own `select` sees no descriptor above 1023
+        self._bell, self._bell_rope = socket.socketpair()
+        self._bell.setblocking(False)
+        self._bell_rope.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._names = Names(settings.slots, self._ring)
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_MAXCONNECTS, settings.slots)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+
+    @property
+    def busy(self) -> int:
+        return len(self._under_way) + sum(map(len, self._unresolved.values())) + len(self._ended)
+
+    @property
+    def free(self) -> int:
+        return max(0, self._settings.slots - self.busy)
+
+    def submit(self, delivery: Delivery, *, started_at: int) -> None:
+        transfer = self._idle.pop() if self._idle else _Transfer(self._settings)
+        try:
+            transfer.load(delivery, started_at)
+        except Exception as error:  # noqa: BLE001  one odd event must not stop the others: every ending is an Outcome
+            self._end(transfer, ErrorKind.UNSENDABLE, str(error) or type(error).__name__)
+        else:
+            self._send(transfer)
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        until = time.monotonic() + timeout
+        while True:
+            self._turn(until)
+            if self._ended or time.monotonic() >= until:
+                ended, self._ended = self._ended, []
+                return ended
+
+    def close(self) -> None:
+        self._names.close()
+        for transfer in self._under_way.values():
+            self._multi.remove_handle(transfer.easy)
+            transfer.easy.close()
+        for transfer in (*self._idle, *(waiting for queue in self._unresolved.values() for waiting in queue)):
+            transfer.easy.close()
+        self._multi.close()  # still tells `_watch` about its sockets, so the selector goes last
+        self._under_way.clear()
+        self._unresolved.clear()
+        self._idle.clear()
+        self._ended.clear()
+        self._selector.close()
+        self._bell.close()
+        self._bell_rope.close()
+
+    # --- sending --------------------------------------------------------------------------------------------------------
+
+    def _send(self, transfer: _Transfer) -> None:
+        """Start the transfer, or let it wait for its host's addresses."""
+        addresses = self._names.addresses(transfer.host)
+        if addresses is None:
+            self._unresolved.setdefault(transfer.host, []).append(transfer)
+            self._names.look_up(transfer.host)
+        else:
+            self._start(transfer, addresses)
+
+    def _start(self, transfer: _Transfer, addresses: tuple[str, ...]) -> None:
+        try:
+            transfer.aim(addresses)
+            self._multi.add_handle(transfer.easy)
+        except pycurl.error as error:
+            self._end(transfer, ErrorKind.UNSENDABLE, str(error))
+        else:
+            self._under_way[transfer.easy] = transfer
+            self._running += 1
+
+    def _end(self, transfer: _Transfer, error: ErrorKind, detail: str) -> None:
+        """End a delivery that libcurl has not, or no longer, in its hands."""
+        self._ended.append(transfer.outcome(error=error, detail=detail))
+        self._idle.append(transfer)
+
+    # --- moving along ---------------------------------------------------------------------------------------------------
+
+    def _turn(self, until: float) -> None:
+        """Do what is due, wait for whatever comes first, and do that."""
+        if self._timer_at <= time.monotonic():
+            self._timer_at = float("inf")
+            self._act(pycurl.SOCKET_TIMEOUT, 0)
+        for key, events in self._selector.select(self._patience(until)):
+            if key.fileobj is self._bell:
+                self._take_answers()
+            else:
+                self._act(key.fd, events)
+        if self._unresolved:
+            self._give_up_look_ups()
+        if self._running < len(self._under_way):
+            self._collect()
+
+    def _patience(self, until: float) -> float:
+        if self._ended or self._running < len(self._under_way):
+            return 0
+        if self._unresolved:
+            until = min(until, *(transfer.connect_until for queue in self._unresolved.values() for transfer in queue))
+        return max(0.0, min(until, self._timer_at) - time.monotonic())
+
+    def _act(self, sockfd: int, events: int) -> None:
+        # The bits of selectors (1 read, 2 write) are those of libcurl (CSELECT_IN, CSELECT_OUT).
+        _, self._running = self._multi.socket_action(sockfd, events)
+
+    def _collect(self) -> None:
+        _, complete, failed = self._multi.info_read()
+        for easy in complete:
+            self._finish(easy, pycurl.E_OK, "")
+        for easy, code, text in failed:
+            self._finish(easy, code, text)
+
+    def _finish(self, easy: pycurl.Curl, code: int, text: str) -> None:
+        transfer = self._under_way.pop(easy)
+        self._ended.append(transfer.result(code, text))
+        self._multi.remove_handle(easy)
+        self._idle.append(transfer)
+
+    # --- libcurl's questions --------------------------------------------------------------------------------------------
+
+    def _watch(self, what: int, sockfd: int, _multi: object, _data: object) -> None:
+        if what == pycurl.POLL_REMOVE:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(sockfd)
+            return
+        try:
+            self._selector.modify(sockfd, what)  # POLL_IN, POLL_OUT and POLL_INOUT are the bits of selectors, too
+        except KeyError:
+            self._selector.register(sockfd, what)
+
+    def _set_timer(self, timeout_ms: int) -> None:
+        self._timer_at = time.monotonic() + timeout_ms / 1000 if timeout_ms >= 0 else float("inf")
+
+    # --- names ----------------------------------------------------------------------------------------------------------
+
+    def _ring(self) -> None:
+        """Wake `poll`. The one thing here that other threads call."""
+        with contextlib.suppress(OSError):  # a bell that rings already, or that has been taken down
+            self._bell_rope.send(b"!")
+
+    def _take_answers(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(4096)
+        for answer in self._names.answers():
+            for transfer in self._unresolved.pop(answer.host, ()):
+                self._go_on(transfer, answer)
+
+    def _go_on(self, transfer: _Transfer, answer: Answer) -> None:
+        if answer.problem is None:
+            self._start(transfer, answer.addresses)
+        else:
+            self._end(transfer, ErrorKind.DNS_FAILED, answer.problem)
+
+    def _give_up_look_ups(self) -> None:
+        now = time.monotonic()
+        for host, queue in list(self._unresolved.items()):
+            overdue = [transfer for transfer in queue if transfer.connect_until <= now]
+            for transfer in overdue:
+                queue.remove(transfer)
+                self._end(transfer, ErrorKind.TIMEOUT, f"{host} could not be looked up: {transfer.patience_spent()}")
+            if not queue:
+                del self._unresolved[host]
+
+
+class _Transfer:
+    """An easy handle, used again and again, and the delivery that it carries at the moment."""
+
+    def __init__(self, settings: CourierSettings) -> None:
+        self._settings = settings
+        self._limit = settings.response_read_bytes
+        self._is_listening = False
+        self._is_interim = False
+        self.easy = _new_easy(settings)
+        self.easy.setopt(pycurl.WRITEFUNCTION, self._receive)
+        self.easy.setopt(pycurl.OPENSOCKETFUNCTION, self._dial)
+
+    def load(self, delivery: Delivery, started_at: int) -> None:
+        """Make this delivery its own. Raises whatever is wrong with the delivery."""
+        self._delivery = delivery
+        self._started_at = started_at
+        self._began = time.monotonic()
+        self._until = self._began + message.timeout_seconds(delivery, self._settings)
+        self.connect_until = min(self._until, self._began + self._settings.connect_timeout)
+        self._received = 0
+        self._head = bytearray()
+        self._cut = False
+        self._refusal: str | None = None
+        self._addresses_dialled = 0
+        self.host, self._authority = _destination(delivery.url)
+        self._set_request(delivery)
+
+    def _set_request(self, delivery: Delivery) -> None:
+        """Set every option that differs between deliveries: the handle still has those of its last one."""
+        easy = self.easy
+        body = message.body(delivery)
+        easy.setopt(pycurl.URL, delivery.url)
+        easy.setopt(pycurl.REQUEST_TARGET, message.target(delivery.url))
+        easy.setopt(pycurl.HTTPHEADER, _header_lines(delivery))
+        easy.setopt(pycurl.CUSTOMREQUEST, delivery.method)
+        easy.setopt(pycurl.NOBODY, delivery.method == "HEAD" and body is None)
+        if body is not None:
+            easy.setopt(pycurl.POSTFIELDS, body)
+        elif delivery.method != "HEAD":
+            easy.setopt(pycurl.HTTPGET, 1)
+        self._listen(delivery.method == "HEAD" and body is not None)
+
+    def _listen(self, needed: bool) -> None:
+        """Follow the header lines, if they are all that comes: libcurl knows no HEAD with content, and would wait for more."""
+        if needed:
+            self.easy.setopt(pycurl.HEADERFUNCTION, self._receive_line)
+        elif self._is_listening:
+            self.easy.unsetopt(pycurl.HEADERFUNCTION)
+        self._is_listening = needed
+
+    def aim(self, addresses: tuple[str, ...]) -> None:
+        """Set where to, and how much time is left."""
+        if addresses:
+            self.easy.setopt(pycurl.RESOLVE, [f"+{self._authority}:{','.join(addresses)}"])
+        now = time.monotonic()
+        self.easy.setopt(pycurl.TIMEOUT_MS, _milliseconds(self._until - now))
+        self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(self.connect_until - now))
+
+    # --- while it is under way ------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> int | None:
+        self._received += len(data)
+        if len(self._head) < message.EXCERPT_BYTES:
+            self._head += data
+        if self._received <= self._limit:
+            return None
+        self._cut = True
+        return 0  # libcurl takes it for a failed write, and hangs up
+
+    def _receive_line(self, line: bytes) -> int | None:
+        if line.startswith(b"HTTP/"):
+            self._is_interim = line[8:10] == b" 1"  # HTTP/1.1 100 Continue
+        if line.strip() or self._is_interim:
+            return None
+        self._cut = True
+        return 0
+
+    def _dial(self, _purpose: int, address: Any) -> Any:
+        """Open the socket for a dial to this very address, unless it is one that must not be dialled."""
+        family, kind, protocol, sockaddr = address
+        if reason := refusal(sockaddr[0]):
+            self._refusal = reason
+            return pycurl.SOCKET_BAD
+        self._addresses_dialled += 1
+        try:
+            return _Socket(family, kind, protocol)
+        except OSError:  # out of descriptors, or a machine without IPv6
+            return pycurl.SOCKET_BAD
+
+    # --- how it ended ---------------------------------------------------------------------------------------------------
+
+    def result(self, code: int, text: str) -> Outcome:
+        error, detail = self._judged(code, text)
+        status = self.easy.getinfo(pycurl.RESPONSE_CODE)
+        if status < 200 and error is not None:
+            status = 0  # an interim answer, or none
+        seconds = self.easy.getinfo(pycurl.RETRY_AFTER) if status >= 300 else 0
+        return self.outcome(status, error, detail, seconds * 1000 or None)
+
+    def outcome(
+        self, status: int = 0, error: ErrorKind | None = None, detail: str | None = None, retry_after_ms: int | None = None
+    ) -> Outcome:
+        return Outcome(
+            delivery=self._delivery,
+            started_at=self._started_at,
+            duration_ms=round((time.monotonic() - self._began) * 1000),
+            status_code=status or None,
+            error=error,
+            detail=detail and message.detail(detail),
+            excerpt=message.excerpt(self._head[: self._limit]) if self._head else None,
+            retry_after_ms=retry_after_ms,
+        )
+
+    def patience_spent(self) -> str:
+        """The words for a time-out, by what had been reached."""
+        if self.easy.getinfo(pycurl.PRETRANSFER_TIME) == 0 and self.connect_until < self._until:
+            return message.no_connection(self._settings.connect_timeout)
+        return message.no_answer(message.timeout_seconds(self._delivery, self._settings))
+
+    def _judged(self, code: int, text: str) -> tuple[ErrorKind | None, str | None]:
+        if code == pycurl.E_OK or (code == pycurl.E_WRITE_ERROR and self._cut):
+            return None, None  # enough was read: the status code decides
+        kind = _ERRORS.get(code, ErrorKind.CONNECTION_LOST)
+        if kind is ErrorKind.TIMEOUT:
+            return kind, self.patience_spent()
+        if kind is ErrorKind.CONNECT_FAILED and self._refusal and not self._addresses_dialled:
+            return ErrorKind.BLOCKED_ADDRESS, self._refusal
+        if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
+            return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
+        return kind, text or self.easy.errstr() or pycurl.easy_strerror(code)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))  # 0 would mean no limit at all
+
+
+class _Socket(socket.socket):
+    """A socket that libcurl takes a duplicate of, and that closes itself without a ResourceWarning."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _new_easy(settings: CourierSettings) -> pycurl.Curl:
+    """A handle with everything set that is the same for all deliveries."""
+    easy = pycurl.Curl()
+    easy.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)  # by default libcurl reads file:///etc/passwd
+    easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
+    easy.setopt(pycurl.FOLLOWLOCATION, 0)
+    easy.setopt(pycurl.PROXY, "")  # none, whatever the environment says
+    easy.setopt(pycurl.NOPROXY, "*")
+    easy.setopt(pycurl.NETRC, 0)
+    easy.setopt(pycurl.CAINFO, settings.ca_bundle or certifi.where())
+    easy.unsetopt(pycurl.CAPATH)
+    easy.setopt(pycurl.SSL_VERIFYPEER, 1)
+    easy.setopt(pycurl.SSL_VERIFYHOST, 2)
+    easy.setopt(pycurl.MAXLIFETIME_CONN, _LONGEST_CONNECTION_SECONDS)
+    easy.setopt(pycurl.NOSIGNAL, 1)  # signals belong to the main thread
+    return easy
+
+
+@lru_cache(maxsize=1024)
+def _destination(url: str) -> tuple[str, str]:
+    """The host to look up, and "host:port", by which libcurl files its addresses."""
+    match = _AUTHORITY.match(url)
+    if match is None:
+        return "[]", ""  # nothing to look up: libcurl itself shall say what is wrong
+    scheme, host, port = match.groups()
+    return host, f"{host}:{port or (443 if scheme.lower() == 'https' else 80)}"
+
+
+def _header_lines(delivery: Delivery) -> list[bytes]:
+    lines = [_header_line(name, value) for name, value in message.headers(delivery)]
+    lines.append(b"Expect:")  # without a value: not sent. libcurl would ask for 100-continue above 1 MB
+    if delivery.payload is None:
+        lines.append(b"Content-Type:")  # or libcurl calls every POST x-www-form-urlencoded
+    return lines
+
+
+def _header_line(name: str, value: str) -> bytes:
+    # "Name;" is how libcurl is asked to send an empty value; "Name:" would take the header out.
+    return f"{name}: {value}".encode("latin-1") if value.strip() else f"{name};".encode("latin-1")

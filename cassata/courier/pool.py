@@ -1,0 +1,117 @@
+"""Couriers for whatever blocks: one thread per delivery under way. By default HTTP with `requests`."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from cassata.courier import CourierSettings, message
+from cassata.courier.sender import RequestsSender
+from cassata.courier.threads import Threads
+from cassata.model import Delivery, ErrorKind, Outcome
+
+Deliver = Callable[[Delivery], Outcome]
+"""Sends one delivery, on a thread of the pool, and says how it ended; the pool fills in the times.
+
+It should end by the delivery's deadline. If it does not, or raises, the pool finds the outcome.
+"""
+
+_GRACE_SECONDS = 0.1  # a sender keeps the deadline itself, and knows more about what it has seen: let it speak first
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ticket:
+    delivery: Delivery
+    started_at: int
+    began: float
+    overdue_at: float
+
+
+class PoolCourier:
+    """The courier contract on top of blocking calls.
+
+    A call that has not come back when its deadline passes is reported as a TIMEOUT, and whatever it brings later is
+    discarded; but its slot is free only when its thread is, so that blocked threads are as bounded as busy ones.
+    """
+
+    def __init__(self, settings: CourierSettings, deliver: Deliver | None = None) -> None:
+        self._settings = settings
+        self._resources = contextlib.ExitStack()
+        self._deliver = deliver or self._resources.enter_context(contextlib.closing(RequestsSender(settings)))
+        self._threads = Threads(settings.slots, "courier")
+        self._returned: queue.SimpleQueue[tuple[_Ticket, Outcome]] = queue.SimpleQueue()
+        self._under_way: set[_Ticket] = set()
+        self._given_up: set[_Ticket] = set()
+
+    @property
+    def busy(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def free(self) -> int:
+        return max(0, self._settings.slots - len(self._under_way) - len(self._given_up))
+
+    def submit(self, delivery: Delivery, *, started_at: int) -> None:
+        began = time.monotonic()
+        overdue_at = began + message.timeout_seconds(delivery, self._settings) + _GRACE_SECONDS
+        ticket = _Ticket(delivery, started_at, began, overdue_at)
+        self._under_way.add(ticket)
+        self._threads.run(partial(self._run, ticket))
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        """As the contract says; also returns, with nothing, when a slot has become free again."""
+        until = time.monotonic() + timeout
+        while True:
+            has_returned = self._wait(min([until, *(ticket.overdue_at for ticket in self._under_way)]))
+            ended = [*self._take_returned(), *self._give_up_overdue()]
+            if ended or has_returned or time.monotonic() >= until:
+                return ended
+
+    def close(self) -> None:
+        self._threads.close()
+        self._under_way.clear()
+        self._given_up.clear()
+        self._resources.close()
+
+    def _run(self, ticket: _Ticket) -> None:
+        """What happens on a thread of the pool."""
+        try:
+            outcome = self._deliver(ticket.delivery)
+        except Exception as error:  # noqa: BLE001  the thread must live, and every ending is an Outcome
+            outcome = Outcome(ticket.delivery, 0, 0, error=ErrorKind.UNSENDABLE, detail=message.detail(repr(error)))
+        self._returned.put((ticket, _timed(outcome, ticket)))
+
+    def _wait(self, until: float) -> bool:
+        """Sleep until something has come back; leave it in the queue."""
+        try:
+            first = self._returned.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return False
+        self._returned.put(first)
+        return True
+
+    def _take_returned(self) -> Iterator[Outcome]:
+        while not self._returned.empty():
+            ticket, outcome = self._returned.get()
+            if ticket in self._under_way:
+                self._under_way.remove(ticket)
+                yield outcome
+            self._given_up.discard(ticket)
+
+    def _give_up_overdue(self) -> Iterator[Outcome]:
+        now = time.monotonic()
+        for ticket in [ticket for ticket in self._under_way if ticket.overdue_at <= now]:
+            self._under_way.remove(ticket)
+            self._given_up.add(ticket)
+            seconds = message.timeout_seconds(ticket.delivery, self._settings)
+            outcome = Outcome(ticket.delivery, 0, 0, error=ErrorKind.TIMEOUT, detail=message.no_answer(seconds))
+            yield _timed(outcome, ticket)
+
+
+def _timed(outcome: Outcome, ticket: _Ticket) -> Outcome:
+    duration_ms = round((time.monotonic() - ticket.began) * 1000)
+    return replace(outcome, started_at=ticket.started_at, duration_ms=duration_ms)
