@@ -55,6 +55,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except CassataError as error:
             raise Failure(str(error)) from error
+        except OSError as error:
+            if error.filename is None:  # a closed pipe, for instance, which click knows
+                raise
+            raise Failure(f"{error.filename}: {error.strerror}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

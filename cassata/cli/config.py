@@ -1,0 +1,93 @@
+"""`cassata config`: check what was written, and show what is in force."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cassata.cli.control import config_option
+from cassata.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cassata.config import Loaded
+
+role_argument = click.argument("role", required=False, type=click.Choice(["service", "worker"]))
+
+
+def loaded(role: str | None, file: Path | None) -> Iterator[tuple[str, Path | None, Loaded]]:
+    """Read the settings as each role would; both, if none was named."""
+    from cassata import config
+
+    for each in [role] if role else config.ROLES:
+        chosen = file or config.default_file(each)
+        yield each, chosen, config.load(chosen)
+
+
+@click.group()
+def config() -> None:
+    """Check and show the settings."""
+
+
+@config.command()
+@role_argument
+@config_option
+def check(role: str | None, config: Path | None) -> None:
+    """Say whether the settings can be used, without starting anything."""
+    from cassata.database import open_engines
+
+    problems = []
+    for each in [role] if role else ["service", "worker"]:
+        try:
+            for _, file, found in loaded(each, config):
+                if found.settings.database.url:
+                    open_engines(found.settings.database.url).dispose()  # reads the URL, and does not connect yet
+                click.echo(f"{each}: ok ({file or 'no file: defaults and environment'})")
+        except ConfigError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+@config.command()
+@role_argument
+@config_option
+@click.option("--origin", is_flag=True, help="Say where each value comes from.")
+@click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def show(role: str | None, config: Path | None, origin: bool, output: str) -> None:
+    """Show every setting that is in force, passwords hidden."""
+    shown = {each: _in_force(each, found, origin) for each, _, found in loaded(role, config)}
+    if output == "json":
+        click.echo(json.dumps(shown[role] if role else shown, indent=2))
+        return
+    for each, sections in shown.items():
+        click.echo(f"--- # {each}")
+        click.echo(_yaml(sections))
+
+
+def _in_force(role: str, found: Loaded, origin: bool) -> dict[str, dict[str, Any]]:
+    from cassata import config
+
+    everything = found.settings.model_dump(by_alias=True)
+    everything["database"]["url"] = config.masked(config.database_url(found.settings)[0])
+    sections = {section: everything[section] for section in ("database", role, "logging")}
+    if not origin:
+        return sections
+    return {
+        section: {key: {"value": value, "origin": found.origins.get(f"{section}.{key}", "default")} for key, value in keys.items()}
+        for section, keys in sections.items()
+    }
+
+
+def _yaml(sections: dict[str, dict[str, Any]]) -> str:
+    """Write YAML that can be read again; where a value comes from stands behind it as a comment."""
+    lines = []
+    for section, keys in sections.items():
+        lines.append(f"{section}:")
+        for key, value in keys.items():
+            plain, comment = (value["value"], f"  # {value['origin']}") if isinstance(value, dict) else (value, "")
+            lines.append(f"  {key}: {json.dumps(plain, ensure_ascii=False)}{comment}")
+    return "\n".join(lines)

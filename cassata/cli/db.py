@@ -1,0 +1,52 @@
+"""`cassata db`: the tables and their version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cassata.cli.control import config_option
+
+if TYPE_CHECKING:
+    from cassata.config import Settings
+
+
+def database_option(command: Any) -> Any:
+    return config_option(click.option("--database-url", metavar="URL", help="Which database; default: the configured one.")(command))
+
+
+def _settings(config: Path | None, database_url: str | None) -> tuple[str, Settings]:
+    from cassata import config as configuration
+
+    file = config or configuration.default_file("service")
+    settings = configuration.load(file, flags={"database.url": database_url}).settings
+    return configuration.database_url(settings)[0], settings
+
+
+@click.group()
+def db() -> None:
+    """Look after the tables."""
+
+
+@db.command()
+@database_option
+def upgrade(config: Path | None, database_url: str | None) -> None:
+    """Make the tables, or bring them to the newest version. Two that start at once take turns."""
+    from cassata import database
+
+    url, settings = _settings(config, database_url)
+    click.echo(f"tables are at version {database.upgrade(url, settings.database)}")
+
+
+@db.command()
+@database_option
+def version(config: Path | None, database_url: str | None) -> None:
+    """Tell the version of the tables, and whether this Cassata can use them."""
+    from cassata.scheduler import Scheduler
+    from cassata.schema import VERSION
+
+    url, settings = _settings(config, database_url)
+    Scheduler.open(url, settings=settings.database, pool_size=1).close()
+    click.echo(f"tables are at version {VERSION}")
