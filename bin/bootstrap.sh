@@ -33,13 +33,20 @@ is_set_up() {
 }
 
 # What an install depends on: pyproject.toml, where the checkout lies (the install points to it), and the Python, told by the
-# size of its program because asking it for its version would take longer than all the rest.
+# name and size of the program behind all links, since asking it for its version would take longer than all the rest.
 stamp_now() {
+    program="$CHECKOUT/.venv/bin/python"
+    while [ -h "$program" ]; do
+        link=$(readlink "$program")
+        case $link in
+            /*) program=$link ;;
+            *) program=${program%/*}/$link ;;
+        esac
+    done
     sum=$(cksum < "$CHECKOUT/pyproject.toml")
-    program=$(LC_ALL=C ls -Ln "$CHECKOUT/.venv/bin/python" 2> /dev/null) || program=
-    # shellcheck disable=SC2086
-    set -- $program
-    printf '%s python:%s %s\n' "$sum" "${5:-none}" "$CHECKOUT"
+    # shellcheck disable=SC2012
+    size=$(LC_ALL=C ls -Ln "$program" 2> /dev/null | { read -r _ _ _ _ size _ && printf '%s' "$size"; }) || size=none
+    printf '%s %s:%s %s\n' "$sum" "$program" "$size" "$CHECKOUT"
 }
 
 # --- the lock
@@ -102,7 +109,7 @@ abandon() {
 
 install_project() {
     project=$CHECKOUT
-    [ "$1" = run ] || project="$CHECKOUT[$1]"
+    [ "$1" = run ] || project="${CHECKOUT}[$1]"
     has_usable_venv || make_venv
     rm -f "$CHECKOUT"/.venv/cassata-*.stamp
     say "installing Cassata and what it needs into .venv"
