@@ -71,7 +71,9 @@ def register(app: Flask) -> None:
 def document(error: CassataError) -> dict[str, Any]:
     """Describe an error of ours as a problem document."""
     kind = kind_of(error)
-    described = _document(kind.status, kind.name, kind.title, kind.detail or str(error))
+    # The class's own words where the message could hold a driver's.
+    words = type(error).__doc__ if isinstance(error, DatabaseUnfit) else str(error)
+    described = _document(kind.status, kind.name, kind.title, kind.detail or words)
     match error:
         case InvalidDocument(errors=errors):
             described["errors"] = list(errors)

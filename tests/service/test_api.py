@@ -1,0 +1,317 @@
+"""The calls of the HTTP service over a real scheduler, on every database."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from cassata.model import NewEvent
+from cassata.scheduler import Scheduler, Terms
+
+EVENT = {"application-id": "shop", "event-id": "e1", "event": {"order": 7}, "delay": 3600, "url": "http://receiver.example/hook"}
+
+# As the ancestor's manual prints it.
+ANCESTOR = """{
+  "event-id": "def381e4-98a6-4353-8d96-792ceea2bb33",
+  "application-id": "order-management-system",
+  "event": "{arbitrary event JSON}",
+  "expiry": 1524141245,
+  "url": "http://urltodestination/",
+  "method": "POST",
+  "request-headers": [
+    "Content-Type: application/json",
+    "Header1: value1",
+    "Header2: value2"
+  ]
+}"""
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    return {**EVENT, **{name.replace("_", "-"): value for name, value in changes.items()}}
+
+
+def claim_everything(scheduler: Scheduler) -> None:
+    agenda = scheduler.agenda()
+    _, claimed = scheduler.record_and_claim((), list(agenda), 100, Terms())
+    assert claimed.deliveries
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_an_added_event_is_created_and_can_be_found(http: FlaskClient, slash: str) -> None:
+    added = http.post(f"/cassata/add{slash}", json=EVENT)
+
+    assert added.status_code == 201
+    assert added.headers["Location"] == "/cassata/event/shop/e1"
+    assert added.json == http.get("/cassata/status/shop/e1").json
+    assert (added.json["status"], added.json["attempts"]) == ("PENDING", 0)
+    assert added.json["expiry"] == added.json["next-attempt-at"] > added.json["created-at"]
+
+
+def test_the_ancestors_documented_example_is_accepted_as_printed(http: FlaskClient) -> None:
+    added = http.post("/cassata/add/", data=ANCESTOR, content_type="application/json")
+
+    assert added.status_code == 201
+    stored = http.get("/cassata/event/order-management-system/def381e4-98a6-4353-8d96-792ceea2bb33").json
+    assert stored["expiry"] == "2018-04-19T12:34:05.000Z"
+    assert stored["event"] == "{arbitrary event JSON}"
+    assert stored["request-headers"] == ["Content-Type: application/json", "Header1: value1", "Header2: value2"]
+
+
+def test_an_event_without_an_id_gets_one(http: FlaskClient) -> None:
+    without = {name: value for name, value in EVENT.items() if name != "event-id"}
+
+    first, second = (http.post("/cassata/add/", json=without).json["event-id"] for _ in range(2))
+
+    assert first != second
+
+
+@pytest.mark.parametrize(("delay", "identical"), [(3600, True), (60, False)])
+def test_adding_an_id_again_is_a_conflict_that_says_whether_the_content_is_the_same(http: FlaskClient, delay: int, identical: bool) -> None:
+    http.post("/cassata/add/", json=EVENT)
+
+    again = http.post("/cassata/add/", json=event(delay=delay))
+
+    assert again.status_code == 409
+    assert again.json["identical"] is identical
+    assert ("the same content" if identical else "other content") in again.json["detail"]
+
+
+def test_put_is_an_add_that_may_be_repeated(http: FlaskClient) -> None:
+    body = {"url": "http://receiver.example/", "delay": 60, "event": "x"}
+
+    answers = [http.put("/cassata/event/shop/e9", json=body) for _ in range(2)]
+    other = http.put("/cassata/event/shop/e9", json={**body, "event": "y"})
+
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert answers[0].json == answers[1].json
+    assert (other.status_code, other.json["identical"]) == (409, False)
+
+
+def test_put_refuses_other_ids_than_those_of_its_address(http: FlaskClient) -> None:
+    refused = http.put("/cassata/event/shop/e9", json=event(event_id="e8"))
+
+    assert refused.status_code == 400
+    assert [error["pointer"] for error in refused.json["errors"]] == ["/event-id"]
+
+
+def test_put_names_an_impossible_id_of_its_address_as_a_parameter(http: FlaskClient) -> None:
+    refused = http.put("/cassata/event/shop/a%20b", json={"url": "http://receiver.example/", "delay": 60, "event": "x"})
+
+    assert refused.status_code == 400
+    assert [error["parameter"] for error in refused.json["errors"]] == ["event-id"]
+
+
+def test_one_bad_event_of_a_batch_spoils_no_other(http: FlaskClient) -> None:
+    http.post("/cassata/add/", json=EVENT)
+    batch = [event(event_id="b1"), EVENT, 3, event(event_id="b2", url="ftp://x/"), event(event_id="b3", delay=10**9), event(event_id="b4")]
+
+    answer = http.post("/cassata/add/batch", json={"events": batch})
+
+    results = answer.json["results"]
+    assert answer.status_code == 200
+    assert [result["index"] for result in results] == list(range(6))
+    assert [result["status-code"] for result in results] == [201, 409, 400, 400, 400, 201]
+    assert [result["event-id"] for result in results] == ["b1", "e1", None, "b2", "b3", "b4"]
+    assert results[1]["problem"]["identical"] is True
+    assert results[3]["problem"]["errors"][0]["pointer"] == "/url"
+    assert results[4]["problem"]["errors"][0]["pointer"] == "/delay"
+    assert [found["event-id"] for found in http.get("/cassata/events/shop").json["events"]] == ["e1", "b1", "b4"]
+
+
+def test_a_batch_may_be_a_bare_array(http: FlaskClient) -> None:
+    assert [result["status-code"] for result in http.post("/cassata/add/batch/", json=[EVENT]).json["results"]] == [201]
+
+
+def test_a_batch_may_be_lines_of_which_a_broken_one_spoils_no_other(http: FlaskClient) -> None:
+    lines = b"\r\n".join([json.dumps(EVENT).encode(), b"", b'{"a":', b"\xff", json.dumps(event(event_id="e2")).encode()])
+
+    answer = http.post("/cassata/add/batch", data=lines, content_type="application/x-ndjson")
+
+    assert [result["status-code"] for result in answer.json["results"]] == [201, 400, 400, 201]
+
+
+def test_an_id_given_twice_in_a_batch_is_stored_once(http: FlaskClient) -> None:
+    answer = http.post("/cassata/add/batch", json=[EVENT, EVENT])
+
+    assert [result["status-code"] for result in answer.json["results"]] == [201, 409]
+
+
+def test_a_batch_holds_at_most_a_thousand_events(http: FlaskClient) -> None:
+    assert http.post("/cassata/add/batch", json={"events": [{}] * 1000}).status_code == 200
+    refused = http.post("/cassata/add/batch", json={"events": [{}] * 1001})
+    assert (refused.status_code, refused.json["errors"][0]["pointer"]) == (400, "/events")
+
+
+@pytest.mark.parametrize("verb", ["GET", "DELETE"])
+def test_a_deleted_event_is_gone_and_its_id_is_free_again(http: FlaskClient, verb: str) -> None:
+    http.post("/cassata/add/", json=EVENT)
+
+    deleted = [http.open("/cassata/delete/shop/e1", method=verb) for _ in range(2)]
+
+    assert [(answer.status_code, answer.json) for answer in deleted] == [(200, {"status": "ok"})] * 2
+    assert http.get("/cassata/status/shop/e1").status_code == 404
+    assert http.get("/cassata/event/shop/e1").json["status"] == "CANCELLED"
+    assert http.post("/cassata/add/", json=event(delay=5)).status_code == 201
+    assert http.get("/cassata/status/shop/e1").json["status"] == "PENDING"
+
+
+def test_a_head_request_deletes_nothing(http: FlaskClient) -> None:
+    http.post("/cassata/add/", json=EVENT)
+
+    refused = http.head("/cassata/delete/shop/e1")
+
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "DELETE, GET")
+    assert http.get("/cassata/status/shop/e1").status_code == 200
+
+
+def test_deleting_an_event_that_is_being_sent_only_stops_further_attempts(http: FlaskClient, scheduler: Scheduler) -> None:
+    http.post("/cassata/add/", json=event(delay=0))
+    claim_everything(scheduler)
+
+    deleted = http.delete("/cassata/delete/shop/e1")
+
+    assert (deleted.status_code, deleted.json["status"]) == (202, "cancel-requested")
+    assert http.get("/cassata/status/shop/e1").json["cancel-requested"] is True
+
+
+def test_an_event_that_has_ended_cannot_be_deleted(http: FlaskClient, scheduler: Scheduler) -> None:
+    from cassata.model import Outcome
+
+    http.post("/cassata/add/", json=event(delay=0))
+    _, claimed = scheduler.record_and_claim((), list(scheduler.agenda()), 100, Terms())
+    delivery = claimed.deliveries[0]
+    scheduler.record([Outcome(delivery, started_at=delivery.due_at, duration_ms=12, status_code=200, excerpt="thanks")])
+
+    refused = http.delete("/cassata/delete/shop/e1")
+    stored = http.get("/cassata/event/shop/e1").json
+
+    assert (refused.status_code, refused.json["event-status"]) == (409, "COMPLETED")
+    assert (stored["status"], stored["attempts"]) == ("COMPLETED", 1)
+    assert [(line["number"], line["status-code"], line["duration-ms"], line["response"]) for line in stored["attempt-log"]] == [
+        (1, 200, 12, "thanks")
+    ]
+
+
+@pytest.mark.parametrize("verb", ["GET", "DELETE"])
+def test_deleting_an_unknown_event_is_not_found(http: FlaskClient, verb: str) -> None:
+    assert http.open("/cassata/delete/shop/none", method=verb).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/cassata/status/{}/e1", "/cassata/event/{}/e1", "/cassata/delete/{}/e1", "/cassata/events/{}"])
+@pytest.mark.parametrize("impossible", ["a%20b", "%C3%A4", "a" * 65, "%00", "%FF", "..%252e", "%27%20OR%201=1"])
+def test_an_impossible_id_is_one_that_does_not_exist(http: FlaskClient, path: str, impossible: str) -> None:
+    assert http.get(path.format(impossible)).status_code == 404
+
+
+def test_the_status_is_a_bare_word_for_whoever_asks_for_text(http: FlaskClient) -> None:
+    http.post("/cassata/add/", json=EVENT)
+
+    answer = http.get("/cassata/status/shop/e1", headers={"Accept": "text/plain"})
+
+    assert (answer.content_type, answer.text) == ("text/plain; charset=utf-8", "PENDING")
+    for accept in ("*/*", "application/json, text/plain", "text/html"):
+        assert http.get("/cassata/status/shop/e1", headers={"Accept": accept}).is_json
+
+
+def test_event_tells_everything_that_was_asked(http: FlaskClient) -> None:
+    asked = event(method="PUT", request_headers={"A": ["1", "2"]}, timeout=2.5, retry={"count": 3, "initial": 0.5, "multiplier": 2})
+    http.post("/cassata/add/", json=asked)
+
+    stored = http.get("/cassata/event/shop/e1").json
+
+    assert stored["event"] == '{"order":7}'
+    assert stored["request-headers"] == ["A: 1", "A: 2", "Content-Type: application/json"]
+    assert (stored["method"], stored["timeout"]) == ("PUT", 2.5)
+    assert stored["retry"] == {"count": 3, "initial": 0.5, "multiplier": 2, "maximum": None}
+    assert stored["attempt-log"] == []
+
+
+def test_a_payload_that_is_not_text_is_shown_as_base64(http: FlaskClient, scheduler: Scheduler) -> None:
+    scheduler.add(NewEvent("shop", "http://receiver.example/", delay_ms=60_000, event_id="e1", payload=b"\xff\x00"))
+
+    stored = http.get("/cassata/event/shop/e1").json
+
+    assert stored["event-base64"] == "/wA="
+    assert "event" not in stored
+
+
+def test_a_list_goes_by_expiry_page_by_page(http: FlaskClient) -> None:
+    for number in range(5):
+        http.post("/cassata/add/", json=event(event_id=f"e{number}", delay=60 * (5 - number)))
+
+    pages, cursor = [], ""
+    while cursor is not None:
+        page = http.get(f"/cassata/events/shop?limit=2{cursor and f'&cursor={cursor}'}").json
+        pages.append([found["event-id"] for found in page["events"]])
+        cursor = page["next-cursor"]
+
+    assert pages == [["e4", "e3"], ["e2", "e1"], ["e0"]]
+
+
+def test_a_list_can_be_narrowed_by_status_and_expiry(http: FlaskClient) -> None:
+    base = 1_900_000_000
+    for number in range(3):
+        body = {**{name: value for name, value in EVENT.items() if name != "delay"}, "event-id": f"e{number}", "expiry": base + number}
+        assert http.post("/cassata/add/", json=body).status_code == 201
+    http.delete("/cassata/delete/shop/e0")
+
+    def found(query: str) -> list[str]:
+        return [event["event-id"] for event in http.get(f"/cassata/events/shop?{query}").json["events"]]
+
+    assert found("status=PENDING") == ["e1", "e2"]
+    assert found("status=CANCELLED") == ["e0"]
+    assert found(f"expiry-from={base + 1}&expiry-until={base + 2}") == ["e1"]
+    assert found("expiry-from=2030-03-17T18:46:42%2B01:00") == ["e2"]
+    assert found("expiry-from=2030-03-17T18:46:42+01:00") == ["e2"]  # an unescaped plus is a space
+    assert found("expiry-until=1900000000.5") == ["e0"]
+
+
+def test_an_application_without_events_has_an_empty_list(http: FlaskClient) -> None:
+    assert http.get("/cassata/events/nobody").json == {"events": [], "next-cursor": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("foo=1", "foo"),
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=%D9%A1", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("status=pending", "status"),
+        ("status=", "status"),
+        ("expiry-from=yesterday", "expiry-from"),
+        ("expiry-from=1724141245000", "expiry-from"),
+        ("expiry-until=2030-01-01T00:00:00", "expiry-until"),
+        ("expiry-until=1e400", "expiry-until"),
+        ("cursor=!!", "cursor"),
+        ("cursor=MQ==", "cursor"),
+        ("cursor=" + "A" * 5000, "cursor"),
+        ("cursor=OTk5OTk5OTk5OTk5OTk5OTk5OTk5LjE=", "cursor"),
+        ("cursor=%C3%A4", "cursor"),
+    ],
+)
+def test_a_wrong_parameter_of_a_list_is_named(http: FlaskClient, query: str, parameter: str) -> None:
+    refused = http.get(f"/cassata/events/shop?{query}")
+
+    assert refused.status_code == 400
+    assert [error["parameter"] for error in refused.json["errors"]] == [parameter]
+
+
+def test_answers_are_never_cached(http: FlaskClient) -> None:
+    assert http.get("/cassata/events/shop").headers["Cache-Control"] == "no-store"
+
+
+def test_a_service_lives_and_is_ready_until_it_drains(http: FlaskClient, app: Flask) -> None:
+    assert [http.get(path).status_code for path in ("/livez", "/readyz")] == [200, 200]
+
+    app.extensions["cassata.draining"] = lambda: True
+
+    answers = [http.get(path) for path in ("/livez", "/readyz")]
+    assert [answer.status_code for answer in answers] == [200, 503]
+    assert answers[1].content_type == "application/problem+json"
