@@ -42,7 +42,6 @@ from cassata.scheduler import Cursor, Page
 BATCH_LENGTH = 1_000
 PAGE_LENGTH = 1_000
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-DEFAULT_CONTENT_TYPE = ("Content-Type", "application/json")
 
 ALIASES = {
     "eventId": "event-id",
@@ -421,9 +420,6 @@ def _escaped(step: str | int) -> str:
 
 
 def _new_event(shape: EventDocument) -> NewEvent:
-    headers = shape.request_headers or ()
-    if shape.event is not None and not any(name.lower() == "content-type" for name, _ in headers):
-        headers = (*headers, DEFAULT_CONTENT_TYPE)
     chosen = {"event_id": shape.event_id} if shape.event_id else {}
     return NewEvent(
         application_id=shape.application_id,
@@ -432,7 +428,7 @@ def _new_event(shape: EventDocument) -> NewEvent:
         delay_ms=shape.delay,
         payload=shape.event,
         method=shape.method or "POST",
-        headers=headers,
+        headers=shape.request_headers or (),
         timeout_ms=shape.timeout,
         retry=_retry_options(shape.retry),
         **chosen,

@@ -1,0 +1,98 @@
+"""docs/http-api.md says what the service does: its examples are run in order, its tables compared with the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from flask.testing import FlaskClient
+
+from cassata import config, model
+from cassata.scheduler import Scheduler
+from cassata.service import problems, wire
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "http-api.md").read_text()
+EXAMPLE = re.compile(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", re.DOTALL)
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pytest.fixture
+def scheduler(sqlite_scheduler: Scheduler) -> Scheduler:
+    return sqlite_scheduler
+
+
+def asked(http: FlaskClient, command: str) -> Any:
+    """Carry out a curl command line."""
+    words = iter(shlex.split(command)[1:])
+    method, headers, body, address = "GET", {}, None, ""
+    for word in words:
+        match word:
+            case "-X":
+                method = next(words)
+            case "-H":
+                name, _, value = next(words).partition(": ")
+                headers[name] = value
+            case "-d":
+                body = next(words)
+            case _:
+                address = word
+    parts = urlsplit(address)
+    return http.open(parts.path, method=method, headers=headers, data=body, query_string=parts.query).json
+
+
+def comparable(document: Any) -> Any:
+    """Leave out of the answer what differs each time: instants near the present, and where a cursor points."""
+    text = json.dumps(document)
+    text = INSTANT.sub(lambda found: found[0] if found[0] > "2029" else "an instant", text)
+    return json.loads(re.sub(r'"next-cursor": "[^"]+"', '"next-cursor": "a cursor"', text))
+
+
+def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
+    examples = EXAMPLE.findall(PAGE)
+    assert len(examples) == PAGE.count("```sh") == 9
+    for command, answer in examples:
+        assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
+
+
+def table_under(heading: str) -> Iterator[list[str]]:
+    """The rows of the first table after a heading, as cells."""
+    lines = iter(PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0].splitlines())
+    rows = [line for line in lines if line.startswith("|")]
+    for row in rows[2:]:
+        yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def test_every_field_and_no_other_is_documented() -> None:
+    documented = [row[0].strip("`") for row in table_under("Add an event")]
+    assert sorted(documented) == sorted(wire.EventDocument.model_fields[name].alias or "" for name in wire.EventDocument.model_fields)
+    for name in (*wire.ALIASES, *wire.RetryDocument.model_fields, *model.METHODS):
+        assert re.search(rf"`\"?{name}\"?`|\"{name}\"", PAGE), name
+
+
+def test_every_status_error_and_parameter_is_documented() -> None:
+    assert [row[0].strip("`") for row in table_under("Status")] != []
+    assert {row[0].strip("`") for row in table_under("Status")} == set(model.Status.__members__)
+    assert {row[0].strip("`") for row in table_under("List")} == {"status", "expiry-from", "expiry-until", "limit", "cursor"}
+    for kind in model.ErrorKind:
+        assert f"`{kind.value}`" in PAGE
+
+
+def test_every_problem_is_documented_with_its_number() -> None:
+    documented = {(int(row[0]), row[1].strip("`")) for row in table_under("Errors")}
+    assert {(kind.status, kind.name) for kind in problems.KINDS.values()} <= documented
+
+
+def test_the_limits_are_those_of_the_defaults() -> None:
+    defaults = config.Service()
+    rows = {row[0]: row[1] for row in table_under("Limits")}
+    assert rows["an event's body"] == f"{defaults.max_payload_bytes // 1024} KiB"
+    assert rows["its headers"] == f"{model.HEADER_COUNT}, and {defaults.max_header_bytes // 1024} KiB together"
+    assert rows["how far ahead"] == f"{defaults.horizon_days:,} days"
+    assert rows["a request to the service"] == f"{defaults.max_request_bytes // 1024**2} MiB"
+    assert rows["a batch"] == f"{wire.BATCH_LENGTH:,} events"
