@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -13,20 +13,13 @@ from cassata.errors import CassataError
 COMMANDS = {
     "service": ("cassata.cli.control", "Start, stop and look at the HTTP service."),
     "worker": ("cassata.cli.control", "Start, stop and look at the worker, which sends what is due."),
-    "event": ("cassata.cli.event", "Add, look up and delete events over HTTP."),
-    "listen": ("cassata.cli.listen", "Receive requests on this machine, and print them."),
+    "event": ("cassata.cli.event", "Add, look at, list and delete events."),
+    "listen": ("cassata.cli.listen", "Receive requests on PORT (8090; 0 takes any free one), and show them."),
     "db": ("cassata.cli.db", "Look after the tables."),
     "config": ("cassata.cli.config", "Check and show the settings."),
     "demo": ("cassata.cli.demo", "See it work: everything at once, in a temporary folder."),
 }
 """Where each command lies, and what `--help` says of it; a test holds the sentence against the command's own."""
-
-
-class Failure(click.ClickException):
-    """An error that was foreseen: one sentence, exit code 1."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"cassata: {self.message}", file=file, err=file is None)
 
 
 class Commands(click.Group):
@@ -54,11 +47,11 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CassataError as error:
-            raise Failure(str(error)) from error
+            raise click.ClickException(str(error)) from error
         except OSError as error:
             if error.filename is None:  # a closed pipe, for instance, which click knows
                 raise
-            raise Failure(f"{error.filename}: {error.strerror}") from error
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

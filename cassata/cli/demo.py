@@ -1,0 +1,321 @@
+"""`cassata demo`: a real service, a real worker and a receiver in a temporary folder, and a handful of events on their way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cassata.cli.event import Delay
+from cassata.client import Client, EventStatus, ServiceUnavailable
+from cassata.errors import CassataError
+from cassata.model import FINISHED, Status
+from cassata.receiver import Received, Receiver
+
+APPLICATION = "demo"
+USUAL_PORT = 8085
+START_SECONDS = 30.0
+LOOK_SECONDS = 0.2
+NOTE_CHARACTERS = 60
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+QUICK_RETRY = {"count": 2, "initial": 0.5, "multiplier": 2, "maximum": 2}
+COLOURS = {Status.COMPLETED: "green", Status.FAILED: "red", Status.SERVICE_UNAVAILABLE: "yellow", Status.PROCESSING: "cyan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An event of the demonstration, and how it must end. `path` None stands for an address where nobody listens."""
+
+    event_id: str
+    delay: float
+    path: str | None
+    status: Status = Status.COMPLETED
+    attempts: int = 1
+    retry: Mapping[str, float] | None = None
+
+
+PLAN = (
+    Planned("now", 0, "/orders"),
+    Planned("now-too", 0, "/orders"),
+    Planned("in-2-seconds", 2, "/reminders"),
+    Planned("in-4-seconds", 4, "/reminders"),
+    Planned("in-6-seconds", 6, "/reminders"),
+    Planned("fails-twice", 1, "/flaky", attempts=3, retry=QUICK_RETRY),
+    Planned("unreachable", 1, None, status=Status.FAILED, attempts=3, retry=QUICK_RETRY),
+)
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What the receiver saw. Written by its threads: first arrivals are set once, counts are only for its own answers."""
+
+    first_at: dict[str, int] = field(default_factory=dict)
+    flaky: Counter[str] = field(default_factory=Counter)
+
+    def note(self, request: Received) -> None:
+        self.first_at.setdefault(request.header("Cassata-Event-Id") or "", request.at_ms)
+
+    def answer(self, request: Received) -> int:
+        """Answer 503 to the first two requests of an event that goes to /flaky."""
+        if request.path != "/flaky":
+            return 200
+        event_id = request.header("Cassata-Event-Id") or ""
+        self.flaky[event_id] += 1
+        return 503 if self.flaky[event_id] <= 2 else 200
+
+    def lateness_ms(self, event: EventStatus) -> int | None:
+        at = self.first_at.get(event.event_id)
+        return None if at is None else at - round(event.expiry.timestamp() * 1000)
+
+
+@click.command()
+@click.option("--for", "duration", type=Delay(), metavar="TIME", help="End after so long, such as 20s; without it: at Ctrl-C.")
+@click.option("--port", type=click.IntRange(1, 65_535), help=f"Where the service listens.  [default: {USUAL_PORT}, or any free one]")
+def demo(duration: timedelta | None, port: int | None) -> None:
+    """See it work: everything at once, in a temporary folder.
+
+    Exits with 0 only if every event ended as it should.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    arrivals = Arrivals()
+    with _interruptible(), contextlib.ExitStack() as cleaning:
+        folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="cassata-demo-")))
+        receiver = cleaning.enter_context(Receiver(answer=arrivals.answer, on_request=arrivals.note))
+        try:
+            processes = _start(folder, port or _free_port(USUAL_PORT), cleaning)
+            client = cleaning.enter_context(contextlib.closing(Client(processes.url)))
+            _greet(console, processes.url, receiver.url)
+            _schedule(client, receiver.url)
+            seen = _watch(console, client, arrivals, processes, duration.total_seconds() if duration else None)
+        except KeyboardInterrupt:
+            _tidy_undisturbed()
+            raise CassataError("interrupted before anything was scheduled") from None
+    faults = list(_faults(seen, arrivals))
+    if faults:
+        raise CassataError("\n".join(["not everything ended as it should:", *(f"  {fault}" for fault in faults)]))
+    console.print("[green]Everything ended as it should.[/green]")
+
+
+# --- the processes -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    url: str
+    running: dict[str, subprocess.Popen[bytes]]
+    folder: Path
+
+    def check(self) -> None:
+        """Raise CassataError if one of them has ended."""
+        for role, process in self.running.items():
+            if process.poll() is not None:
+                raise CassataError(f"the {role} has ended (exit code {process.returncode}):\n{self.log(role)}")
+
+    def log(self, role: str) -> str:
+        return "\n".join((self.folder / f"{role}.log").read_text(errors="replace").splitlines()[-8:])
+
+
+def _start(folder: Path, port: int, cleaning: contextlib.ExitStack) -> Processes:
+    processes = Processes(f"http://127.0.0.1:{port}", {}, folder)
+    processes.running["service"] = cleaning.enter_context(
+        _child(folder, "service", "--host", "127.0.0.1", "--port", str(port), "--processes", "1")
+    )
+    _await(processes, lambda: _answers(f"{processes.url}/readyz"))
+    processes.running["worker"] = cleaning.enter_context(_child(folder, "worker"))
+    _await(processes, lambda: "worker started" in processes.log("worker"))
+    return processes
+
+
+@contextlib.contextmanager
+def _child(folder: Path, role: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a role in the folder, with no settings but these, and end it in every case."""
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("CASSATA_")}
+    command = [sys.executable, "-m", "cassata", role, "start", "--database-url", f"sqlite:///{folder}/demo.db", "--create-tables", *flags]
+    with (folder / f"{role}.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own words
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**surroundings, "CASSATA_HOME": str(folder)},
+            start_new_session=True,  # Ctrl-C is for the demonstration, which ends its children in order
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=8)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _await(processes: Processes, is_ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_ready():
+        processes.check()
+        if time.monotonic() > deadline:
+            raise CassataError(f"it was not ready within {START_SECONDS:g} s")
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _free_port(wanted: int = 0) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return _free_port()
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for Ctrl-C, so that they clean up too."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tidy_undisturbed() -> None:
+    """Let a second Ctrl-C not break off what the first began: what follows is quick."""
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _greet(console: Console, service: str, receiver: str) -> None:
+    event = f'{{"application-id": "{APPLICATION}", "delay": 5, "url": "{receiver}/hello", "event": {{"hello": "world"}}}}'
+    console.print(f"service   {service}\nreceiver  {receiver}\n\nAdd an event of your own, due in 5 seconds:\n", markup=False)
+    console.print(f"  curl {service}/cassata/add/ -H 'Content-Type: application/json' -d '{event}'\n", markup=False, soft_wrap=True)
+
+
+def _schedule(client: Client, receiver: str) -> None:
+    nowhere = f"http://127.0.0.1:{_free_port()}/nobody-listens-here"
+    for planned in PLAN:
+        url = f"{receiver}{planned.path}" if planned.path else nowhere
+        client.schedule(
+            APPLICATION, url, delay=planned.delay, event_id=planned.event_id, payload={"hello": planned.event_id}, retry=planned.retry
+        )
+
+
+def _watch(
+    console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None
+) -> dict[str, EventStatus]:
+    """Show how the events fare, until the time is over or Ctrl-C; return what was seen last."""
+    until = time.monotonic() + seconds if seconds is not None else None
+    seen: dict[str, EventStatus] = {}
+    with Live(_table(seen, arrivals), console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
+        try:
+            while until is None or time.monotonic() < until:
+                processes.check()
+                now = _look(client)
+                if live is not None:
+                    live.update(_table(now, arrivals), refresh=True)
+                else:
+                    _tell_changes(console, seen, now, arrivals)
+                seen = now or seen
+                time.sleep(LOOK_SECONDS)
+        except KeyboardInterrupt:
+            console.print()
+        finally:
+            _tidy_undisturbed()
+        seen = _look(client) or seen
+    if not console.is_terminal:
+        console.print(_table(seen, arrivals))
+    return seen
+
+
+def _look(client: Client) -> dict[str, EventStatus]:
+    try:
+        return {event.event_id: event for event in client.iter_events(APPLICATION)}
+    except ServiceUnavailable:
+        return {}  # the next look will tell, or the check of the processes
+
+
+def _table(events: Mapping[str, EventStatus], arrivals: Arrivals) -> Table:
+    table = Table(title="Events of the application 'demo'")
+    for name in ("event", "due", "status", "attempts", "late", "last error"):
+        table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=name != "last error")
+    for event in events.values():
+        table.add_row(*_cells(event, arrivals), style=COLOURS.get(event.status))
+    return table
+
+
+def _cells(event: EventStatus, arrivals: Arrivals) -> tuple[str, ...]:
+    late = arrivals.lateness_ms(event)
+    due = event.expiry.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    note = (event.last_error or "")[:NOTE_CHARACTERS]
+    return event.event_id, due, event.status.name, str(event.attempts), "" if late is None else f"{late} ms", note
+
+
+def _tell_changes(console: Console, before: Mapping[str, EventStatus], now: Mapping[str, EventStatus], arrivals: Arrivals) -> None:
+    for event_id, event in now.items():
+        known = before.get(event_id)
+        if known is None or (known.status, known.attempts) != (event.status, event.attempts):
+            name, _due, status, attempts, late, note = _cells(event, arrivals)
+            facts = [f"attempts {attempts}", *([f"late {late}"] if late else []), *([note] if note else [])]
+            console.print(f"{time.strftime('%H:%M:%S')} {name:<14} {status:<20} {', '.join(facts)}", markup=False)
+
+
+# --- the verdict -------------------------------------------------------------------------------------------------------
+
+
+def _faults(seen: Mapping[str, EventStatus], arrivals: Arrivals) -> Iterator[str]:
+    """Say of each planned event what is not as it should be."""
+    for planned in PLAN:
+        event = seen.get(planned.event_id)
+        if event is None:
+            yield f"{planned.event_id}: it is not known to the service"
+        elif event.status not in FINISHED:
+            yield f"{planned.event_id}: it is still {event.status.name}: there was not time enough"
+        else:
+            yield from _faults_of(planned, event, arrivals.lateness_ms(event))
+
+
+def _faults_of(planned: Planned, event: EventStatus, late: int | None) -> Iterator[str]:
+    expected: Any = (planned.status.name, planned.attempts)
+    if (event.status.name, event.attempts) != expected:
+        yield f"{planned.event_id}: it ended {event.status.name} after {event.attempts} attempts, not {expected[0]} after {expected[1]}"
+    if planned.path and late is None:
+        yield f"{planned.event_id}: it never arrived"
+    if late is not None and late < 0:
+        yield f"{planned.event_id}: it arrived {-late} ms early"
+    if planned.status is Status.FAILED and not event.last_error:
+        yield f"{planned.event_id}: no reason is told"
