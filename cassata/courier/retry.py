@@ -106,12 +106,14 @@ def _sentence(outcome: Outcome) -> str:
     if outcome.error is not None:
         kind = outcome.error.value.replace("_", " ")
         return f"{kind}: {outcome.detail}" if outcome.detail else kind
+    if outcome.status_code is None:
+        return "no answer"
     return f"HTTP {outcome.status_code} {_phrase(outcome.status_code)}".rstrip()
 
 
-def _phrase(code: int | None) -> str:
+def _phrase(code: int) -> str:
     try:
-        return HTTPStatus(code or 0).phrase
+        return HTTPStatus(code).phrase
     except ValueError:
         return ""
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import certifi
@@ -211,6 +212,12 @@ class _WholeHead(http.client.HTTPResponse):
         finally:
             if self.fp is not None:
                 self.fp = plain
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """Read a status line, and have `begin` skip all interim answers, where http.client knows only 100."""
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        is_interim = 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS
+        return version, HTTPStatus.CONTINUE if is_interim else status, reason
 
 
 class _WholeLines:

@@ -1,0 +1,136 @@
+"""What is special about libcurl."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cassata.courier import CourierSettings
+from cassata.courier.curl import CurlCourier
+from cassata.courier.names import Names
+from tests.courier.receivers import HOLD_SECONDS, OK, Connection, Receiver, after_the_request, answering
+from tests.courier.sending import deliver, deliver_one, delivery
+
+Receive = Callable[..., Receiver]
+
+
+@pytest.fixture
+def courier() -> Iterator[CurlCourier]:
+    courier = CurlCourier(CourierSettings())
+    yield courier
+    courier.close()
+
+
+@pytest.fixture
+def more_than_a_thousand_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this machine allows no process more than a thousand descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = [os.dup(0) for _ in range(1100)]
+    yield
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("more_than_a_thousand_descriptors")
+def test_descriptors_above_1023_are_watched_too(courier: CurlCourier, receive: Receive) -> None:
+    outcomes = deliver(courier, *(delivery(receive(answering(OK)).url()) for _ in range(3)))
+
+    assert [outcome.status_code for outcome in outcomes] == [200] * 3
+
+
+def test_couriers_on_several_threads_do_not_meet(receive: Receive) -> None:
+    receiver = receive(answering(OK))
+    counts: list[int] = []
+
+    def work() -> None:
+        courier = CurlCourier(CourierSettings())
+        for _ in range(5):
+            counts.append(sum(outcome.status_code == 200 for outcome in deliver(courier, *(delivery(receiver.url()) for _ in range(20)))))
+        courier.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HOLD_SECONDS)
+
+    assert counts == [20] * 20
+
+
+def test_nothing_is_left_behind(receive: Receive) -> None:
+    def descriptors() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("counts descriptors the way of Linux")
+    receiver = receive(after_the_request(Connection.close))
+    before = descriptors()
+    courier = CurlCourier(CourierSettings(slots=10))
+
+    for _ in range(10):
+        deliver(courier, *(delivery(receiver.url()) for _ in range(9)), delivery("nonsense"))
+    receiver.close()
+    courier.close()
+
+    assert descriptors() <= before
+
+
+def test_a_body_is_not_kept_when_it_has_been_sent(courier: CurlCourier, receive: Receive) -> None:
+    receiver = receive(answering(OK))
+
+    class Payload(bytes):
+        gone = threading.Event()
+
+        def __del__(self) -> None:
+            self.gone.set()
+
+    deliver_one(courier, receiver.url(), payload=Payload(b"x" * 100_000))
+    receiver.requests.clear()
+    gc.collect()
+
+    assert Payload.gone.is_set()
+
+
+def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    announced = threading.Semaphore(0)
+
+    def answer(host: bytes, *_: object, **options: int) -> list[tuple[object, ...]]:
+        if options.get("flags"):
+            raise OSError("not an address")
+        asked.append(host.decode())
+        time.sleep(0.05)
+        return [(0, 0, 0, "", ("192.0.2.1", 0)), (0, 0, 0, "", ("192.0.2.1", 0)), (0, 0, 0, "", ("2001:db8::1", 0, 0, 0))]
+
+    monkeypatch.setattr("socket.getaddrinfo", answer)
+    names = Names(10, announced.release)
+
+    assert names.addresses("many.test") is None
+    for _ in range(5):
+        names.look_up("many.test")
+    assert announced.acquire(timeout=HOLD_SECONDS)
+    (found,) = names.answers()
+
+    assert asked == ["many.test"]
+    assert found.addresses == names.addresses("many.test") == ("192.0.2.1", "2001:db8::1")
+    names.close()
+
+
+def test_an_address_needs_no_look_up() -> None:
+    names = Names(1, lambda: None)
+
+    for address in ("127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]"):
+        assert names.addresses(address) == ()
+    assert names.addresses("some.test") is None
+    names.close()
