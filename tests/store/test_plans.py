@@ -73,7 +73,7 @@ ACTS: Acts = {
     ),
     "status": lambda scheduler: scheduler.status("app-7", "e7"),
     "event": lambda scheduler: scheduler.event("app-7", "e7"),
-    "cancel": lambda scheduler: scheduler.cancel("app-9", "e2989"),
+    "cancel": lambda scheduler: scheduler.cancel("app-19", "e2989"),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
     "list by status": lambda scheduler: scheduler.events("app-7", status=Status.PENDING, due_from=NOON, due_until=NOON + 99_999_999),
