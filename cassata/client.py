@@ -1,8 +1,8 @@
 """A client of Cassata's HTTP service: plain Python values in and out, and every call safe to repeat.
 
-    client = Client("http://127.0.0.1:8085")
-    event = client.schedule("shop", "https://shop.example/reminders", delay=timedelta(hours=1), payload={"order": 7})
-    client.cancel("shop", event.event_id)
+client = Client("http://127.0.0.1:8085")
+event = client.schedule("shop", "https://shop.example/reminders", delay=timedelta(hours=1), payload={"order": 7})
+client.cancel("shop", event.event_id)
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ output_option = click.option("-o", "--output", type=click.Choice(["table", "json
 
 
 @click.group(cls=_Reported)
-@click.option("--service", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Its address.")
+@click.option(
+    "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
+)
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
 @click.pass_context
 def event(ctx: click.Context, service: str, retries: int) -> None:
@@ -283,5 +285,3 @@ def _print(table: Any) -> None:
 
 def _local(at: datetime) -> str:
     return at.astimezone().isoformat(sep=" ", timespec="milliseconds")
-
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import MethodNotAllowed, UnsupportedMediaType
+from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge, UnsupportedMediaType
 
 from cassata.errors import CassataError, DuplicateEvent, InvalidEvent, UnknownEvent
 from cassata.model import Event, Status, check_application_id, check_event_id
@@ -124,7 +125,10 @@ def _body() -> bytes:
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
     if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaType("Send the body as UTF-8.")
-    return request.get_data(cache=False)
+    body = request.get_data(cache=False)
+    if request.content_length is None and len(body) >= (request.max_content_length or sys.maxsize):
+        raise RequestEntityTooLarge  # Werkzeug silently cuts a chunked body off there
+    return body
 
 
 def _is_json(content_type: str) -> bool:

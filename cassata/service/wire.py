@@ -348,9 +348,7 @@ def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[di
     return fields
 
 
-def _with_path(
-    fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]
-) -> dict[str, Any]:
+def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     for name, value in path.items():
         if fields.get(name) is None:
             places[name] = ("parameter", name)

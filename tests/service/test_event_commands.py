@@ -99,7 +99,9 @@ def test_a_command_that_cannot_be_understood_exits_with_2(run: Run, words: tuple
 
 def test_a_service_that_is_not_there_is_an_error() -> None:
     refused = CliRunner().invoke(event, ["--service", "http://127.0.0.1:1", "--retries", "0", "status", "shop", "e1"])
-    assert (refused.exit_code, refused.stderr) == (1, "Error: no answer from http://127.0.0.1:1: [Errno 111] Connection refused\n")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Error: no answer from http://127.0.0.1:1: ")
+    assert refused.stderr.endswith("Connection refused\n")
 
 
 def test_a_table_shows_the_log_of_attempts_and_nothing_that_moves_the_cursor(run: Run, sqlite_scheduler: Scheduler) -> None:

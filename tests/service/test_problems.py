@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -211,6 +212,17 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(scheduler: Scheduler
 
     assert refused.status_code == 413
     assert_is_a_problem(refused)
+
+
+@pytest.mark.parametrize(("length", "status"), [(1999, 201), (2000, 413), (2001, 413), (10_000, 413)])
+def test_a_chunked_body_over_the_limit_is_refused_and_never_cut_off(scheduler: Scheduler, length: int, status: int) -> None:
+    http = create_app(scheduler, Service(maxRequestBytes=2000)).test_client()
+    body = json.dumps(GOOD).encode().ljust(length)  # blanks: what is left after a cut would still be JSON
+    chunked = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+
+    answer = http.post("/cassata/add/", content_type="application/json", environ_overrides=chunked)
+
+    assert answer.status_code == status
 
 
 def test_the_limits_of_the_installation_are_kept(sqlite_url: str) -> None:
