@@ -91,7 +91,9 @@ def _why_not(error: OSError, host: str, port: int) -> str:
 
 
 def limits_of(service: config.Service) -> Limits:
-    return Limits(payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS)
+    return Limits(
+        payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS
+    )
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -167,7 +169,9 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _announce(self, _master: Any) -> None:
         service, (url, _) = self.settings.service, config.database_url(self.settings)
         facts = {"url": f"http://{_bracketed(service.host)}:{service.port}", "pid": os.getpid()}
-        telemetry.emit("service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads)
+        telemetry.emit(
+            "service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads
+        )
 
     def _began(self, _worker: Any) -> None:
         if self._on_ready is not None:
