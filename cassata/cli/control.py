@@ -24,6 +24,7 @@ Decorator = Callable[[Command], Command]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a start was asked for. `load` reads the settings anew, with the same file and flags."""

@@ -235,9 +235,7 @@ def _schedule(client: Client, receiver: str) -> None:
         )
 
 
-def _watch(
-    console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None
-) -> dict[str, EventStatus]:
+def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None) -> dict[str, EventStatus]:
     """Show how the events fare, until the time is over or Ctrl-C; return what was seen last."""
     until = time.monotonic() + seconds if seconds is not None else None
     seen: dict[str, EventStatus] = {}
@@ -272,7 +270,7 @@ def _look(client: Client) -> dict[str, EventStatus]:
 def _table(events: Mapping[str, EventStatus], arrivals: Arrivals) -> Table:
     table = Table(title="Events of the application 'demo'")
     for name in ("event", "due", "status", "attempts", "late", "last error"):
-        table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=name != "last error")
+        table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=True)
     for event in events.values():
         table.add_row(*_cells(event, arrivals), style=COLOURS.get(event.status))
     return table

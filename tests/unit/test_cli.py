@@ -1,0 +1,166 @@
+"""The command line: what it lists, imports, refuses and exits with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from cassata import __version__, config
+from cassata.cli import COMMANDS, cassata
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+HEAVY = ("sqlalchemy", "flask", "pydantic", "gunicorn", "requests", "structlog", "rich", "alembic")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CASSATA_HOME", str(tmp_path))
+
+
+def invoke(*words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cassata, list(words), env=env, prog_name="cassata")
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_help_lists_every_command_with_its_own_sentence() -> None:
+    code, output, _ = invoke("--help")
+    assert code == 0
+    context = click.Context(cassata)
+    for name, (_, sentence) in COMMANDS.items():
+        assert name in output
+        command = cassata.get_command(context, name)
+        assert command is not None
+        assert command.get_short_help_str(limit=200) == sentence
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = "import sys, cassata.cli as cli\ntry: cli.cassata(['--help'])\nexcept SystemExit: pass\n"
+    script += f"sys.stderr.write(' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_both_roles_can_be_started_stopped_restarted_and_asked(role: str) -> None:
+    code, output, _ = invoke(role, "--help")
+    assert code == 0
+    for command in ("start", "stop", "restart", "status"):
+        assert f"  {command} " in output
+    _, output, _ = invoke(role, "start", "--help")
+    flags = ["--config", "--database-url", "--create-tables", "--processes", "--threads", "--log-level", "--log-format", "--pid-file"]
+    for flag in [*flags, "--daemon", "--log-file", *(["--port", "--host"] if role == "service" else [])]:
+        assert flag in output
+
+
+def test_the_version_is_told() -> None:
+    assert invoke("--version") == (0, f"cassata {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["srvice"],
+        ["service", "begin"],
+        ["service", "start", "--prot", "1"],
+        ["service", "start", "--config", "/absent.yaml"],
+        ["service", "start", "--log-format", "xml"],
+        ["service", "start", "--log-file", "x"],
+        ["config", "show", "database"],
+        [],
+    ],
+)
+def test_wrong_usage_exits_with_2(words: list[str]) -> None:
+    assert invoke(*words)[0] == 2
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_what_does_not_run_exits_with_3(role: str, command: str) -> None:
+    code, output, errors = invoke(role, command)
+    assert (code, output + errors) == (3, f"{role} is not running\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "sentence"),
+    [
+        (["service", "start", "--port", "0"], {}, "the command line: service.port should be greater than or equal to 1"),
+        (["worker", "start", "--threads", "0"], {}, "the command line: worker.numWorkerThreads should be"),
+        (["service", "start"], {"CASSATA_SERVICE__PRT": "1"}, "did you mean 'service.port'?"),
+        (["service", "start", "--database-url", "oracle://h/x"], {}, "database.url"),
+        (["db", "version"], {}, "cassata db upgrade"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_exits_with_1(words: list[str], env: dict[str, str], sentence: str) -> None:
+    code, output, errors = invoke(*words, env=env)
+    assert (code, output) == (1, "")
+    assert errors.startswith("Error: ")
+    assert sentence in errors
+    assert "Traceback" not in errors
+
+
+# --- config --------------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_which_file_is_fine_and_names_every_mistake_in_another(tmp_path: Path) -> None:
+    good = tmp_path / "good.yaml"
+    good.write_text("service: {port: 8086}")
+    code, output, _ = invoke("config", "check", "service", "--config", str(good))
+    assert (code, output) == (0, f"service: ok ({good})\n")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("service: {port: x}\nworker: {courier: y}")
+    code, _, errors = invoke("config", "check", "--config", str(bad))
+    assert code == 1
+    assert errors.count(str(bad)) == 2
+
+
+def test_check_refuses_a_database_url_that_cannot_be_used() -> None:
+    code, _, errors = invoke("config", "check", env={"CASSATA_DATABASE_URL": "oracle://u:hidden@h/x"})
+    assert code == 1
+    assert "hidden" not in errors
+
+
+def test_show_writes_yaml_and_json_that_can_be_read_again(tmp_path: Path) -> None:
+    shown = list(yaml.safe_load_all(invoke("config", "show", "--origin")[1]))
+    defaults = config.Settings().model_dump(by_alias=True)
+    defaults["database"]["url"] = f"sqlite:///{tmp_path}/var/cassata.db"
+    assert shown == [{section: defaults[section] for section in ("database", role, "logging")} for role in config.ROLES]
+    assert json.loads(invoke("config", "show", "-o", "json")[1]) == dict(zip(config.ROLES, shown, strict=True))
+    assert json.loads(invoke("config", "show", "worker", "-o", "json")[1]) == shown[1]
+
+
+def test_show_tells_where_values_come_from_and_hides_passwords(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("service: {port: 8086}")
+    env = {"CASSATA_DATABASE_URL": "mysql://u:hidden@h/x", "CASSATA_SERVICE__THREADS": "9"}
+    _, output, _ = invoke("config", "show", "service", "--config", str(file), "--origin", env=env)
+    assert 'url: "mysql://u:***@h/x"  # environment variable CASSATA_DATABASE_URL' in output
+    assert "threads: 9  # environment variable CASSATA_SERVICE__THREADS" in output
+    assert f"port: 8086  # {file}" in output
+    assert "processes: 2  # default" in output
+    assert "hidden" not in output
+
+
+def test_the_default_file_lies_in_the_home_folder(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "worker.yaml").write_text("worker: {numWorkerThreads: 9}")
+    shown = json.loads(invoke("config", "show", "-o", "json")[1])
+    assert (shown["worker"]["worker"]["numWorkerThreads"], shown["service"]["service"]["threads"]) == (9, 4)
+
+
+# --- db ------------------------------------------------------------------------------------------------------------------
+
+
+def test_upgrade_makes_the_tables_and_version_tells_it() -> None:
+    assert invoke("db", "version")[0] == 1
+    code, output, _ = invoke("db", "upgrade")
+    assert (code, output) == (0, "tables are at version 0001\n")
+    assert invoke("db", "upgrade")[:2] == invoke("db", "version")[:2] == (0, output)
