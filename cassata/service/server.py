@@ -34,6 +34,7 @@ GRACEFUL_SECONDS = 30
 SILENT_SECONDS = 30
 """A process that does not even move its loop for so long is replaced. A slow request alone does not stop the loop."""
 KEEP_ALIVE_SECONDS = 15
+LEFTOVER_SECONDS = 3
 DAY_MS = 86_400_000
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 
@@ -66,20 +67,28 @@ def run(load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the port before gunicorn does, which would try for five seconds and say little."""
+    """Open the port before gunicorn does, which would say little. Raises CannotListen, and ConfigError for a bad host.
+
+    Whoever holds it may be the rest of a service whose master was killed: that is gone within a second or two.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
         raise ConfigError(f"service.host {host!r} is not an address: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise CannotListen(_why_not(error, host, port)) from error
-    return listener
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while True:
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise CannotListen(_why_not(error, host, port)) from error
+            time.sleep(0.1)
+        else:
+            return listener
 
 
 def _why_not(error: OSError, host: str, port: int) -> str:

@@ -1,0 +1,232 @@
+"""Start, stop, restart and status, with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cassata import process
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def control(run_cassata: Run, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Run]:
+    """Run `cassata` with a port of its own, and end whatever it left in the background."""
+    port = str(free_port())
+    yield lambda *words, **more: run_cassata(*words, **more, env={"CASSATA_SERVICE__PORT": port, **more.pop("env", {})})
+    for role in ("service", "worker"):
+        with contextlib.suppress(ProcessLookupError):
+            holder = process.holder(tmp_path / "var" / f"{role}.pid")
+            if holder is not None:
+                os.killpg(os.getpgid(holder.pid), signal.SIGKILL)
+
+
+def pid_in(output: str) -> int:
+    found = re.search(r"pid (\d+)", output)
+    assert found, output
+    return int(found.group(1))
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def until(is_true: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# --- the background ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_a_daemon_is_started_seen_refused_a_second_time_restarted_and_stopped(role: str, control: Run, tmp_path: Path) -> None:
+    started = control(role, "start", "--daemon")
+    assert (started.returncode, started.stderr) == (0, "")
+    first = pid_in(started.stdout)
+    status = control(role, "status")
+    assert (status.returncode, pid_in(status.stdout)) == (0, first)
+    again = control(role, "start", "--daemon")
+    assert again.returncode == 1
+    assert again.stderr.startswith(f"Error: it is running already: pid {first}, since 20")
+    restarted = control(role, "restart")
+    assert restarted.returncode == 0
+    second = pid_in(control(role, "status").stdout)
+    assert second != first
+    stopped = control(role, "stop")
+    assert (stopped.returncode, stopped.stdout) == (0, f"{role} stopped: pid {second}\n")
+    assert [control(role, command).returncode for command in ("status", "stop")] == [3, 3]
+    assert f"{role} started" in (tmp_path / "var" / f"{role}.log").read_text()
+
+
+def test_a_service_in_the_background_answers_as_soon_as_start_returns(control: Run, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    port = str(free_port())
+    assert control("service", "start", "--daemon", "--port", port).returncode == 0
+    assert [status_of(f"http://127.0.0.1:{port}/{path}") for path in ("livez", "readyz")] == [200, 200]
+    assert (tmp_path / "var" / "cassata.db").exists()
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_after_a_kill_it_does_not_run_and_can_be_started(role: str, control: Run) -> None:
+    pid = pid_in(control(role, "start", "--daemon").stdout)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: control(role, "status").returncode == 3)
+    assert control(role, "start", "--daemon").returncode == 0
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_a_daemon_that_cannot_work_says_why(role: str, control: Run, free_port: Callable[[], int]) -> None:
+    run = control(role, "start", "--daemon", "--database-url", f"mysql+pymysql://root@127.0.0.1:{free_port()}/x")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("Error: the database is not available")
+    assert len(run.stderr.splitlines()) == 1
+    assert control(role, "status").returncode == 3
+
+
+def test_pid_file_and_log_file_can_be_chosen(control: Run, tmp_path: Path) -> None:
+    words = ["--pid-file", "mine/it.pid", "--log-file", "mine/it.log"]
+    pid = pid_in(control("worker", "start", "--daemon", *words).stdout)
+    assert (tmp_path / "mine" / "it.pid").read_text().startswith(f"{pid}\n")
+    assert "worker started" in (tmp_path / "mine" / "it.log").read_text()
+    assert control("worker", "stop", "--pid-file", "mine/it.pid").returncode == 0
+
+
+# --- the foreground ------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named_in_one_sentence(control: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = control("service", "start", "--port", port)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"Error: port {port} on 127.0.0.1 is in use: ")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_second_worker_in_the_foreground_runs_beside_the_first(empty_sqlite_url: str, worker_process: Any) -> None:
+    first = worker_process(empty_sqlite_url, "--create-tables")
+    second = worker_process(empty_sqlite_url)
+    assert f"(pid {first.pid}): this one runs beside it" in second.output()
+    assert [running.stop() for running in (first, second)] == [0, 0]
+
+
+def test_a_request_under_way_is_finished_after_sigterm(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url)
+    body = json.dumps({"application-id": "a", "event-id": "e", "url": "http://127.0.0.1:9/", "delay": 60, "event": 1}).encode()
+    port = int(running.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        head = f"POST /cassata/add/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body[:10])
+        time.sleep(0.2)
+        running.process.terminate()
+        until(lambda: "term" in running.output())
+        time.sleep(0.3)
+        client.sendall(body[10:])
+        assert client.recv(100).startswith(b"HTTP/1.1 201 ")
+    assert running.process.wait(10) == 0
+    assert "Traceback" not in running.output()
+
+
+def test_while_draining_it_serves_but_is_not_ready(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url, env={"CASSATA_SERVICE__DRAINSECONDS": "1.5"})
+    assert status_of(f"{running.url}/readyz") == 200
+    began = time.monotonic()
+    running.process.terminate()
+    until(lambda: status_of(f"{running.url}/readyz") == 503, seconds=1.2)
+    assert status_of(f"{running.url}/livez") == 200
+    assert running.process.wait(10) == 0
+    assert 1.4 <= time.monotonic() - began < 5
+
+
+def test_a_killed_process_of_the_service_is_replaced(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url, "--processes", "1")
+    (victim,) = re.findall(r"Booting worker with pid: (\d+)", running.output())
+    os.kill(int(victim), signal.SIGKILL)
+    until(lambda: len(re.findall("Booting worker", running.output())) == 2)
+    assert status_of(f"{running.url}/readyz") == 200
+    assert running.stop() == 0
+
+
+def test_sighup_reads_the_settings_again_and_keeps_them_if_there_is_a_mistake(
+    sqlite_url: str, service_process: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("service: {maxPayloadBytes: 10}")
+    running = service_process(sqlite_url, "--config", str(file), "--processes", "1")
+
+    def add() -> int:
+        body = json.dumps({"application-id": "a", "url": "http://127.0.0.1:9/", "delay": 60, "event": "x" * 50}).encode()
+        try:
+            request = urllib.request.Request(f"{running.url}/cassata/add/", body, {"Content-Type": "application/json"})
+            return status_of(request)  # type: ignore[arg-type]
+        except (ConnectionError, urllib.error.URLError):
+            return 0
+
+    assert add() == 413
+    file.write_text("service: {maxPayloadBytes: 100}")
+    running.process.send_signal(signal.SIGHUP)
+    until(lambda: add() == 201)
+    file.write_text("service: {maxPayloadByte: 10}")
+    running.process.send_signal(signal.SIGHUP)
+    until(lambda: "settings not reloaded" in running.output())
+    assert "did you mean 'service.maxPayloadBytes'?" in running.output().replace("\\", "")
+    until(lambda: add() == 201)
+    assert running.stop() == 0
+
+
+def test_every_line_of_a_json_log_is_json(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url, "--log-format", "json", env={"CASSATA_SERVICE__ACCESSLOG": "true"})
+    status_of(f"{running.url}/nowhere?a=%0Ab")
+    assert running.stop() == 0
+    records = [json.loads(line) for line in running.output().splitlines()]
+    (access,) = [record for record in records if record["message"] == "request"]
+    assert (access["method"], access["path"], access["status"]) == ("GET", "/nowhere?a=%0Ab", 404)
+    assert {"service started", "Shutting down: Master"} <= {record["message"] for record in records}
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_without_tables_a_start_refuses_and_says_what_to_type(role: str, control: Run, empty_mariadb_url: str) -> None:
+    for how in ([], ["--daemon"]):
+        run = control(role, "start", "--database-url", empty_mariadb_url, *how)
+        assert run.returncode == 1
+        assert "type 'cassata db upgrade', or start with --create-tables" in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("role", ["service", "worker"])
+def test_create_tables_makes_them(role: str, control: Run, empty_mariadb_url: str) -> None:
+    assert control(role, "start", "--daemon", "--create-tables", "--database-url", empty_mariadb_url).returncode == 0
+    assert control("db", "version", "--database-url", empty_mariadb_url).returncode == 0
+
+
+def test_many_may_make_the_tables_at_once(run_cassata: Run, empty_mariadb_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        runs = list(pool.map(lambda _: run_cassata("db", "upgrade", "--database-url", empty_mariadb_url), range(4)))
+    assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 4
