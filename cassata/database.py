@@ -27,8 +27,8 @@ UPGRADE_WAIT_SECONDS = 60
 # Deadlock, lock wait timeout, row changed (MariaDB snapshot isolation), Group Replication and Galera conflicts.
 _CONFLICTS = frozenset({1213, 1205, 1020, 3101})
 # Galera node not ready, shutting down, error during COMMIT, too many connections, read-only: this connection is of no
-# use any more, though SQLAlchemy does not call it disconnected.
-_USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836})
+# use any more, though SQLAlchemy does not call it disconnected. And access denied, no such database: it may come back.
+_USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836, 1044, 1045, 1049})
 # Cannot connect, gone away, lost, wrong packets, idle for too long, killed; and PyMySQL's own (0, '') on a closed socket.
 _LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
 

@@ -138,15 +138,13 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `id` is the row's number, meaningful only inside."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
 
-    id: int
     application_id: str
     event_id: str
     status: Status
     due_at: int
     wake_at: int | None
-    fence: int
     attempts: int
     cancel_requested: bool
     last_error: str | None
@@ -156,7 +154,6 @@ class Event:
     payload: bytes | None
     timeout_ms: int | None
     retry: RetryOptions | None
-    request_hash: bytes
     created_at: int
     finished_at: int | None
 

@@ -47,7 +47,7 @@ class Receiver:
         on_request: Callable[[Received], None] | None = None,
     ) -> None:
         self._host, self._port = host, port
-        self._answer = answer
+        self.answer = answer
         self._on_request = on_request
         self._changed = threading.Condition()
         self._received: list[Received] = []  # guarded by _changed
@@ -115,7 +115,7 @@ class Receiver:
         try:
             if self._on_request:
                 self._on_request(request)
-            reply(self._answer(request))
+            reply(self.answer(request))
         finally:
             with self._changed:
                 self._unanswered -= 1

@@ -18,7 +18,6 @@ from cassata.model import (
     WAITING,
     Attempt,
     Delivery,
-    ErrorKind,
     Event,
     Limits,
     NewEvent,
@@ -390,9 +389,9 @@ class Scheduler:
         dead = [row.id for _, row in rows if _is_lost(row) and row.lost_leases + 1 >= LOST_LEASES and not row.cancel_requested]
         unwanted = [row.id for _, row in rows if _is_lost(row) and row.cancel_requested]
         if dead:
-            store.bury(conn, dead, Status.FAILED, f"{ErrorKind.WORKER_LOST}: {LOST_LEASES} workers in a row took it and were lost", now)
+            store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
         if unwanted:
-            store.bury(conn, unwanted, Status.CANCELLED, f"{ErrorKind.WORKER_LOST}: cancelled while it was being sent", now)
+            store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         claimed.buried = len(dead) + len(unwanted)
         gone = {*dead, *unwanted}
         deliveries = [(store.to_delivery(row, names[application]), _is_lost(row)) for application, row in rows if row.id not in gone]

@@ -155,7 +155,7 @@ def test_an_event_whose_workers_are_lost_three_times_has_failed(scheduler: Sched
     event = scheduler.status("shop", "e1")
     assert (taken.deliveries, taken.buried) == ([], 1)
     assert event.status is Status.FAILED
-    assert "worker_lost" in (event.last_error or "")
+    assert "worker lost" in (event.last_error or "")
 
 
 def test_only_leases_lost_in_a_row_count(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:

@@ -101,7 +101,9 @@ def test_tables_of_another_version_are_refused(database_url: str, version: str, 
         Scheduler.open(database_url)
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "postgresql://h/d", "mysql+pymysql://h", "sqlite://", "sqlite:///:memory:", "oracle://x/y"])
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "postgresql://h/d", "mysql+pymysql://h", "sqlite://", "sqlite:///:memory:", "oracle://x/y"]
+)
 def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"database\.url"):
         database.open_engines(url)

@@ -149,4 +149,6 @@ def test_the_documented_diagram_is_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
     drawn = re.findall(r"^\s*(\[\*\]|[A-Z_]+) --> ([A-Z_]+): (.+)$", page, re.MULTILINE)
 
-    assert sorted(drawn) == sorted((source.name if source is not None else "[*]", target.name, cause) for source, target, cause in TRANSITIONS)
+    assert sorted(drawn) == sorted(
+        (source.name if source is not None else "[*]", target.name, cause) for source, target, cause in TRANSITIONS
+    )
