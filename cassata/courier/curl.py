@@ -188,9 +188,9 @@ class CurlCourier:
                 self._selector.unregister(sockfd)
             return
         try:
-            self._selector.modify(sockfd, what)  # POLL_IN, POLL_OUT and POLL_INOUT are the bits of selectors, too
+            self._selector.register(sockfd, what)  # POLL_IN, POLL_OUT and POLL_INOUT are the bits of selectors, too
         except KeyError:
-            self._selector.register(sockfd, what)
+            self._selector.modify(sockfd, what)
 
     def _set_timer(self, timeout_ms: int) -> None:
         self._timer_at = time.monotonic() + timeout_ms / 1000 if timeout_ms >= 0 else float("inf")
@@ -265,7 +265,6 @@ class _Transfer:
             easy.setopt(pycurl.POSTFIELDS, body)
         elif delivery.method != "HEAD":
             easy.setopt(pycurl.HTTPGET, 1)
-        self._lines = []
         # A built-in costs a third of a function of ours. But libcurl knows no HEAD with content: it would wait for more.
         is_head_with_content = delivery.method == "HEAD" and body is not None
         easy.setopt(pycurl.HEADERFUNCTION, self._receive_line if is_head_with_content else self._lines.append)
@@ -279,8 +278,10 @@ class _Transfer:
         self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(self.connect_until - now))
 
     def unload(self) -> None:
-        """Let go of the payload, of which hundreds of idle handles would each keep one."""
+        """Let go of payload and answer, or hundreds of idle handles would each keep one."""
         del self._delivery
+        self._lines.clear()
+        self._head.clear()
         self.easy.setopt(pycurl.POSTFIELDS, b"")
 
     # --- while it is under way ------------------------------------------------------------------------------------------
@@ -376,7 +377,6 @@ def _new_easy(settings: CourierSettings) -> pycurl.Curl:
     easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     easy.setopt(pycurl.FOLLOWLOCATION, 0)
     easy.setopt(pycurl.PROXY, "")  # none, whatever the environment says
-    easy.setopt(pycurl.NOPROXY, "*")
     easy.setopt(pycurl.NETRC, 0)
     easy.setopt(pycurl.CAINFO, settings.ca_bundle or certifi.where())
     easy.unsetopt(pycurl.CAPATH)
@@ -400,7 +400,7 @@ def _destination(url: str) -> tuple[str, str]:
 def _is_whole(lines: list[bytes]) -> bool:
     """Whether a final answer's head came to its end: libcurl takes the end of the connection for it, too."""
     head = _final_head(lines)
-    is_interim = bool(head) and head[0][8:10] == b" 1"  # HTTP/1.1 100 Continue
+    is_interim = bool(head) and head[0][8:10] == b" 1"  # as in HTTP/1.1 100 Continue
     return not is_interim and any(line in _BLANK for line in reversed(head))
 
 

@@ -216,8 +216,9 @@ class _WholeHead(http.client.HTTPResponse):
     def _read_status(self) -> tuple[str, int, str]:
         """Read a status line, and have `begin` skip all interim answers, where http.client knows only 100."""
         version, status, reason = super()._read_status()  # type: ignore[misc]
-        is_interim = 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS
-        return version, HTTPStatus.CONTINUE if is_interim else status, reason
+        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise http.client.BadStatusLine("101 Switching Protocols, for which nobody has asked")
+        return version, HTTPStatus.CONTINUE if status < 200 else status, reason
 
 
 class _WholeLines:

@@ -46,6 +46,14 @@ def test_every_method_arrives_as_itself_with_exactly_its_content(
     assert request.named("Content-Type") == ([] if payload is None else ["application/json"])
 
 
+def test_a_head_with_content_waits_for_the_final_answer_only(courier: Courier, receive: Receive) -> None:
+    receiver = receive(answering(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 99\r\n\r\n"))
+
+    outcome = deliver_one(courier, receiver.url(), method="HEAD", payload=b"content")
+
+    assert (outcome.status_code, outcome.error, outcome.retry_after_ms) == (503, None, 7_000)
+
+
 def test_methods_do_not_stick_to_a_reused_handle(make_courier: MakeCourier, receive: Receive) -> None:
     receiver = receive(answering(b"HTTP/1.1 204 No Content\r\n\r\n"))
     courier = make_courier(slots=1)
@@ -290,6 +298,11 @@ def reset_in_the_body(connection: Connection) -> None:
     connection.reset()
 
 
+def switched_protocols(connection: Connection) -> None:
+    connection.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+    connection.hold()
+
+
 def saying(data: bytes) -> Behaviour:
     return after_the_request(lambda connection: connection.send(data))
 
@@ -320,6 +333,7 @@ FAILURES: dict[str, tuple[Behaviour, set[ErrorKind], int | None]] = {
     "head breaks off": (after_the_request(broken_head), {LOST}, 200),
     "body breaks off": (after_the_request(broken_body), {LOST}, 200),
     "chunks break off": (after_the_request(broken_chunks), {LOST}, 200),
+    "switched protocols": (after_the_request(switched_protocols), {LATE, LOST, BAD}, None),
     "garbage": (saying(b"\x16\x03\x01 what is this?\r\n\r\n"), {BAD}, None),
     "garbage status": (saying(b"HTTP/1.1 abc OK\r\n\r\n"), {BAD}, None),
     "garbage chunks": (saying(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzzz\r\nhalf\r\n"), {LOST, BAD}, 200),
@@ -543,7 +557,7 @@ class Resolver:
 
     def __call__(self, host: str | bytes, port: object, *args: int, **options: int) -> object:
         name = host.decode() if isinstance(host, bytes) else host
-        if not name.endswith(".test") or options.get("flags"):
+        if not name.lower().removesuffix(".").endswith(".test") or options.get("flags"):
             return self._real(host, port, *args, **options)
         self.asked.append(name)
         if name.startswith("dead"):
@@ -562,9 +576,9 @@ def test_an_unknown_host_is_named(courier: Courier) -> None:
 def test_a_name_is_looked_up_and_stays_the_host(courier: Courier, receive: Receive, resolver: Resolver) -> None:
     receiver = receive(answering(OK))
 
-    outcomes = deliver(courier, *(delivery(receiver.url(host="Alive.test")) for _ in range(3)))
+    outcomes = deliver(courier, *(delivery(receiver.url(host=host)) for host in ("Alive.test", "alive.test", "alive.test.", "ALIVE.test")))
 
-    assert [outcome.status_code for outcome in outcomes] == [200] * 3
+    assert [outcome.status_code for outcome in outcomes] == [200] * 4
     assert receiver.requests[0].named("Host")[0].lower() == f"alive.test:{receiver.port}"
 
 

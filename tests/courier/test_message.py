@@ -27,6 +27,10 @@ def test_a_retry_after_date_is_counted_from_now() -> None:
     assert message.retry_after_ms("Tue, 14 Nov 2023 22:12:20 GMT", now=NOW) == 0
 
 
+def test_a_retry_after_of_any_length_is_read() -> None:
+    assert (message.retry_after_ms("9" * 10_000, now=NOW) or 0) > 3_600_000
+
+
 def test_a_retry_after_that_makes_no_sense_is_none() -> None:
     for junk in (None, "", "soon", "-1", "1.5", "\u0661", "Tue, 99 Nov 2023 22:14:20 GMT", "1e9"):
         assert message.retry_after_ms(junk, now=NOW) is None
