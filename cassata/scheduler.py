@@ -76,10 +76,11 @@ class Claimed:
 
 
 class Recorded(NamedTuple):
-    """How many outcomes were written, and how many came too late: their lease had been taken by somebody else."""
+    """How many outcomes were written, how many came too late (their lease had been taken by somebody else), and which events failed."""
 
     kept: int = 0
     fenced: int = 0
+    failed: tuple[tuple[Delivery, str | None], ...] = ()
 
 
 class Scheduler:
@@ -266,6 +267,9 @@ class Scheduler:
         recorded, claimed = self._transact(work)
         if recorded.fenced:
             telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
+        for delivery, reason in recorded.failed:
+            names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
+            telemetry.emit("event failed", level="warning", **names, reason=reason)
         return recorded, claimed
 
     def release(self, deliveries: Sequence[Delivery]) -> int:
@@ -334,14 +338,17 @@ class Scheduler:
     def _record(self, conn: Connection, outcomes: Sequence[Outcome], now: int) -> Recorded:
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in outcomes])
         kept = [outcome for outcome in outcomes if _owns(owned.get(outcome.delivery.id), outcome.delivery)]
+        endings = self._finish(conn, kept, owned, now)
         if kept:
-            self._finish(conn, kept, owned, now)
             store.log_attempts(conn, kept)
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in outcomes if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        return Recorded(len(kept), fenced)
+        deliveries = {outcome.delivery.id: outcome.delivery for outcome in kept}
+        failed = ((deliveries[ending.id], ending.reason) for ending in endings if ending.status is Status.FAILED)
+        return Recorded(len(kept), fenced, tuple(failed))
 
-    def _finish(self, conn: Connection, kept: Sequence[Outcome], owned: Mapping[int, store.Owned], now: int) -> None:
+    def _finish(self, conn: Connection, kept: Sequence[Outcome], owned: Mapping[int, store.Owned], now: int) -> list[Ending]:
+        """Write what becomes of each event; return the endings of those that were not delivered."""
         completed, endings = [], []
         for outcome in kept:
             delivery = outcome.delivery
@@ -358,6 +365,7 @@ class Scheduler:
             store.complete(conn, completed, now)
         if endings:
             store.end(conn, endings, now)
+        return endings
 
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms) -> Claimed:
         claimed = Claimed()

@@ -37,7 +37,8 @@ ROW_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only a
 PAYLOAD = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 HASH = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"}
-NEVER_REUSED = {"sqlite_autoincrement": True}  # SQLite would give a removed row's number, and with it its fences, to a new event
+# SQLite would give a removed row's number, and with it its fences, to a new event.
+NEVER_REUSED: dict[str, Any] = {"sqlite_autoincrement": True}
 
 metadata = MetaData()
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from types import FrameType
 
 from cassata import config, telemetry
@@ -31,6 +32,7 @@ LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
 LOOK_SHARE = 0.04
 """A look at the agenda may cost this share of the time between two looks."""
+SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
 RESTART_SECONDS = (0.1, 5.0)
@@ -115,13 +117,15 @@ class WorkerThread(threading.Thread):
         give_up_at: float | None = None
         while not self._finished():
             try:
+                if failures:
+                    self._pause(failures)
                 self.step()
                 failures = 0
             except Exception as error:  # noqa: BLE001 - a loop that died silently would be an outage that looks healthy
                 failures += 1
                 self._leave_watch()
                 _tell(error)
-                self._pause(failures)
+                time.sleep(SHORTEST_PAUSE_SECONDS)  # whatever it is, not thousands of times a second
             if self._stopping.is_set() and failures:
                 give_up_at = give_up_at or time.monotonic() + STOP_WITHOUT_DATABASE_SECONDS
                 if time.monotonic() > give_up_at:
@@ -291,11 +295,13 @@ class WorkerThread(threading.Thread):
         return self._stopping.is_set() and self._is_idle()
 
     def _pause(self, failures: int) -> None:
-        """Wait before the next try, with what is under way still moving along."""
-        longest = min(LONGEST_PAUSE_SECONDS, 0.05 * 2 ** min(failures, 10))
+        """Wait before the next try, longer each time, with what is under way still moving along."""
+        longest = min(LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS * 2 ** min(failures, 10))
         until = time.monotonic() + longest * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
-        while (left := until - time.monotonic()) > 0 and not (self._stopping.is_set() and failures < 2):
+        while (left := until - time.monotonic()) > 0:
             self._collect(self._courier.poll(min(left, LONGEST_POLL_SECONDS)))
+            if self._stopping.is_set():
+                break
 
     def _end(self) -> None:
         self._leave_watch()
@@ -397,6 +403,8 @@ def terms_of(worker: config.Worker) -> Terms:
 
 
 def make_courier(worker: config.Worker) -> Courier:
+    if worker.ca_bundle is not None and not Path(worker.ca_bundle).is_file():
+        raise ConfigError(f"worker.caBundle: there is no file {worker.ca_bundle!r}")
     settings = CourierSettings(
         slots=worker.max_in_flight_per_thread,
         connect_timeout=worker.connect_timeout_seconds,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -181,6 +184,29 @@ def test_a_second_term_stops_at_once_and_the_event_is_sent_again(
 
         assert worker.process.wait(5) == 1
     assert state(service, "hung")["status"] == "PROCESSING"  # until its lease ends
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the child processes through /proc")
+def test_a_killed_process_is_started_again_and_all_end_with_their_supervisor(
+    service: Running, worker_process: Start, database_url: str, receiver: Receiver
+) -> None:
+    worker = worker_process(database_url, "--processes", "2", "--threads", "1")
+    worker.wait_until(lambda: len(children_of(worker.pid)) == 2)
+    victim, _ = first = children_of(worker.pid)
+
+    os.kill(victim, signal.SIGKILL)
+
+    worker.wait_until(lambda: len(set(children_of(worker.pid)) - {victim}) == 2)
+    assert "worker process died" in worker.output()
+    add(service, event_id="after", url=receiver.url)
+    assert receiver.wait_for(1, timeout=10)
+    children = {*first, *children_of(worker.pid)} - {victim}
+    worker.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
 # --- the bugs of the ancestor, as facts that hold here ---------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -40,7 +40,7 @@ class Hand:
 
     scheduler: Scheduler
     clock: ManualClock
-    terms: Terms = Terms(request_timeout_ms=20_000, lease_margin_ms=10_000, look_ahead_ms=0)
+    terms: Terms = field(default_factory=lambda: Terms(look_ahead_ms=0))
 
     def claim(self, limit: int = 100, **terms: int) -> list[Delivery]:
         return self.take(limit, **terms).deliveries

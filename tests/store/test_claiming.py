@@ -6,14 +6,14 @@ import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
-import pytest
 from sqlalchemy import text
 
 from cassata import database
 from cassata.courier.retry import RetryPolicy
 from cassata.model import Delivery, ErrorKind, RetryOptions, Status
-from cassata.scheduler import LOST_LEASES, Scheduler, Terms
+from cassata.scheduler import LOST_LEASES, Scheduler
 from tests.store.conftest import NOON, Hand, ManualClock, ids, new_event, outcome
 
 
@@ -326,67 +326,71 @@ def test_a_row_that_cannot_be_read_stops_no_other(database_url: str, scheduler: 
     assert claimed["broken"].url == ""  # which no courier can send: it ends as unsendable
 
 
-def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(database_url: str) -> None:
-    """One in four outcomes comes after its lease has ended and, mostly, been taken by somebody else."""
-    count, workers = 300, 6
-    clock = ManualClock()
-    first = Scheduler(database.open_engines(database_url), clock=clock)
-    first.add_all([new_event(f"e{number}", f"app-{number % 3}", due_at=NOON) for number in range(count)])
-    accepted: Counter[str] = Counter()
-    stale: list[tuple[Scheduler, Delivery]] = []
-    together = threading.Lock()
-    busy = 0
-    fenced = 0
+@dataclass
+class Crew:
+    """Workers on one database, each with an engine of its own, who share a clock and a tally."""
 
-    def rest() -> None:
-        """Let time pass, but only while nobody is between a claim and its outcome: those who are late are chosen, not unlucky."""
-        with together:
-            if not busy:
-                clock.advance(500)
+    database_url: str
+    count: int
+    clock: ManualClock = field(default_factory=ManualClock)
+    accepted: Counter[str] = field(default_factory=Counter)
+    stale: list[tuple[Scheduler, Delivery]] = field(default_factory=list)
+    together: threading.Lock = field(default_factory=threading.Lock)
+    busy: int = 0
 
-    def enter(step: int) -> None:
-        nonlocal busy
-        with together:
-            busy += step
+    def open(self) -> Scheduler:
+        return Scheduler(database.open_engines(self.database_url), clock=self.clock, retry=RetryPolicy(count=9))
 
-    def work(seed: int) -> int:
+    def work(self, seed: int) -> int:
+        """Claim and record until every event is done; keep one outcome in four back. Return how much was claimed."""
         chance = random.Random(seed)
-        scheduler = Scheduler(database.open_engines(database_url), clock=clock, retry=RetryPolicy(count=9))
-        hand = Hand(scheduler, clock, Terms(look_ahead_ms=0))
+        hand = Hand(self.open(), self.clock)
         claims = 0
-        for _ in range(10_000):
-            if sum(accepted.values()) == count:
-                break
+        while sum(self.accepted.values()) < self.count:
             deliveries = hand.claim(limit=chance.randint(1, 9))
             claims += len(deliveries)
-            if not deliveries:
-                rest()
-                continue
-            enter(+1)
-            for delivery in deliveries:
-                if chance.random() < 0.25 and delivery.number < LOST_LEASES:
-                    stale.append((scheduler, delivery))
-                else:
-                    kept = scheduler.record([outcome(delivery, 200)]).kept
-                    with together:
-                        accepted[delivery.event_id] += kept
-            enter(-1)
+            if deliveries:
+                self.finish(hand, deliveries, chance)
+            else:
+                self.rest()
         return claims
 
-    with ThreadPoolExecutor(workers) as pool:
-        claims = sum(pool.map(work, range(workers)))
-    for scheduler, delivery in stale:
-        recorded = scheduler.record([outcome(delivery, 500)])
-        assert recorded.kept == 0
-        fenced += recorded.fenced
-        scheduler.close()
+    def finish(self, hand: Hand, deliveries: list[Delivery], chance: random.Random) -> None:
+        with self.together:
+            self.busy += 1
+        for delivery in deliveries:
+            if chance.random() < 0.25 and delivery.number < LOST_LEASES:
+                self.stale.append((hand.scheduler, delivery))
+            else:
+                kept = hand.answer(delivery)
+                with self.together:
+                    self.accepted[delivery.event_id] += kept
+        with self.together:
+            self.busy -= 1
 
-    events = [event for number in range(3) for event in first.events(f"app-{number}", limit=1_000).events]
-    attempts = [first.event(event.application_id, event.event_id)[1] for event in events]
-    first.close()
-    assert len(stale) > 20
-    assert claims == count + len(stale)  # every stalled claim was taken over, once
-    assert [event.status for event in events] == [Status.COMPLETED] * count  # lost: none
-    assert set(accepted.values()) == {1}  # ended twice: none
-    assert fenced == len(stale)  # stale writes: none
-    assert {len(log) for log in attempts} == {1}
+    def rest(self) -> None:
+        """Let time pass, but only while nobody is between a claim and its outcome: those who are late are chosen, not unlucky."""
+        with self.together:
+            if not self.busy:
+                self.clock.advance(500)
+
+
+def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(database_url: str) -> None:
+    crew = Crew(database_url, count=300)
+    scheduler = crew.open()
+    scheduler.add_all([new_event(f"e{number}", f"app-{number % 3}") for number in range(crew.count)])
+
+    with ThreadPoolExecutor(6) as pool:
+        claims = sum(pool.map(crew.work, range(6)))
+    late = [owner.record([outcome(delivery, 500)]) for owner, delivery in crew.stale]
+
+    events = [event for number in range(3) for event in scheduler.events(f"app-{number}", limit=1_000).events]
+    logs = [scheduler.event(event.application_id, event.event_id)[1] for event in events]
+    for owner in {scheduler, *(owner for owner, _ in crew.stale)}:
+        owner.close()
+    assert len(late) > 20
+    assert claims == crew.count + len(late)  # every stalled claim was taken over, once
+    assert [event.status for event in events] == [Status.COMPLETED] * crew.count  # lost: none
+    assert set(crew.accepted.values()) == {1}  # ended twice: none
+    assert {(recorded.kept, recorded.fenced) for recorded in late} == {(0, 1)}  # stale writes: none
+    assert {len(log) for log in logs} == {1}

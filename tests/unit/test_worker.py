@@ -1,0 +1,261 @@
+"""A worker's thread, stepped by hand on a real database, with a courier that answers when it is told to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cassata import database, telemetry
+from cassata.errors import DatabaseUnavailable
+from cassata.model import Delivery, ErrorKind, Outcome, Status
+from cassata.scheduler import Scheduler, Terms
+from cassata.worker import LOOK_SHARE, Agenda, Watch, WorkerThread
+from tests.store.conftest import NOON, ManualClock, new_event, outcome
+
+
+@dataclass
+class Pigeon:
+    """A courier whose deliveries end when the test says so."""
+
+    slots: int = 10
+    sent: list[Delivery] = field(default_factory=list)
+    back: list[Outcome] = field(default_factory=list)
+    trouble: list[Exception] = field(default_factory=list)
+    answered: int = 0
+
+    @property
+    def busy(self) -> int:
+        return len(self.sent) - self.answered
+
+    @property
+    def free(self) -> int:
+        return self.slots - self.busy
+
+    def submit(self, delivery: Delivery, *, started_at: int) -> None:
+        self.sent.append(delivery)
+
+    def poll(self, timeout: float) -> list[Outcome]:
+        if self.trouble:
+            raise self.trouble.pop(0)
+        ended, self.back = self.back, []
+        self.answered += len(ended)
+        return ended
+
+    def answer_all(self, code: int = 200) -> None:
+        self.back = [outcome(delivery, code) for delivery in self.sent[self.answered :]]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Bench:
+    scheduler: Scheduler
+    clock: ManualClock
+    stopping: threading.Event = field(default_factory=threading.Event)
+    watch: Watch = field(default_factory=lambda: Watch(Agenda(interval=0)))
+
+    def thread(self, terms: Terms | None = None, batch: int = 5, **facts: Any) -> tuple[WorkerThread, Pigeon]:
+        pigeon = Pigeon(**facts)
+        return WorkerThread("w", self.scheduler, pigeon, self.watch, terms or Terms(), batch, self.stopping), pigeon
+
+    def status(self, event_id: str = "e1") -> Status:
+        return self.scheduler.event("shop", event_id)[0].status
+
+
+@pytest.fixture
+def bench(sqlite_url: str) -> Iterator[Bench]:
+    clock = ManualClock()
+    scheduler = Scheduler(database.open_engines(sqlite_url), clock=clock)
+    yield Bench(scheduler, clock)
+    scheduler.close()
+
+
+@pytest.fixture
+def told() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    facts: list[tuple[str, dict[str, Any]]] = []
+
+    def listen(name: str, values: dict[str, Any]) -> None:
+        facts.append((name, values))
+
+    telemetry.subscribe(listen)
+    yield facts
+    telemetry.unsubscribe(listen)
+
+
+def step_until(thread: WorkerThread, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        thread.step()
+
+
+def test_an_event_is_held_until_its_instant_and_not_sent_before(bench: Bench) -> None:
+    bench.scheduler.add(new_event(due_at=NOON + 150))
+    thread, pigeon = bench.thread()
+
+    step_until(thread, lambda: bench.status() is Status.PROCESSING)
+    assert pigeon.sent == []
+    bench.clock.advance(149)
+    thread.step()
+    assert pigeon.sent == []
+    bench.clock.advance(1)
+    thread.step()
+    assert [delivery.event_id for delivery in pigeon.sent] == ["e1"]
+
+
+def test_an_outcome_is_recorded_with_the_next_claim(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(f"e{n}") for n in range(8)])
+    thread, pigeon = bench.thread(batch=4)
+    step_until(thread, lambda: len(pigeon.sent) == 4)
+
+    pigeon.answer_all()
+    step_until(thread, lambda: len(pigeon.sent) == 8)
+
+    assert sum(bench.status(f"e{n}") is Status.COMPLETED for n in range(8)) == 4
+
+
+def test_no_more_is_claimed_than_the_courier_has_room_for(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(f"e{n}") for n in range(8)])
+    thread, pigeon = bench.thread(batch=100, slots=3)
+
+    for _ in range(5):
+        thread.step()
+
+    assert len(pigeon.sent) == 3
+    assert sum(bench.status(f"e{n}") is Status.PENDING for n in range(8)) == 5
+
+
+def test_what_was_held_too_long_for_its_lease_is_put_back_unsent(bench: Bench) -> None:
+    """As it happens when a whole process is stopped, and goes on later."""
+    bench.scheduler.add(new_event())
+    thread, pigeon = bench.thread(terms=Terms(lease_margin_ms=0, look_ahead_ms=0))
+
+    for _ in range(3):
+        thread.step()
+
+    assert pigeon.sent == []
+    event = bench.scheduler.status("shop", "e1")
+    assert (event.status, event.attempts) == (Status.PENDING, 0)
+
+
+def test_one_thread_watches_while_another_delivers_and_hands_over_a_backlog(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(f"e{n}") for n in range(4)])
+    one, first = bench.thread(batch=2)
+    two, second = bench.thread(batch=2)
+
+    step_until(one, lambda: len(first.sent) == 2)
+    step_until(two, lambda: len(second.sent) == 2)
+
+    assert len({delivery.event_id for delivery in first.sent + second.sent}) == 4
+
+
+def test_stopping_puts_back_what_has_not_begun_and_records_what_has(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event("begun"), new_event("held", due_at=NOON + 100)])
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: len(pigeon.sent) == 1)
+
+    bench.stopping.set()
+    thread.start()
+    pigeon.answer_all()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert thread.clean
+    assert (bench.status("begun"), bench.status("held")) == (Status.COMPLETED, Status.PENDING)
+
+
+def test_a_loop_survives_whatever_is_raised_in_it_and_says_so(bench: Bench, told: list[tuple[str, dict[str, Any]]]) -> None:
+    bench.scheduler.add(new_event())
+    thread, pigeon = bench.thread()
+    pigeon.trouble = [RuntimeError("boom"), DatabaseUnavailable("gone for a moment"), MemoryError()]
+
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not pigeon.sent and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pigeon.answer_all()
+    while bench.status() is not Status.COMPLETED and time.monotonic() < deadline:
+        time.sleep(0.01)
+    bench.stopping.set()
+    thread.join(10)
+
+    assert bench.status() is Status.COMPLETED
+    assert [name for name, _ in told][:2] == ["worker thread stumbled", "database unavailable"]
+
+
+def test_an_outcome_that_cannot_be_written_takes_no_other_with_it(bench: Bench, told: list[tuple[str, dict[str, Any]]]) -> None:
+    bench.scheduler.add_all([new_event("good"), new_event("bad")])
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: len(pigeon.sent) == 2)
+
+    pigeon.back = [
+        Outcome(delivery, started_at=NOON, duration_ms=None if delivery.event_id == "bad" else 1, status_code=200)  # type: ignore[arg-type]
+        for delivery in pigeon.sent
+    ]
+    with pytest.raises(Exception, match="NOT NULL"):
+        step_until(thread, lambda: False)
+
+    assert (bench.status("good"), bench.status("bad")) == (Status.COMPLETED, Status.PROCESSING)
+    assert [facts["event_id"] for name, facts in told if name == "outcome not recorded"] == ["bad"]
+
+
+def test_what_cannot_be_recorded_for_lack_of_a_database_is_kept_and_recorded_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.scheduler.add(new_event())
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: len(pigeon.sent) == 1)
+    working = Scheduler.record_and_claim
+
+    def away(*_: Any) -> Any:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(Scheduler, "record_and_claim", away)
+    pigeon.answer_all()
+    with pytest.raises(DatabaseUnavailable):
+        step_until(thread, lambda: False)
+    assert bench.status() is Status.PROCESSING
+    monkeypatch.setattr(Scheduler, "record_and_claim", working)
+
+    step_until(thread, lambda: bench.status() is Status.COMPLETED)
+
+
+# --- the agenda ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_rotation_survives_a_look_and_moves_on_with_every_claim() -> None:
+    agenda = Agenda(interval=0.2, wakes={1: 10, 2: 10, 3: 10})
+
+    agenda.note({1: 10})
+    agenda.replace({1: 10, 2: 10, 4: 10}, cost=0)
+
+    assert agenda.due(10, most=9) == [2, 1, 4]
+    assert agenda.due(10, most=2) == [2, 1]
+    assert agenda.due(9, most=9) == []
+    agenda.note({2: None})
+    assert agenda.due(10, most=9) == [1, 4]
+
+
+def test_the_agenda_knows_the_earliest() -> None:
+    assert Agenda(interval=1).earliest() is None
+    assert Agenda(interval=1, wakes={1: 30, 2: 20}).earliest() == 20
+
+
+def test_dear_looks_are_taken_less_often() -> None:
+    agenda = Agenda(interval=0.2)
+    before = time.monotonic()
+
+    agenda.replace({}, cost=1.0)
+
+    assert agenda.next_look >= before + 1 / LOOK_SHARE
+
+
+def test_every_kind_of_error_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
+
+    assert [kind for kind in ErrorKind if f"`{kind.value}`" not in page] == []
