@@ -111,7 +111,7 @@ install_project() {
     project=$CHECKOUT
     [ "$1" = run ] || project="${CHECKOUT}[$1]"
     has_usable_venv || make_venv
-    rm -f "$CHECKOUT"/.venv/cassata-*.stamp
+    rm -f "$CHECKOUT/.venv/cassata-$1.stamp"
     say "installing Cassata and what it needs into .venv"
     install_into_venv "$project" || fail "it could not be installed (see above); the next try begins anew"
     stamp_now > "$CHECKOUT/.venv/cassata-$1.stamp"

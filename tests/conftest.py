@@ -9,6 +9,7 @@
 | `scheduler` | an open Scheduler on `database_url` |
 | `free_port` | a function: a TCP port that nobody listens on |
 | `service_process`, `worker_process` | functions that start the real thing and return once it is ready; they always end it |
+| `cassata_process` | a function: start any `cassata` command, and always end it |
 | `run_cassata` | a function: run one `cassata` command to its end |
 """
 
@@ -286,7 +287,7 @@ def run_cassata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
 
 
 @pytest.fixture
-def _start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
+def cassata_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
     def start(*words: str, url: str = "", env: dict[str, str] | None = None) -> Running:
@@ -309,14 +310,14 @@ def _start(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[
 
 
 @pytest.fixture
-def service_process(_start: Callable[..., Running]) -> Callable[..., Running]:
+def service_process(cassata_process: Callable[..., Running]) -> Callable[..., Running]:
     """`service_process(database_url, *flags, env={...}, port=...)`: a real service that answers on its `url`."""
 
     def start(database_url: str, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> Running:
         port = port or _unused_port()
         url = f"http://127.0.0.1:{port}"
         words = ["service", "start", "--database-url", database_url, "--port", str(port), *flags]
-        running = _start(*words, url=url, env=env)
+        running = cassata_process(*words, url=url, env=env)
         running.wait_until(lambda: _answers(f"{url}/livez"))
         return running
 
@@ -324,11 +325,11 @@ def service_process(_start: Callable[..., Running]) -> Callable[..., Running]:
 
 
 @pytest.fixture
-def worker_process(_start: Callable[..., Running]) -> Callable[..., Running]:
+def worker_process(cassata_process: Callable[..., Running]) -> Callable[..., Running]:
     """`worker_process(database_url, *flags, env={...})`: a real worker that has found its tables and begins to work."""
 
     def start(database_url: str, *flags: str, env: dict[str, str] | None = None) -> Running:
-        running = _start("worker", "start", "--database-url", database_url, *flags, env=env)
+        running = cassata_process("worker", "start", "--database-url", database_url, *flags, env=env)
         running.wait_until(lambda: "worker started" in running.output())
         return running
 

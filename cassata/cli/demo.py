@@ -34,7 +34,7 @@ APPLICATION = "demo"
 USUAL_PORT = 8085
 START_SECONDS = 30.0
 LOOK_SECONDS = 0.2
-NOTE_CHARACTERS = 60
+NOTE_CHARACTERS = 80
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUICK_RETRY = {"count": 2, "initial": 0.5, "multiplier": 2, "maximum": 2}
 COLOURS = {Status.COMPLETED: "green", Status.FAILED: "red", Status.SERVICE_UNAVAILABLE: "yellow", Status.PROCESSING: "cyan"}
@@ -94,7 +94,7 @@ def demo(duration: timedelta | None, port: int | None) -> None:
 
     Exits with 0 only if every event ended as it should.
     """
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     arrivals = Arrivals()
     with _interruptible(), contextlib.ExitStack() as cleaning:
         folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="cassata-demo-")))

@@ -1,0 +1,58 @@
+"""`cassata demo`: it shows what it promises, tells the truth about it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def processes_before() -> set[str]:
+    return demo_processes()
+
+
+def demo_processes() -> set[str]:
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"cassata-demo-" in file.read_bytes():
+                found.add(file.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_the_demonstration_ends_well_and_leaves_nothing_behind(run_cassata: Run, tmp_path: Path, processes_before: set[str]) -> None:
+    run = run_cassata("demo", "--for", "8s", env={"TMPDIR": str(tmp_path), "CASSATA_SERVICE__PORT": "1"})
+    assert (run.returncode, run.stderr) == (0, "")
+    for expected in ("curl http://127.0.0.1:", "COMPLETED", "SERVICE_UNAVAILABLE", "FAILED", " ms", "connect failed", "as it should"):
+        assert expected in run.stdout
+    assert not list(tmp_path.glob("cassata-demo-*"))
+    assert demo_processes() == processes_before
+
+
+def test_a_demonstration_that_is_too_short_says_what_had_not_ended(run_cassata: Run, tmp_path: Path) -> None:
+    run = run_cassata("demo", "--for", "1s", env={"TMPDIR": str(tmp_path)})
+    assert run.returncode == 1
+    assert "in-6-seconds: it is still PENDING: there was not time enough" in run.stderr
+    assert not list(tmp_path.glob("cassata-demo-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demonstration_cleans_up(
+    cassata_process: Any, tmp_path: Path, processes_before: set[str], number: signal.Signals
+) -> None:
+    running = cassata_process("demo", env={"TMPDIR": str(tmp_path)})
+    running.wait_until(lambda: "COMPLETED" in running.output())
+    running.process.send_signal(number)
+    assert running.process.wait(10) == 1
+    assert "Traceback" not in running.output()
+    assert not list(tmp_path.glob("cassata-demo-*"))
+    assert demo_processes() == processes_before
