@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 import shutil
@@ -101,6 +102,12 @@ def _program(*names: str) -> str | None:
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
 
 
+def die_with_parent() -> None:
+    """Have Linux kill this child when the test run ends, however it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def _initialise(server: str, data: Path, user: str) -> None:
     """Make the system tables, with a root user that needs no password on 127.0.0.1."""
     if install := _program("mariadb-install-db", "mysql_install_db"):
@@ -117,7 +124,7 @@ def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[
     command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
     command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400"]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent)
 
 
 @pytest.fixture(scope="session")
@@ -295,7 +302,15 @@ def cassata_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
         surroundings = _environment(tmp_path) | (env or {})
         command = [sys.executable, "-m", "cassata", *words]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stdout=output, stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=surroundings,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
         started.append(Running(process, log, url))
         return started[-1]
 
