@@ -36,6 +36,7 @@ SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
 RESTART_SECONDS = (0.1, 5.0)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
 
 @dataclass(slots=True)
@@ -330,7 +331,7 @@ class Wakeup:
         os.set_blocking(self._write, False)
         self._also = also
         signal.set_wakeup_fd(self._write)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, _heard)
 
     def wait(self, seconds: float) -> int:
@@ -339,7 +340,7 @@ class Wakeup:
         ready, _, _ = select.select(watched, [], [], seconds)
         asked = 0
         if self._read in ready:
-            asked += sum(1 for number in os.read(self._read, 64) if number in (signal.SIGTERM, signal.SIGINT))
+            asked += sum(1 for number in os.read(self._read, 64) if number in STOP_SIGNALS)
         if self._also in ready:
             self._also = None
             asked += 1
