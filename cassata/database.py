@@ -110,7 +110,8 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
             "charset": "utf8mb4",
         }
         prepare = _prepare_mysql
-    engines = Engines(create_engine(parsed, **options), create_engine(parsed, isolation_level="AUTOCOMMIT", **options))
+    reading = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
+    engines = Engines(create_engine(parsed, **options), create_engine(parsed, **reading, **options))
     for engine in engines:
         event.listen(engine, "connect", prepare)
         event.listen(engine, "handle_error", _drop_useless_connections)
