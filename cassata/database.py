@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
@@ -91,12 +92,11 @@ class Engines(NamedTuple):
 
 
 def open_engines(url: str, settings: config.Database | None = None, *, pool_size: int = 5) -> Engines:
-    """Prepare, without connecting yet. Raises ConfigError for a URL that cannot be used."""
+    """Prepare, without connecting or creating anything yet. Raises ConfigError for a URL that cannot be used."""
     settings = settings or config.Database()
-    parsed = _parse(url)
+    parsed = check_url(url)
     options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5}
     if parsed.get_backend_name() == "sqlite":
-        Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
         options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
         prepare = _prepare_sqlite
     else:
@@ -120,7 +120,8 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
     return engines
 
 
-def _parse(url: str) -> URL:
+def check_url(url: str) -> URL:
+    """Read the URL of a database. Raises ConfigError, which never quotes it: it may hold a password."""
     try:
         parsed = make_url(url)
         parsed = {"mysql": parsed.set(drivername="mysql+pymysql"), "mariadb": parsed.set(drivername="mariadb+pymysql")}.get(
@@ -129,6 +130,8 @@ def _parse(url: str) -> URL:
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"database.url cannot be used: {error}") from error
+    except ValueError:
+        raise ConfigError("database.url cannot be read: is its port a number, and its password percent-encoded?") from None
     if parsed.get_backend_name() not in {"sqlite", "mysql", "mariadb"}:
         raise ConfigError("database.url must begin with mysql+pymysql://, mariadb+pymysql:// or sqlite:///")
     if not parsed.database or parsed.database == ":memory:":
@@ -157,7 +160,7 @@ def _prepare_mysql(connection: Any, _record: Any) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # no transaction begins by itself: _begin_sqlite does it
-    for pragma in (f"busy_timeout = {SQLITE_BUSY_SECONDS * 1000}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    for pragma in (f"busy_timeout = {SQLITE_BUSY_SECONDS * 1000}", "journal_mode = WAL", "synchronous = FULL"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -226,10 +229,14 @@ def clock_of(engines: Engines) -> Clock:
 # --- its tables --------------------------------------------------------------------------------------------------------
 
 
-def check(connection: Connection) -> None:
+def check(engines: Engines) -> None:
     """Raise DatabaseUnfit (or one of its kinds) unless this code can work on the database as it is."""
-    _check_server(connection)
-    check_version(connection)
+    url = engines.read.url
+    if engines.read.dialect.name == "sqlite" and not Path(url.database or "").exists():
+        raise TablesMissing  # to look into it would make an empty file
+    with engines.read.connect() as connection:
+        _check_server(connection)
+        check_version(connection)
 
 
 def check_version(connection: Connection) -> None:
@@ -289,7 +296,9 @@ def upgrade(url: str, settings: config.Database | None = None) -> str:
 
 
 def make_tables(engines: Engines) -> str:
-    """Do the work of `upgrade` on a database that is already open."""
+    """Do the work of `upgrade` on engines that are there already; make the folder of an SQLite file, for its owner alone."""
+    if engines.write.dialect.name == "sqlite":
+        Path(engines.write.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with engines.write.connect() as connection, _upgrade_lock(connection):
         if table_version(connection) != schema.VERSION:
             _run_migrations(connection)
@@ -345,10 +354,12 @@ def _upgrade_lock(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the driver's word that the database is away into DatabaseUnavailable."""
+    """Turn the driver's word that the database is away, or too busy, into DatabaseUnavailable."""
     try:
         yield
-    except (OperationalError, InterfaceError, DBAPIError) as error:
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("all connections to the database are in use") from error
+    except DBAPIError as error:
         if is_unavailable(error) or is_conflict(error):
             raise DatabaseUnavailable(f"the database is not available: {_reason(error)}") from error
         raise

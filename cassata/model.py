@@ -19,6 +19,10 @@ from cassata.errors import InvalidEvent, Problem
 
 Headers = tuple[tuple[str, str], ...]
 
+EXCERPT_CHARACTERS = 2_000
+DETAIL_CHARACTERS = 500
+"""How much is kept of an answer, and of what was wrong."""
+
 
 class Status(IntEnum):
     """Where an event is in its life. The numbers are what the database holds."""

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from cassata import config, database, store, telemetry
 from cassata.courier.retry import RetryPolicy
-from cassata.errors import DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
-from cassata.model import (
-    WAITING,
-    Attempt,
-    Delivery,
-    Event,
-    Limits,
-    NewEvent,
-    Outcome,
-    Status,
-)
+from cassata.errors import DatabaseUnavailable, DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
+from cassata.model import WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
 from cassata.store import BOTTOM, Ending, Floor
 
 T = TypeVar("T")
@@ -66,12 +57,36 @@ class Terms:
         return self.look_ahead_ms + (timeout_ms or self.request_timeout_ms) + self.lease_margin_ms
 
 
+class Reach(NamedTuple):
+    """How far claims have come in the index of an application, and when one last began at its very bottom (ms).
+
+    Below the floor lie only entries that earlier claims have left and that purge has not yet removed: stepping over them is
+    what makes a claim dear.
+    """
+
+    floor: Floor = BOTTOM
+    bottom_at: int = 0
+
+    def start(self, now: int) -> Floor:
+        """Return where to begin to look."""
+        if self._is_bottom_due(now):
+            return BOTTOM
+        return min(self.floor, Floor(max(0, now - FLOOR_LAG_MS), 0))
+
+    def moved(self, floor: Floor, now: int) -> Reach:
+        return Reach(floor, now if self._is_bottom_due(now) else self.bottom_at)
+
+    def _is_bottom_due(self, now: int) -> bool:
+        return now - self.bottom_at >= BOTTOM_EVERY_MS
+
+
 @dataclass(slots=True)
 class Claimed:
     """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known)."""
 
     deliveries: list[Delivery] = field(default_factory=list)
     wakes: dict[int, int | None] = field(default_factory=dict)
+    reaches: dict[int, Reach] = field(default_factory=dict)
     buried: int = 0
 
 
@@ -100,8 +115,7 @@ class Scheduler:
         self._retry = retry
         self._numbers: dict[str, int] = {}  # application id -> its row's number; an application keeps it for ever
         self._names: dict[int, str] = {}
-        self._floors: dict[int, Floor] = {}  # only a hint: whoever claims may change it
-        self._bottom_at: dict[int, int] = {}
+        self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
     def open(
@@ -109,12 +123,13 @@ class Scheduler:
         url: str,
         *,
         create_tables: bool = False,
+        check: bool = True,
         settings: config.Database | None = None,
         pool_size: int = 5,
         limits: Limits = Limits(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
     ) -> Scheduler:
-        """Connect, and check that the database and its tables can be used.
+        """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
@@ -124,8 +139,8 @@ class Scheduler:
             with database.explained():
                 if create_tables:
                     database.make_tables(engines)
-                with engines.read.connect() as conn:
-                    database.check(conn)
+                if check:
+                    database.check(engines)
         except BaseException:
             scheduler.close()
             raise
@@ -141,10 +156,10 @@ class Scheduler:
     # --- what clients do ---------------------------------------------------------------------------------------------
 
     def add(self, new: NewEvent, *, connection: Connection | None = None) -> Event:
-        """Store one event. Given a connection, it becomes part of the caller's own transaction.
+        """Store one event. Given a connection (to the same database), it becomes part of the caller's own transaction.
 
         Raises DuplicateEvent, InvalidEvent (PayloadTooLarge), DatabaseUnavailable. After the last one the same event may be
-        added again without harm.
+        added again without harm; the caller's own transaction has to be rolled back and begun anew first.
         """
         added = self.add_all([new], connection=connection)[0]
         if isinstance(added, Exception):
@@ -163,7 +178,7 @@ class Scheduler:
     def add_all(self, news: Sequence[NewEvent], *, connection: Connection | None = None) -> list[Event | DuplicateEvent | InvalidEvent]:
         """Store many events in one transaction; return for each, in order, what became of it."""
         if connection is not None:
-            return self._add(connection, news, {}, looking=True)
+            return self._add_within(connection, news)
         numbers: dict[str, int] = {}
 
         def work(conn: Connection, tries: int) -> list[Event | DuplicateEvent | InvalidEvent]:
@@ -186,7 +201,7 @@ class Scheduler:
             now = self.clock.now(conn)
             if not store.cancel_waiting(conn, application, event_id, now):
                 store.request_cancel(conn, application, event_id)
-            return self._found(conn, application_id, event_id, with_payload=False)
+            return store.to_event(self._found(conn, application_id, event_id), application_id)
 
         event = self._transact(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
@@ -195,7 +210,7 @@ class Scheduler:
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
-        event = self._read(lambda conn: self._found(conn, application_id, event_id, with_payload=False))
+        event = self._read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
@@ -204,9 +219,7 @@ class Scheduler:
         """Return an event, cancelled or not, and the log of its attempts, oldest first. Raises UnknownEvent."""
 
         def work(conn: Connection) -> tuple[Event, list[Attempt]]:
-            row = store.find(conn, self._known_number(conn, application_id), event_id)
-            if row is None:
-                raise UnknownEvent
+            row = self._found(conn, application_id, event_id, with_payload=True)
             return store.to_event(row, application_id), store.attempts_of(conn, row.id)
 
         return self._read(work)
@@ -265,6 +278,7 @@ class Scheduler:
             return recorded, claimed
 
         recorded, claimed = self._transact(work)
+        self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
         if recorded.fenced:
             telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
         for delivery, reason in recorded.failed:
@@ -303,6 +317,17 @@ class Scheduler:
         if rows:
             store.insert_events(conn, rows)
         return added
+
+    def _add_within(self, conn: Connection, news: Sequence[NewEvent]) -> list[Event | DuplicateEvent | InvalidEvent]:
+        """Add inside a transaction that is not ours to begin again. A failed INSERT leaves it as it was, so look once more."""
+        with database.explained():
+            try:
+                return self._add(conn, news, {}, looking=True)
+            except IntegrityError:
+                try:
+                    return self._add(conn, news, {}, looking=True)
+                except IntegrityError as error:
+                    raise DatabaseUnavailable("somebody else adds the same at this moment: begin the transaction anew") from error
 
     def _refusal(self, new: NewEvent, now: int) -> InvalidEvent | None:
         size = len(new.payload or b"")
@@ -370,8 +395,8 @@ class Scheduler:
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms) -> Claimed:
         claimed = Claimed()
         until = now + terms.look_ahead_ms
-        names = self._names_of(conn, applications)
-        places = {application: self._floor(application, now) for application in applications}
+        reaches = {application: self._reaches.get(application, Reach()) for application in applications}
+        places = {application: reach.start(now) for application, reach in reaches.items()}
         rows: list[tuple[int, Any]] = []
         hungry = list(applications)
         while hungry and len(rows) < limit:  # everybody gets a fair share; what some leave goes to those who have more
@@ -381,42 +406,38 @@ class Scheduler:
                 found = store.lock_due(conn, application, places[application], now, until, asked) if asked else []
                 rows += ((application, row) for row in found)
                 if found:
-                    places[application] = self._floors[application] = Floor(found[-1].wake_at, found[-1].id)
+                    places[application] = Floor(found[-1].wake_at, found[-1].id)
+                    claimed.reaches[application] = reaches[application].moved(places[application], now)
                 if asked and len(found) < asked:
                     hungry.remove(application)
                     claimed.wakes[application] = store.next_wake(conn, application, until)
                 elif found:
                     claimed.wakes[application] = found[-1].wake_at
-        self._take(conn, rows, names, now, terms, claimed)
+        for application in claimed.wakes:
+            claimed.reaches.setdefault(application, reaches[application].moved(reaches[application].floor, now))
+        self._take(conn, rows, now, terms, claimed)
         return claimed
 
-    def _take(
-        self, conn: Connection, rows: list[tuple[int, Any]], names: Mapping[int, str], now: int, terms: Terms, claimed: Claimed
-    ) -> None:
+    def _take(self, conn: Connection, rows: Sequence[tuple[int, Any]], now: int, terms: Terms, claimed: Claimed) -> None:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
-        dead = [row.id for _, row in rows if _is_lost(row) and row.lost_leases + 1 >= LOST_LEASES and not row.cancel_requested]
-        unwanted = [row.id for _, row in rows if _is_lost(row) and row.cancel_requested]
-        if dead:
-            store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
+        names = self._names_of(conn, [application for application, _ in rows])
+        found = [(store.to_delivery(row, names[application]), row) for application, row in rows]
+        lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
+        if lost:
+            store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
+        unwanted = {row.id for _, row in lost if row.cancel_requested}
+        dead = {row.id for _, row in lost if row.lost_leases + 1 >= LOST_LEASES} - unwanted
         if unwanted:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
-        claimed.buried = len(dead) + len(unwanted)
-        gone = {*dead, *unwanted}
-        deliveries = [(store.to_delivery(row, names[application]), _is_lost(row)) for application, row in rows if row.id not in gone]
-        deliveries.sort(key=lambda pair: _kind(pair[0], pair[1], terms))
-        for (lease_ms, lost), same in groupby(deliveries, key=lambda pair: _kind(pair[0], pair[1], terms)):
-            ids = [delivery.id for delivery, _ in same]
-            store.claim(conn, ids, {Status.PROCESSING} if lost else WAITING, now + lease_ms, lost=lost)
-        claimed.deliveries = [delivery for delivery, _ in deliveries]
-
-    def _floor(self, application: int, now: int) -> Floor:
-        """Return where to begin to look. Purge has not yet removed the entries below it that earlier claims left behind."""
-        if now - self._bottom_at.get(application, 0) >= BOTTOM_EVERY_MS:
-            self._bottom_at[application] = now
-            self._floors.pop(application, None)
-        floor = self._floors.get(application, BOTTOM)
-        lagging = Floor(max(0, now - FLOOR_LAG_MS), 0)
-        return min(floor, lagging)
+        if dead:
+            store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
+        claimed.buried = len(unwanted) + len(dead)
+        taken = [(delivery, _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead]
+        taken.sort(key=lambda pair: (terms.lease_ms(pair[0].timeout_ms), pair[1]))
+        for (lease_ms, is_lost), same in groupby(taken, key=lambda pair: (terms.lease_ms(pair[0].timeout_ms), pair[1])):
+            leaving = {Status.PROCESSING} if is_lost else WAITING
+            store.claim(conn, [delivery.id for delivery, _ in same], leaving, now + lease_ms, lost=is_lost)
+        claimed.deliveries = [delivery for delivery, _ in taken]
 
     # --- applications --------------------------------------------------------------------------------------------------
 
@@ -440,11 +461,11 @@ class Scheduler:
             self._names.update(store.application_ids(conn, unknown))
         return self._names
 
-    def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool) -> Event:
+    def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
         if row is None:
             raise UnknownEvent
-        return store.to_event(row, application_id)
+        return row
 
     # --- transactions ----------------------------------------------------------------------------------------------------
 
@@ -521,8 +542,12 @@ def _is_lost(row: Any) -> bool:
     return bool(row.status == Status.PROCESSING)
 
 
-def _kind(delivery: Delivery, lost: bool, terms: Terms) -> tuple[int, bool]:
-    return terms.lease_ms(delivery.timeout_ms), lost
+def _lost_attempt(delivery: Delivery, terms: Terms) -> Outcome:
+    """Say for the log how the attempt before this delivery ended; when it began follows from the lease it was given."""
+    lease_ms = terms.lease_ms(delivery.timeout_ms)
+    before = replace(delivery, fence=delivery.fence - 1, number=delivery.number - 1)
+    detail = "its worker was gone before the outcome was known"
+    return Outcome(before, delivery.send_at - lease_ms, lease_ms, error=ErrorKind.WORKER_LOST, detail=detail)
 
 
 def _same_claim(owned: store.Owned | None, delivery: Delivery) -> bool:

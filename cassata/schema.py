@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from cassata.model import APPLICATION_ID_LENGTH, EVENT_ID_LENGTH, URL_LENGTH
+from cassata.model import APPLICATION_ID_LENGTH, DETAIL_CHARACTERS, EVENT_ID_LENGTH, URL_LENGTH
 
 VERSION = "0001"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
@@ -73,7 +73,7 @@ events = Table(
     Column("payload", PAYLOAD),
     Column("options", Text),
     Column("request_hash", HASH, nullable=False),
-    Column("last_error", String(500)),
+    Column("last_error", String(DETAIL_CHARACTERS)),
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
     UniqueConstraint("application", "event_id", name="events_event_id"),
@@ -94,7 +94,7 @@ attempts = Table(
     Column("duration_ms", Integer, nullable=False),
     Column("status_code", SmallInteger),
     Column("error", ascii_string(32)),
-    Column("detail", String(500)),
+    Column("detail", String(DETAIL_CHARACTERS)),
     Column("excerpt", Text),
     **OPTIONS,
 )

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from cassata.errors import InvalidEvent
-from cassata.model import Attempt, Delivery, ErrorKind, Event, Headers, NewEvent, Outcome, RetryOptions, Status
+from cassata.model import (
+    DETAIL_CHARACTERS,
+    EXCERPT_CHARACTERS,
+    Attempt,
+    Delivery,
+    ErrorKind,
+    Event,
+    Headers,
+    NewEvent,
+    Outcome,
+    RetryOptions,
+    Status,
+)
 from cassata.schema import applications, attempts, events
 
 E = events.c
@@ -125,14 +137,13 @@ def cancel_waiting(conn: Connection, application: int, event_id: str, now: int) 
     return result.rowcount == 1
 
 
-def request_cancel(conn: Connection, application: int, event_id: str) -> bool:
+def request_cancel(conn: Connection, application: int, event_id: str) -> None:
     """Ask that what is being sent now be sent no more after this. The fence stays: its outcome is still wanted."""
-    result = conn.execute(
+    conn.execute(
         update(events)
         .where(E.application == application, E.event_id == event_id, E.status == Status.PROCESSING)
         .values(cancel_requested=True)
     )
-    return result.rowcount == 1
 
 
 def page(
@@ -227,7 +238,7 @@ def claim(conn: Connection, ids: Sequence[int], leaving: Collection[Status], lea
     _expect(result.rowcount, len(ids), "claim")
 
 
-def bury(conn: Connection, ids: Sequence[int], status: Status, reason: str, now: int) -> None:
+def bury(conn: Connection, ids: Collection[int], status: Status, reason: str, now: int) -> None:
     """End locked events whose owner never came back, without sending them again."""
     result = conn.execute(
         update(events)
@@ -277,17 +288,7 @@ _END = (
 
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
-    rows = [
-        {
-            "of": ending.id,
-            "owner": ending.fence,
-            "to": ending.status.value,
-            "wake": ending.wake_at,
-            "finished": now if ending.wake_at is None else None,
-            "reason": ending.reason,
-        }
-        for ending in endings
-    ]
+    rows = [{**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS)} for ending in endings]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
 
 
@@ -300,17 +301,18 @@ _RELEASE = (
 
 def release(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Put back what was claimed and never begun: the claim does not count as an attempt."""
-    rows = [
-        {
-            "of": ending.id,
-            "owner": ending.fence,
-            "to": ending.status.value,
-            "wake": ending.wake_at,
-            "finished": now if ending.wake_at is None else None,
-        }
-        for ending in endings
-    ]
+    rows = [_parameters(ending, now) for ending in endings]
     _expect(conn.execute(_RELEASE, rows).rowcount, len(rows), "release")
+
+
+def _parameters(ending: Ending, now: int) -> dict[str, Any]:
+    return {
+        "of": ending.id,
+        "owner": ending.fence,
+        "to": ending.status.value,
+        "wake": ending.wake_at,
+        "finished": now if ending.wake_at is None else None,
+    }
 
 
 def log_attempts(conn: Connection, outcomes: Iterable[Outcome]) -> None:
@@ -325,12 +327,17 @@ def log_attempts(conn: Connection, outcomes: Iterable[Outcome]) -> None:
                 "duration_ms": outcome.duration_ms,
                 "status_code": outcome.status_code,
                 "error": outcome.error,
-                "detail": outcome.detail,
-                "excerpt": outcome.excerpt,
+                "detail": _clipped(outcome.detail, DETAIL_CHARACTERS),
+                "excerpt": _clipped(outcome.excerpt, EXCERPT_CHARACTERS),
             }
             for outcome in outcomes
         ],
     )
+
+
+def _clipped(text: str | None, longest: int) -> str | None:
+    """A text that is too long for its column would keep its outcome from ever being recorded."""
+    return text[:longest] if text is not None else None
 
 
 def _expect(changed: int, expected: int, what: str) -> None:
@@ -361,7 +368,7 @@ _FOR_DELIVERY = (
 
 
 def to_event(row: Row[Any], application_id: str) -> Event:
-    timeout_ms, retry = _read_options(row.options)
+    request = _read_request(row)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -372,25 +379,19 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         cancel_requested=row.cancel_requested,
         last_error=row.last_error,
         method=row.method,
-        url=row.url,
-        headers=_read_headers(row.headers),
+        url=request.url,
+        headers=request.headers,
         payload=getattr(row, "payload", None),
-        timeout_ms=timeout_ms,
-        retry=retry,
+        timeout_ms=request.timeout_ms,
+        retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
     )
 
 
 def to_delivery(row: Row[Any], application_id: str) -> Delivery:
-    """Read a row of `lock_due` as it is once `claim` has taken it.
-
-    A row that cannot be read loses its URL, so that it ends as unsendable instead of stopping every claim it is part of.
-    """
-    try:
-        headers, (timeout_ms, retry), url = _read_headers(row.headers), _read_options(row.options), row.url
-    except (ValueError, TypeError, AttributeError, InvalidEvent):
-        headers, timeout_ms, retry, url = (), None, None, ""
+    """Read a row of `lock_due` as it is once `claim` has taken it."""
+    request = _read_request(row)
     return Delivery(
         id=row.id,
         fence=row.fence + 1,
@@ -401,20 +402,30 @@ def to_delivery(row: Row[Any], application_id: str) -> Delivery:
         send_at=row.wake_at,
         previous=Status(row.status),
         method=row.method,
-        url=url,
-        headers=headers,
+        url=request.url,
+        headers=request.headers,
         payload=row.payload,
-        timeout_ms=timeout_ms,
-        retry=retry,
+        timeout_ms=request.timeout_ms,
+        retry=request.retry,
     )
 
 
-def _read_headers(text: str | None) -> Headers:
-    return tuple((name, value) for name, value in json.loads(text)) if text else ()
+class _Request(NamedTuple):
+    url: str
+    headers: Headers = ()
+    timeout_ms: int | None = None
+    retry: RetryOptions | None = None
 
 
-def _read_options(text: str | None) -> tuple[int | None, RetryOptions | None]:
-    if not text:
-        return None, None
-    options = json.loads(text)
-    return options.get("timeout_ms"), RetryOptions(**options["retry"]) if "retry" in options else None
+def _read_request(row: Row[Any]) -> _Request:
+    """Read what is kept as JSON.
+
+    A row that cannot be read loses its URL, so that it ends as unsendable instead of stopping every claim and list it is in.
+    """
+    try:
+        options = json.loads(row.options) if row.options else {}
+        retry = RetryOptions(**options["retry"]) if "retry" in options else None
+        headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
+        return _Request(row.url, headers, options.get("timeout_ms"), retry)
+    except (ValueError, TypeError, AttributeError, InvalidEvent):
+        return _Request("")

@@ -34,6 +34,7 @@ LOOK_SHARE = 0.04
 """A look at the agenda may cost this share of the time between two looks."""
 SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
+LONGEST_IDLE_SECONDS = 10.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
 RESTART_SECONDS = (0.1, 5.0)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
@@ -41,13 +42,17 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one co
 
 @dataclass(slots=True)
 class Agenda:
-    """When each application (by its number) may next be looked at. Owned by whoever is on watch.
+    """When each application (by its number) may next be looked at, and the turn that the threads of a process take.
 
-    The order of `wakes` is the rotation: whose turn is longest ago stands first.
+    Whoever has the turn is on watch: looks at the database, claims, and owns all of this; the others deliver. More than
+    about four concurrent claimers on a database slow each other down by stepping over each other's locks, and in a
+    trickle one thread awake does for all.
     """
 
     interval: float
-    wakes: dict[int, int] = field(default_factory=dict)
+    longest: float = LONGEST_IDLE_SECONDS
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    wakes: dict[int, int] = field(default_factory=dict)  # in the order of the rotation: whose turn is longest ago stands first
     next_look: float = 0.0
     backlog: bool = False  # read by every thread: more is due than the last claim could take
 
@@ -55,7 +60,7 @@ class Agenda:
         """Take over what a look at the database showed, and plan the next one: later where looks are dear."""
         kept = {application: seen[application] for application in self.wakes if application in seen}
         self.wakes = {**kept, **seen}
-        self.next_look = time.monotonic() + max(self.interval, cost / LOOK_SHARE)
+        self.next_look = time.monotonic() + min(self.longest, max(self.interval, cost / LOOK_SHARE))
 
     def note(self, wakes: Mapping[int, int | None]) -> None:
         """Put the applications that have just had their turn at the end of the rotation."""
@@ -71,18 +76,6 @@ class Agenda:
         return min(self.wakes.values(), default=None)
 
 
-class Watch:
-    """The turn that the threads of a process take: whoever is on watch looks at the agenda and claims, the others deliver.
-
-    More than about four concurrent claimers on a database slow each other down by stepping over each other's locks, and in
-    a trickle one thread awake does for all.
-    """
-
-    def __init__(self, agenda: Agenda) -> None:
-        self.agenda = agenda
-        self.turn = threading.Lock()
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Held:
     """A claimed delivery that waits for its instant. Begun after `start_by` (monotonic), it could outlast its lease."""
@@ -94,16 +87,16 @@ class Held:
 
 
 class WorkerThread(threading.Thread):
-    """Claims, sends and records, sharing nothing with other threads but the watch."""
+    """Claims, sends and records, sharing nothing with other threads but the agenda."""
 
     def __init__(
-        self, name: str, scheduler: Scheduler, courier: Courier, watch: Watch, terms: Terms, batch: int, stopping: threading.Event
+        self, name: str, scheduler: Scheduler, courier: Courier, agenda: Agenda, terms: Terms, batch: int, stopping: threading.Event
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.clean = True  # read by the process once the thread has ended: nothing was left unrecorded
         self._scheduler = scheduler
         self._courier = courier
-        self._watch = watch
+        self._agenda = agenda
         self._terms = terms
         self._batch = batch
         self._stopping = stopping
@@ -152,7 +145,7 @@ class WorkerThread(threading.Thread):
         """Return for how many seconds nothing can need this thread, unless a delivery ends."""
         if self._stopping.is_set():
             return LINGER_SECONDS if self._courier.busy else 0
-        if self._is_idle() and not self._on_watch:
+        if self._is_idle() and self._free() and not self._on_watch:
             return 0  # it waits for its turn instead
         waits = [LONGEST_POLL_SECONDS, *self._waits()]
         return max(0.0, min(waits))
@@ -163,7 +156,7 @@ class WorkerThread(threading.Thread):
             yield self._until(self._held[0].send_at)
         if self._outcomes:
             yield self._first_outcome_at + LINGER_SECONDS - now
-        agenda = self._watch.agenda
+        agenda = self._agenda
         if self._on_watch:
             yield agenda.next_look - now
             earliest = agenda.earliest()
@@ -185,19 +178,19 @@ class WorkerThread(threading.Thread):
         if self._on_watch or not self._free():
             return
         if self._is_idle():
-            self._on_watch = self._watch.turn.acquire(timeout=1)
+            self._on_watch = self._agenda.turn.acquire(timeout=1)
         else:
-            self._on_watch = self._watch.turn.acquire(blocking=False)
+            self._on_watch = self._agenda.turn.acquire(blocking=False)
 
     def _leave_watch(self) -> None:
         if self._on_watch:
             self._on_watch = False
-            self._watch.turn.release()
+            self._agenda.turn.release()
 
     # --- claiming and recording ------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        agenda = self._watch.agenda
+        agenda = self._agenda
         began = time.monotonic()
         if began >= agenda.next_look:
             seen = self._scheduler.agenda()
@@ -215,7 +208,7 @@ class WorkerThread(threading.Thread):
         room = min(self._batch, self._free())
         if not self._on_watch or not room:
             return []
-        return self._watch.agenda.due(self._scheduler.clock.estimate() + self._terms.look_ahead_ms, room)
+        return self._agenda.due(self._scheduler.clock.estimate() + self._terms.look_ahead_ms, room)
 
     def _exchange(self) -> None:
         """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
@@ -233,7 +226,7 @@ class WorkerThread(threading.Thread):
         for delivery in claimed.deliveries:
             self._hold(delivery, began)
         if self._on_watch:
-            agenda = self._watch.agenda
+            agenda = self._agenda
             agenda.note(claimed.wakes)
             agenda.backlog = len(claimed.deliveries) == limit
             if agenda.backlog or self._free() < self._courier.free // 2:
@@ -358,14 +351,13 @@ class WorkerProcess:
         worker = settings.worker
         self._scheduler = scheduler
         self._stopping = threading.Event()
-        looks = min(1 / worker.looks_per_second, worker.worker_thread_polling_interval)
-        watch = Watch(Agenda(interval=looks))
+        agenda = Agenda(interval=1 / worker.looks_per_second, longest=worker.worker_thread_polling_interval)
         self._threads = [
             WorkerThread(
                 f"worker-{number}",
                 scheduler,
                 make_courier(worker),
-                watch,
+                agenda,
                 terms_of(worker),
                 worker.num_events_processed_per_transaction,
                 self._stopping,
@@ -424,40 +416,42 @@ def make_courier(worker: config.Worker) -> Courier:
     return CurlCourier(settings)
 
 
-def open_scheduler(settings: Settings, database_url: str, *, create_tables: bool) -> Scheduler:
+def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
     worker = settings.worker
+    url, _ = config.database_url(settings)
     retry = RetryPolicy(
         count=worker.http_retry_count,
         initial_ms=int(worker.retry_backoff_initial_seconds * 1000),
         multiplier=worker.retry_backoff_multiplier,
         maximum_ms=int(worker.retry_backoff_maximum_seconds * 1000),
     )
-    return Scheduler.open(
-        database_url, create_tables=create_tables, settings=settings.database, pool_size=worker.num_worker_threads, retry=retry
-    )
+    return Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=worker.num_worker_threads, retry=retry)
 
 
-def run(settings: Settings, *, database_url: str, create_tables: bool = False, on_ready: Callable[[], None] | None = None) -> int:
+def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[], None] | None = None) -> int:
     """Run the worker in the foreground until it is told to stop; return the exit code.
 
-    `on_ready` is called once the database and its tables have been found usable. Raises what Scheduler.open raises.
+    `on_ready` is called once the database, its tables and the courier have been found usable. Raises what Scheduler.open
+    raises, and ConfigError.
     """
-    scheduler = open_scheduler(settings, database_url, create_tables=create_tables)
-    worker = settings.worker
-    facts = {"processes": worker.processes, "threads": worker.num_worker_threads, "courier": worker.courier}
-    if worker.processes > 1:
+    scheduler = open_scheduler(settings, create_tables=create_tables)
+    wakeup = Wakeup()
+    if settings.worker.processes > 1:
+        make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other
         scheduler.close()
-        supervisor = Supervisor(settings, database_url)
-        _announce(on_ready, database_url, facts)
+        supervisor = Supervisor(settings, wakeup)
+        _announce(on_ready, settings)
         return supervisor.run()
     process = WorkerProcess(settings, scheduler)
-    wakeup = Wakeup()
-    _announce(on_ready, database_url, facts)
+    _announce(on_ready, settings)
     return process.run(wakeup)
 
 
-def _announce(on_ready: Callable[[], None] | None, database_url: str, facts: Mapping[str, object]) -> None:
-    telemetry.emit("worker started", database=config.masked(database_url), pid=os.getpid(), **facts)
+def _announce(on_ready: Callable[[], None] | None, settings: Settings) -> None:
+    worker = settings.worker
+    url, _ = config.database_url(settings)
+    facts = {"processes": worker.processes, "threads": worker.num_worker_threads, "courier": worker.courier}
+    telemetry.emit("worker started", database=config.masked(url), pid=os.getpid(), **facts)
     if on_ready is not None:
         on_ready()
 
@@ -467,28 +461,31 @@ def _announce(on_ready: Callable[[], None] | None, database_url: str, facts: Map
 
 @dataclass(slots=True)
 class Child:
+    """One process of a supervisor, or, between two lives, when to start it again (`restart_at`, monotonic)."""
+
     number: int
     process: subprocess.Popen[str]
     started_at: float
-    restart_seconds: float
+    wait_seconds: float = RESTART_SECONDS[0]
+    restart_at: float | None = None
 
 
 class Supervisor:
     """Keeps a number of worker processes alive. They share nothing, and are started afresh rather than forked."""
 
-    def __init__(self, settings: Settings, database_url: str) -> None:
+    def __init__(self, settings: Settings, wakeup: Wakeup) -> None:
         self._settings = settings
-        self._database_url = database_url
-        self._wakeup = Wakeup()
+        self._wakeup = wakeup
 
     def run(self) -> int:
-        children = [self._start(number, RESTART_SECONDS[0]) for number in range(1, self._settings.worker.processes + 1)]
-        while not (asked := self._wakeup.wait(0.2)):
-            children = [self._kept_alive(child) for child in children]
+        children = [Child(number, self._start(), time.monotonic()) for number in range(1, self._settings.worker.processes + 1)]
+        while not (asked := self._wakeup.wait(0.1)):
+            for child in children:
+                self._keep_alive(child)
         telemetry.emit("worker stopping", processes=len(children))
         return self._stop(children, at_once=asked > 1)
 
-    def _start(self, number: int, restart_seconds: float) -> Child:
+    def _start(self) -> subprocess.Popen[str]:
         single = self._settings.worker.model_copy(update={"processes": 1})
         process = subprocess.Popen(
             [sys.executable, "-c", "from cassata.worker import run_child; run_child()"],
@@ -498,35 +495,33 @@ class Supervisor:
         )
         # The settings come over a pipe that then stays open: no password in the list of processes, and its end tells a
         # child that its supervisor is gone.
-        pipe = process.stdin
-        if pipe is not None:
+        if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                pipe.write(self._settings.model_copy(update={"worker": single}).model_dump_json(by_alias=True) + "\n")
-                pipe.write(self._database_url + "\n")
-                pipe.flush()
-        return Child(number, process, time.monotonic(), restart_seconds)
+                process.stdin.write(self._settings.model_copy(update={"worker": single}).model_dump_json(by_alias=True) + "\n")
+                process.stdin.flush()
+        return process
 
-    def _kept_alive(self, child: Child) -> Child:
-        code = child.process.poll()
-        if code is None:
-            return child
-        lived = time.monotonic() - child.started_at
-        shortest, longest = RESTART_SECONDS
-        wait = shortest if lived > longest else min(longest, child.restart_seconds * 2)
-        if lived < child.restart_seconds:
-            return child  # looked at again shortly
-        telemetry.emit("worker process died", level="error", number=child.number, code=code, lived_seconds=round(lived, 1))
-        return self._start(child.number, wait)
+    def _keep_alive(self, child: Child) -> None:
+        now = time.monotonic()
+        if child.restart_at is not None:
+            if now >= child.restart_at:
+                child.process, child.started_at, child.restart_at = self._start(), now, None
+        elif (code := child.process.poll()) is not None:
+            shortest, longest = RESTART_SECONDS
+            lived = now - child.started_at
+            child.wait_seconds = shortest if lived > 2 * longest else min(longest, child.wait_seconds * 2)
+            child.restart_at = now + child.wait_seconds
+            telemetry.emit("worker process died", level="error", number=child.number, code=code, lived_seconds=round(lived, 1))
 
     def _stop(self, children: list[Child], *, at_once: bool) -> int:
         for child in children:
-            child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
+            child.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)  # does nothing where it is dead already
         while any(child.process.poll() is None for child in children):
             if self._wakeup.wait(0.1):
                 at_once = True
                 for child in children:
                     child.process.kill()
-        clean = not at_once and all(child.process.returncode == 0 for child in children)
+        clean = not at_once and all(child.process.returncode == 0 for child in children if child.restart_at is None)
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
 
@@ -534,11 +529,10 @@ class Supervisor:
 def run_child() -> None:
     """Be one of a supervisor's processes: settings come on standard input, whose end means that the supervisor is gone."""
     settings = Settings.model_validate_json(sys.stdin.readline())
-    database_url = sys.stdin.readline().rstrip("\n")
     telemetry.configure_logging(settings.logging.level, settings.logging.format)
     wakeup = Wakeup(also=sys.stdin.fileno())
     try:
-        scheduler = open_scheduler(settings, database_url, create_tables=False)
+        scheduler = open_scheduler(settings, create_tables=False)
         sys.exit(WorkerProcess(settings, scheduler).run(wakeup))
     except CassataError as error:
         telemetry.emit("worker cannot start", level="error", error=str(error))

@@ -1,4 +1,4 @@
-"""Runs the migrations. `cassata.store.upgrade` hands in the connection; offline, the DDL is printed for the given dialect."""
+"""Runs the migrations. `cassata.database.upgrade` hands in the connection; offline, the DDL is printed for the given dialect."""
 
 from __future__ import annotations
 

@@ -115,7 +115,12 @@ def _initialise(server: str, data: Path, user: str) -> None:
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+
+
+def _own_temporary_folder(folder: Path) -> dict[str, str]:
+    """A server that starts removes the temporary tables it finds: another one's, where they share the folder."""
+    return {**os.environ, "TMPDIR": str(folder)}
 
 
 def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[bytes]:
@@ -124,7 +129,9 @@ def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[
     command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
     command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400"]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent)
+        return subprocess.Popen(
+            command, env=_own_temporary_folder(folder), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+        )
 
 
 @pytest.fixture(scope="session")

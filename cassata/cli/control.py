@@ -84,8 +84,6 @@ def _under_var(chosen: Path | None, name: str) -> Path:
 
 def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
     """Be the service or the worker until told to stop; return the exit code."""
-    from cassata import config
-
     telemetry.configure_logging(plan.settings.logging.level, plan.settings.logging.format)
     if plan.role == "service":
         from cassata.service import server
@@ -93,8 +91,7 @@ def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
         return server.run(plan.load, create_tables=plan.create_tables, on_ready=on_ready)
     from cassata import worker
 
-    url, _ = config.database_url(plan.settings)
-    return worker.run(plan.settings, database_url=url, create_tables=plan.create_tables, on_ready=on_ready)
+    return worker.run(plan.settings, create_tables=plan.create_tables, on_ready=on_ready)
 
 
 def start_here(plan: Plan) -> int:

@@ -7,9 +7,6 @@ from typing import Protocol
 
 from cassata.model import Delivery, Outcome
 
-EXCERPT_CHARACTERS = 2_000
-DETAIL_CHARACTERS = 500
-
 
 @dataclass(frozen=True, slots=True)
 class CourierSettings:

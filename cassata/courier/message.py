@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from cassata import __version__
-from cassata.courier import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, CourierSettings
-from cassata.model import Delivery, Headers
+from cassata.courier import CourierSettings
+from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, Delivery, Headers
 
 EXCERPT_BYTES = 4 * EXCERPT_CHARACTERS  # enough, as a character of UTF-8 is at most four bytes
 

@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import tenacity
 
-from cassata.courier import DETAIL_CHARACTERS
-from cassata.model import ErrorKind, Outcome, RetryOptions, Status
+from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, Status
 
 _Number = TypeVar("_Number", int, float)
 

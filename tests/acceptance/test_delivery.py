@@ -325,7 +325,7 @@ def test_an_add_beside_a_claim_does_not_wait(mariadb: MariaDB, mariadb_url: str)
     """On an empty queue the ancestor's poller held a gap lock that made every add wait, and fail."""
     from cassata import database, store
     from cassata.scheduler import Scheduler
-    from tests.store.conftest import new_event
+    from tests.words import new_event
 
     scheduler = Scheduler.open(mariadb_url)
     engines = database.open_engines(mariadb_url)

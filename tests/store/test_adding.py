@@ -11,7 +11,7 @@ from cassata import database
 from cassata.errors import DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, UnknownEvent
 from cassata.model import Event, NewEvent, RetryOptions, Status
 from cassata.scheduler import Scheduler
-from tests.store.conftest import NOON, Hand, ManualClock, new_event
+from tests.words import NOON, Hand, ManualClock, new_event
 
 DAY = 86_400_000
 

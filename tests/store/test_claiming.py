@@ -7,14 +7,18 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
+import pymysql
+import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
-from cassata import database
+from cassata import database, store
 from cassata.courier.retry import RetryPolicy
 from cassata.model import Delivery, ErrorKind, RetryOptions, Status
 from cassata.scheduler import LOST_LEASES, Scheduler
-from tests.store.conftest import NOON, Hand, ManualClock, ids, new_event, outcome
+from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
 
 def test_an_event_is_claimed_when_it_is_due_and_not_before(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
@@ -34,10 +38,13 @@ def test_an_event_may_be_claimed_ahead_and_says_when_to_send_it(scheduler: Sched
     assert (delivery.due_at, delivery.send_at) == (NOON + 150, NOON + 150)
 
 
-def test_a_claim_takes_the_oldest_first_and_no_more_than_it_may(scheduler: Scheduler, hand: Hand) -> None:
-    scheduler.add_all([new_event(f"e{age}", due_at=NOON) for age in range(3)])
-    assert len(hand.claim(limit=2)) == 2
-    assert len(hand.claim(limit=2)) == 1
+def test_a_claim_takes_the_oldest_first_and_no_more_than_it_may(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event(f"e{offset}", due_at=NOON + offset) for offset in (3, 1, 4, 2, 5)])
+    clock.advance(5)
+
+    assert ids(hand.claim(limit=2)) == ["e1", "e2"]
+    assert ids(hand.claim(limit=2)) == ["e3", "e4"]
+    assert ids(hand.claim(limit=2)) == ["e5"]
 
 
 def test_a_claimed_event_is_nobody_elses_until_its_lease_ends(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
@@ -74,7 +81,7 @@ def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand,
 
     assert (recorded.kept, recorded.fenced) == (0, 1)
     assert scheduler.status("shop", "e1").status is Status.PROCESSING
-    assert scheduler.event("shop", "e1")[1] == []
+    assert [attempt.error for attempt in scheduler.event("shop", "e1")[1]] == [ErrorKind.WORKER_LOST]
     assert hand.answer(owner, 200) == 1
     assert scheduler.record([outcome(stale, 500)]).fenced == 1
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
@@ -156,6 +163,7 @@ def test_an_event_whose_workers_are_lost_three_times_has_failed(scheduler: Sched
     assert (taken.deliveries, taken.buried) == ([], 1)
     assert event.status is Status.FAILED
     assert "worker lost" in (event.last_error or "")
+    assert [attempt.number for attempt in scheduler.event("shop", "e1")[1]] == [1, 2, 3]
 
 
 def test_only_leases_lost_in_a_row_count(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
@@ -287,6 +295,26 @@ def test_even_a_very_late_commit_is_claimed_within_a_second(scheduler: Scheduler
     assert seen == ["very-late"]
 
 
+def test_a_claim_that_failed_leaves_everything_for_the_next_one(scheduler: Scheduler, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadlock, or a COMMIT that failed: the transaction is begun again, and must not think that it has been here before."""
+    scheduler.add_all([new_event(f"e{number}", due_at=NOON - 60_000) for number in range(9)])
+    hand.claim(limit=1)
+    working, failures = store.claim, iter([True])
+
+    def fail_once(*args: Any, **kwargs: Any) -> None:
+        working(*args, **kwargs)
+        if next(failures, False):
+            raise OperationalError("UPDATE", {}, pymysql.err.OperationalError(1213, "Deadlock found"))
+
+    monkeypatch.setattr(store, "claim", fail_once)
+
+    taken = hand.take(limit=5)
+
+    assert len(taken.deliveries) == 5
+    assert list(taken.wakes.values()) == [NOON]
+    assert len(hand.claim(limit=5)) == 3
+
+
 def test_a_herd_at_one_instant_is_claimed_whole(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
     scheduler.add_all([new_event(f"e{number}") for number in range(500)])
     clock.advance(400)  # beyond the lag: the floor now goes by row number inside the instant
@@ -324,6 +352,7 @@ def test_a_row_that_cannot_be_read_stops_no_other(database_url: str, scheduler: 
 
     assert set(claimed) == {"broken", "whole"}
     assert claimed["broken"].url == ""  # which no courier can send: it ends as unsendable
+    assert [event.event_id for event in scheduler.events("shop").events] == ["broken", "whole"]
 
 
 @dataclass
@@ -375,6 +404,15 @@ class Crew:
                 self.clock.advance(500)
 
 
+def test_what_is_too_long_for_its_column_is_cut_and_recorded(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+
+    hand.answer(hand.claim_one(), 500, detail="d" * 9_000, excerpt="🎉" * 9_000)
+
+    (attempt,) = scheduler.event("shop", "e1")[1]
+    assert (attempt.detail, attempt.excerpt) == ("d" * 500, "🎉" * 2_000)
+
+
 def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(database_url: str) -> None:
     crew = Crew(database_url, count=300)
     scheduler = crew.open()
@@ -393,4 +431,6 @@ def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(d
     assert [event.status for event in events] == [Status.COMPLETED] * crew.count  # lost: none
     assert set(crew.accepted.values()) == {1}  # ended twice: none
     assert {(recorded.kept, recorded.fenced) for recorded in late} == {(0, 1)}  # stale writes: none
-    assert {len(log) for log in logs} == {1}
+    assert sum(len(log) for log in logs) == claims  # every attempt is a row
+    assert {attempt.error for log in logs for attempt in log[:-1]} == {ErrorKind.WORKER_LOST}
+    assert {(log[-1].status_code, log[-1].number) for log in logs} == {(200, n) for n in range(1, LOST_LEASES + 1)}

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, event, text
 from cassata import database, store
 from cassata.model import Status
 from cassata.scheduler import Cursor, Scheduler, Terms
-from tests.store.conftest import NOON, ManualClock, new_event, outcome
+from tests.words import NOON, ManualClock, new_event, outcome
 
 ROWS = 3_000
 

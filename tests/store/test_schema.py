@@ -102,7 +102,17 @@ def test_tables_of_another_version_are_refused(database_url: str, version: str, 
 
 
 @pytest.mark.parametrize(
-    "url", ["", "nonsense", "postgresql://h/d", "mysql+pymysql://h", "sqlite://", "sqlite:///:memory:", "oracle://x/y"]
+    "url",
+    [
+        "",
+        "nonsense",
+        "postgresql://h/d",
+        "mysql+pymysql://h",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "oracle://x/y",
+        "mysql+pymysql://u:p@h:33o6/d",
+    ],
 )
 def test_a_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"database\.url"):

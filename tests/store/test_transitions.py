@@ -11,7 +11,7 @@ import pytest
 from cassata.errors import CassataError
 from cassata.model import FINISHED, TRANSITIONS, WAITING, Delivery, ErrorKind, Status, Transition
 from cassata.scheduler import LOST_LEASES, Scheduler
-from tests.store.conftest import Hand, new_event
+from tests.words import Hand, new_event
 
 Reached = Delivery | None
 

@@ -9,6 +9,7 @@ import pytest
 from pydantic.alias_generators import to_camel
 
 from cassata.config import Settings
+from cassata.model import ErrorKind
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")])
@@ -37,3 +38,9 @@ def test_the_map_of_the_rooms_names_every_module() -> None:
     modules = {path.name for path in (CHECKOUT / "cassata").glob("[a-z]*.py")}
 
     assert {name for name in modules if f"`{name}`" not in page} == set()
+
+
+def test_every_kind_of_error_is_documented() -> None:
+    page = (CHECKOUT / "docs" / "lifecycle.md").read_text()
+
+    assert [kind for kind in ErrorKind if f"`{kind.value}`" not in page] == []

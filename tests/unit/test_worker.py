@@ -6,17 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cassata import database, telemetry
 from cassata.errors import DatabaseUnavailable
-from cassata.model import Delivery, ErrorKind, Outcome, Status
+from cassata.model import Delivery, Outcome, Status
 from cassata.scheduler import Scheduler, Terms
-from cassata.worker import LOOK_SHARE, Agenda, Watch, WorkerThread
-from tests.store.conftest import NOON, ManualClock, new_event, outcome
+from cassata.worker import LOOK_SHARE, Agenda, WorkerThread
+from tests.words import NOON, ManualClock, new_event, outcome
 
 
 @dataclass
@@ -59,11 +58,11 @@ class Bench:
     scheduler: Scheduler
     clock: ManualClock
     stopping: threading.Event = field(default_factory=threading.Event)
-    watch: Watch = field(default_factory=lambda: Watch(Agenda(interval=0)))
+    agenda: Agenda = field(default_factory=lambda: Agenda(interval=0))
 
     def thread(self, terms: Terms | None = None, batch: int = 5, **facts: Any) -> tuple[WorkerThread, Pigeon]:
         pigeon = Pigeon(**facts)
-        return WorkerThread("w", self.scheduler, pigeon, self.watch, terms or Terms(), batch, self.stopping), pigeon
+        return WorkerThread("w", self.scheduler, pigeon, self.agenda, terms or Terms(), batch, self.stopping), pigeon
 
     def status(self, event_id: str = "e1") -> Status:
         return self.scheduler.event("shop", event_id)[0].status
@@ -246,16 +245,21 @@ def test_the_agenda_knows_the_earliest() -> None:
     assert Agenda(interval=1, wakes={1: 30, 2: 20}).earliest() == 20
 
 
-def test_dear_looks_are_taken_less_often() -> None:
-    agenda = Agenda(interval=0.2)
+def test_dear_looks_are_taken_less_often_but_never_less_than_the_polling_interval() -> None:
+    agenda = Agenda(interval=0.2, longest=10)
     before = time.monotonic()
 
-    agenda.replace({}, cost=1.0)
+    agenda.replace({}, cost=0.1)
+    assert agenda.next_look >= before + 0.1 / LOOK_SHARE
+    agenda.replace({}, cost=5.0)
+    assert agenda.next_look <= time.monotonic() + 10
 
-    assert agenda.next_look >= before + 1 / LOOK_SHARE
 
+def test_a_thread_whose_slots_are_all_given_up_waits_and_does_not_spin(bench: Bench) -> None:
+    thread, pigeon = bench.thread(slots=0)
+    polls = []
+    pigeon.poll = lambda timeout: polls.append(timeout) or []  # type: ignore[assignment, func-returns-value]
 
-def test_every_kind_of_error_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text()
+    thread.step()
 
-    assert [kind for kind in ErrorKind if f"`{kind.value}`" not in page] == []
+    assert min(polls) > 0
