@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cassata import config, schema, telemetry
@@ -25,11 +25,12 @@ UPGRADE_WAIT_SECONDS = 60
 
 # --- errors ------------------------------------------------------------------------------------------------------------
 
-# Deadlock, lock wait timeout, row changed (MariaDB snapshot isolation), Group Replication and Galera conflicts.
-_CONFLICTS = frozenset({1213, 1205, 1020, 3101})
+# Deadlock, lock wait timeout, row changed (MariaDB snapshot isolation), Group Replication and Galera conflicts, and a
+# statement that was killed or ran out of time.
+_CONFLICTS = frozenset({1213, 1205, 1020, 3101, 1317, 1969, 3024})
 # Galera node not ready, shutting down, error during COMMIT, too many connections, read-only: this connection is of no
-# use any more, though SQLAlchemy does not call it disconnected. And access denied, no such database: it may come back.
-_USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836, 1044, 1045, 1049})
+# use any more, though SQLAlchemy does not call it disconnected.
+_USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836})
 # Cannot connect, gone away, lost, wrong packets, idle for too long, killed; and PyMySQL's own (0, '') on a closed socket.
 _LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
 
@@ -42,10 +43,13 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Tell whether the database could not be reached or written to, whatever the statement was."""
+    """Tell whether it is the database that is in trouble: away, read-only, full, out of something.
+
+    The drivers say so by the kind of their error. What is wrong with a statement or a value is an error of other kinds.
+    """
     if not isinstance(error, DBAPIError):
         return False
-    return error.connection_invalidated or _code(error) in _USELESS | _LOST or _is_broken_sqlite(error)
+    return error.connection_invalidated or isinstance(error, OperationalError | InternalError | InterfaceError)
 
 
 def is_stale(error: BaseException) -> bool:
@@ -64,12 +68,6 @@ def is_stale(error: BaseException) -> bool:
 def _code(error: DBAPIError) -> int | None:
     arguments = getattr(error.orig, "args", ())
     return arguments[0] if arguments and isinstance(arguments[0], int) else None
-
-
-def _is_broken_sqlite(error: DBAPIError) -> bool:
-    return isinstance(error, OperationalError) and any(
-        phrase in str(error.orig) for phrase in ("disk I/O error", "unable to open database", "disk is full", "readonly database")
-    )
 
 
 def _drop_useless_connections(context: ExceptionContext) -> None:
@@ -229,13 +227,13 @@ def clock_of(engines: Engines) -> Clock:
 # --- its tables --------------------------------------------------------------------------------------------------------
 
 
-def check(engines: Engines) -> None:
-    """Raise DatabaseUnfit (or one of its kinds) unless this code can work on the database as it is."""
+def check(engines: Engines, payload_bytes: int) -> None:
+    """Raise DatabaseUnfit (or one of its kinds) unless this code can work on the database as it is, with payloads of that size."""
     url = engines.read.url
     if engines.read.dialect.name == "sqlite" and not Path(url.database or "").exists():
         raise TablesMissing  # to look into it would make an empty file
     with engines.read.connect() as connection:
-        _check_server(connection)
+        _check_server(connection, payload_bytes)
         check_version(connection)
 
 
@@ -258,7 +256,7 @@ def table_version(connection: Connection) -> str | None:
     return version
 
 
-def _check_server(connection: Connection) -> None:
+def _check_server(connection: Connection, payload_bytes: int) -> None:
     if connection.dialect.name == "sqlite":
         return
     facts = connection.execute(
@@ -272,8 +270,9 @@ def _check_server(connection: Connection) -> None:
     mariadb = "mariadb" in version.lower()
     if _version_numbers(version) < ((10, 6) if mariadb else (8, 0)):
         raise DatabaseUnfit(f"the server is {version}: Cassata needs MySQL 8.0 or MariaDB 10.6, for SKIP LOCKED")
-    if packet < 4 * 1024 * 1024:
-        raise DatabaseUnfit(f"the server's max_allowed_packet is {packet}: set it to 4M or more, so that payloads fit")
+    needed = max(4 * 1024 * 1024, 2 * payload_bytes + 64 * 1024)  # a statement may hold every byte escaped
+    if packet < needed:
+        raise DatabaseUnfit(f"the server's max_allowed_packet is {packet}: set it to {needed} or more, so that payloads fit")
     if isolation != "READ-COMMITTED":
         raise DatabaseUnfit(f"the session's isolation is {isolation}, not READ-COMMITTED: a proxy or init_connect resets it")
     if flush != 1:

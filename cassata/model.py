@@ -169,7 +169,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it."""
+    """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it.
+
+    A `suspect` has lost its worker twice in a row: it may be what kills them.
+    """
 
     id: int
     fence: int
@@ -185,6 +188,7 @@ class Delivery:
     payload: bytes | None
     timeout_ms: int | None
     retry: RetryOptions | None
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from cassata import config, database, store, telemetry
 from cassata.courier.retry import RetryPolicy
@@ -21,9 +21,12 @@ T = TypeVar("T")
 Key = tuple[int, str]
 
 LOST_LEASES = 3
-"""So many leases in a row without an outcome end an event: it may well be what kills its workers."""
+"""So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
+sent by itself, so that nothing else is lost with it for the third time."""
 
 TRANSACTION_TRIES = 5
+TRANSACTION_SECONDS = 4.0
+"""No further try begins after that: one that has waited for a lock to the end of its patience would only wait again."""
 FLOOR_LAG_MS = 250
 """A claim looks this far behind where it has been: an add or a retry may become visible that long after its wake_at."""
 BOTTOM_EVERY_MS = 1_000
@@ -77,7 +80,7 @@ class Reach(NamedTuple):
         return Reach(floor, now if self._is_bottom_due(now) else self.bottom_at)
 
     def _is_bottom_due(self, now: int) -> bool:
-        return now - self.bottom_at >= BOTTOM_EVERY_MS
+        return not 0 <= now - self.bottom_at < BOTTOM_EVERY_MS  # a clock may be set back, too
 
 
 @dataclass(slots=True)
@@ -115,6 +118,7 @@ class Scheduler:
         self._retry = retry
         self._numbers: dict[str, int] = {}  # application id -> its row's number; an application keeps it for ever
         self._names: dict[int, str] = {}
+        self._doubtful: list[Delivery] = []  # claimed by a COMMIT whose answer was lost: to be put back as soon as may be
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -140,7 +144,7 @@ class Scheduler:
                 if create_tables:
                     database.make_tables(engines)
                 if check:
-                    database.check(engines)
+                    database.check(engines, limits.payload_bytes)
         except BaseException:
             scheduler.close()
             raise
@@ -186,7 +190,10 @@ class Scheduler:
             # At first in the hope that nothing is there yet: the unique key tells, and the second try looks before it inserts.
             return self._add(conn, news, numbers, looking=tries > 1)
 
-        added = self._transact(work, retry_duplicates=True)
+        try:
+            added = self._transact(work, retry_duplicates=True)
+        except IntegrityError as error:
+            raise DatabaseUnavailable("others add and cancel the same events at this moment: try again") from error
         self._numbers.update(numbers)  # only now: the application's row is committed
         return added
 
@@ -263,21 +270,33 @@ class Scheduler:
         return self.record_and_claim(outcomes, (), 0, Terms())[0]
 
     def record_and_claim(
-        self, outcomes: Sequence[Outcome], applications: Sequence[int], limit: int, terms: Terms
+        self, outcomes: Sequence[Outcome], applications: Sequence[int], limit: int, terms: Terms, *, suspects: bool = True
     ) -> tuple[Recorded, Claimed]:
         """Write how deliveries ended and claim up to `limit` more, shared out among the applications, in one transaction.
+
+        At most one of what it claims is a suspect, none if `suspects` is false: a process should have one at a time.
 
         Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
         claimed is due again when its lease ends, and the outcomes may be recorded again.
         """
 
-        def work(conn: Connection, _tries: int) -> tuple[Recorded, Claimed]:
-            now = self.clock.now(conn)
-            recorded = self._record(conn, outcomes, now) if outcomes else Recorded()
-            claimed = self._claim(conn, applications, limit, now, terms) if applications and limit > 0 else Claimed()
-            return recorded, claimed
+        doubtful, claimed = list(self._doubtful), Claimed()
 
-        recorded, claimed = self._transact(work)
+        def work(conn: Connection, _tries: int) -> Recorded:
+            nonlocal claimed
+            now = self.clock.now(conn)
+            if doubtful:
+                self._release(conn, doubtful)
+            recorded = self._record(conn, outcomes, now) if outcomes else Recorded()
+            claimed = self._claim(conn, applications, limit, now, terms, suspects=suspects) if applications and limit > 0 else Claimed()
+            return recorded
+
+        try:
+            recorded = self._transact(work)
+        except DatabaseUnavailable:
+            self._doubtful += claimed.deliveries  # they are ours if it was only the answer to COMMIT that was lost
+            raise
+        del self._doubtful[: len(doubtful)]
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
         if recorded.fenced:
             telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
@@ -289,15 +308,7 @@ class Scheduler:
     def release(self, deliveries: Sequence[Delivery]) -> int:
         """Put back deliveries that were claimed and never begun; return how many still were ours."""
 
-        def work(conn: Connection, _tries: int) -> int:
-            owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
-            mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
-            endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
-            if endings:
-                store.release(conn, endings, self.clock.now(conn))
-            return len(endings)
-
-        return self._transact(work)
+        return self._transact(lambda conn, _tries: self._release(conn, deliveries))
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
 
@@ -392,35 +403,49 @@ class Scheduler:
             store.end(conn, endings, now)
         return endings
 
-    def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms) -> Claimed:
+    def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
+        owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
+        mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
+        endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
+        if endings:
+            store.release(conn, endings, self.clock.now(conn))
+        return len(endings)
+
+    def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
         claimed = Claimed()
         until = now + terms.look_ahead_ms
-        reaches = {application: self._reaches.get(application, Reach()) for application in applications}
+        names = self._names_of(conn, applications)
+        claimed.wakes = {application: None for application in applications if application not in names}
+        hungry = [application for application in applications if application in names]
+        reaches = {application: self._reaches.get(application, Reach()) for application in hungry}
         places = {application: reach.start(now) for application, reach in reaches.items()}
         rows: list[tuple[int, Any]] = []
-        hungry = list(applications)
         while hungry and len(rows) < limit:  # everybody gets a fair share; what some leave goes to those who have more
             share = max(1, (limit - len(rows)) // len(hungry))
             for application in hungry.copy():
                 asked = min(share, limit - len(rows))
                 found = store.lock_due(conn, application, places[application], now, until, asked) if asked else []
-                rows += ((application, row) for row in found)
-                if found:
+                if suspects and asked and not found:  # it is due, and yet there is nothing: a suspect, perhaps
+                    found = store.lock_suspect(conn, application, now)
+                    suspects = not found
+                elif found:
                     places[application] = Floor(found[-1].wake_at, found[-1].id)
                     claimed.reaches[application] = reaches[application].moved(places[application], now)
+                rows += ((application, row) for row in found)
                 if asked and len(found) < asked:
                     hungry.remove(application)
                     claimed.wakes[application] = store.next_wake(conn, application, until)
                 elif found:
                     claimed.wakes[application] = found[-1].wake_at
-        for application in claimed.wakes:
-            claimed.reaches.setdefault(application, reaches[application].moved(reaches[application].floor, now))
-        self._take(conn, rows, now, terms, claimed)
+        for application in claimed.wakes.keys() & reaches.keys() - claimed.reaches.keys():
+            claimed.reaches[application] = reaches[application].moved(reaches[application].floor, now)
+        self._take(conn, rows, names, now, terms, claimed)
         return claimed
 
-    def _take(self, conn: Connection, rows: Sequence[tuple[int, Any]], now: int, terms: Terms, claimed: Claimed) -> None:
+    def _take(
+        self, conn: Connection, rows: Sequence[tuple[int, Any]], names: Mapping[int, str], now: int, terms: Terms, claimed: Claimed
+    ) -> None:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
-        names = self._names_of(conn, [application for application, _ in rows])
         found = [(store.to_delivery(row, names[application]), row) for application, row in rows]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
@@ -491,17 +516,17 @@ class Scheduler:
         def may_help(error: BaseException) -> bool:
             return database.is_conflict(error) or database.is_stale(error) or (retry_duplicates and isinstance(error, IntegrityError))
 
+        again = Retrying(
+            stop=stop_after_attempt(TRANSACTION_TRIES) | stop_after_delay(TRANSACTION_SECONDS),
+            wait=wait_random_exponential(multiplier=0.01, max=0.2),
+            retry=retry_if_exception(may_help),
+            reraise=True,
+        )
         with database.explained():
-            for attempt in Retrying(
-                stop=_enough, wait=wait_random_exponential(multiplier=0.01, max=0.2), retry=retry_if_exception(may_help), reraise=True
-            ):
+            for attempt in again:
                 with attempt:
                     return once(attempt.retry_state.attempt_number)
         raise AssertionError("tenacity returns or raises")
-
-
-def _enough(state: RetryCallState) -> bool:
-    return state.attempt_number >= TRANSACTION_TRIES
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:

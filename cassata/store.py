@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
 
 from cassata.errors import InvalidEvent
 from cassata.model import (
@@ -109,8 +109,8 @@ def find(conn: Connection, application: int, event_id: str, *, with_payload: boo
 
 
 def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], Row[Any]]:
-    """Look up events by (application, event_id), without their payloads."""
-    rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)))
+    """Look up and lock events by (application, event_id), without their payloads: nobody removes them meanwhile."""
+    rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)).with_for_update())
     return {(row.application, row.event_id): row for row in rows}
 
 
@@ -202,13 +202,24 @@ def next_wake(conn: Connection, application: int, after: int) -> int | None:
 def lock_due(conn: Connection, application: int, floor: Floor, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
     """Lock up to `limit` events of one application that may be looked at by `until`, oldest first, passing over locked ones.
 
-    A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come.
+    A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
     """
     # Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
     reach = or_(and_(E.wake_at == floor.wake_at, E.id > floor.id), and_(E.wake_at > floor.wake_at, E.wake_at <= until))
+    fit = or_(E.status != Status.PROCESSING, and_(E.wake_at <= now, E.lost_leases == 0))
+    return _lock_waking(conn, application, and_(reach, fit), limit)
+
+
+def lock_suspect(conn: Connection, application: int, now: int) -> Sequence[Row[Any]]:
+    """Lock the oldest event, if there is one, whose owners have been lost before and that has lost another one."""
+    suspect = and_(E.wake_at > 0, E.wake_at <= now, E.status == Status.PROCESSING, E.lost_leases > 0)
+    return _lock_waking(conn, application, suspect, limit=1)
+
+
+def _lock_waking(conn: Connection, application: int, which: ColumnElement[bool], limit: int) -> Sequence[Row[Any]]:
     question = (
         select(*_FOR_DELIVERY)
-        .where(E.application == application, reach, or_(E.status != Status.PROCESSING, E.wake_at <= now))
+        .where(E.application == application, which)
         .order_by(E.wake_at, E.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -401,6 +412,7 @@ def to_delivery(row: Row[Any], application_id: str) -> Delivery:
         due_at=row.due_at,
         send_at=row.wake_at,
         previous=Status(row.status),
+        suspect=row.status == Status.PROCESSING and row.lost_leases > 0,
         method=row.method,
         url=request.url,
         headers=request.headers,

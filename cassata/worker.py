@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -54,13 +54,17 @@ class Agenda:
     turn: threading.Lock = field(default_factory=threading.Lock)
     wakes: dict[int, int] = field(default_factory=dict)  # in the order of the rotation: whose turn is longest ago stands first
     next_look: float = 0.0
+    last_cost: float = 0.0
     backlog: bool = False  # read by every thread: more is due than the last claim could take
+    suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
 
     def replace(self, seen: Mapping[int, int], cost: float) -> None:
         """Take over what a look at the database showed, and plan the next one: later where looks are dear."""
         kept = {application: seen[application] for application in self.wakes if application in seen}
         self.wakes = {**kept, **seen}
-        self.next_look = time.monotonic() + min(self.longest, max(self.interval, cost / LOOK_SHARE))
+        usual, self.last_cost = min(cost, self.last_cost), cost  # one slow look is a database that was away, not a dear one
+        self.next_look = time.monotonic() + min(self.longest, max(self.interval, usual / LOOK_SHARE))
+        self.backlog = False
 
     def note(self, wakes: Mapping[int, int | None]) -> None:
         """Put the applications that have just had their turn at the end of the rotation."""
@@ -117,6 +121,7 @@ class WorkerThread(threading.Thread):
                 failures = 0
             except Exception as error:  # noqa: BLE001 - a loop that died silently would be an outage that looks healthy
                 failures += 1
+                self._agenda.next_look = 0.0  # much may have come to pass meanwhile
                 self._leave_watch()
                 _tell(error)
                 time.sleep(SHORTEST_PAUSE_SECONDS)  # whatever it is, not thousands of times a second
@@ -216,12 +221,14 @@ class WorkerThread(threading.Thread):
         limit = min(self._batch, self._free())
         began = time.monotonic()
         try:
-            _, claimed = self._scheduler.record_and_claim(self._outcomes, applications, limit, self._terms)
+            free_of_suspects = self._agenda.suspect is None
+            _, claimed = self._scheduler.record_and_claim(self._outcomes, applications, limit, self._terms, suspects=free_of_suspects)
         except DatabaseUnavailable:
             raise
         except Exception:
             self._salvage()
             raise
+        self._forget_suspect(outcome.delivery for outcome in self._outcomes)
         self._outcomes = []
         for delivery in claimed.deliveries:
             self._hold(delivery, began)
@@ -238,6 +245,7 @@ class WorkerThread(threading.Thread):
     def _salvage(self) -> None:
         """Record one by one, so that an outcome that cannot be written takes no other with it. Its event's lease will run out."""
         outcomes, self._outcomes = self._outcomes, []
+        self._forget_suspect(outcome.delivery for outcome in outcomes)
         for outcome in outcomes:
             try:
                 self._scheduler.record([outcome])
@@ -247,27 +255,43 @@ class WorkerThread(threading.Thread):
                 facts = {"application_id": outcome.delivery.application_id, "event_id": outcome.delivery.event_id}
                 telemetry.emit("outcome not recorded", level="error", error=repr(error), **facts)
 
+    def _forget_suspect(self, deliveries: Iterable[Delivery]) -> None:
+        if any(delivery.suspect and delivery.id == self._agenda.suspect for delivery in deliveries):
+            self._agenda.suspect = None
+
     # --- sending -------------------------------------------------------------------------------------------------------
 
     def _hold(self, delivery: Delivery, claimed_at: float) -> None:
         self._claims += 1
+        if delivery.suspect:
+            self._agenda.suspect = delivery.id
         # The lease began at `claimed_at` at the earliest, and lasts for the look-ahead, the deadline and the margin.
         start_by = claimed_at + (self._terms.look_ahead_ms + self._terms.lease_margin_ms / 2) / 1000
         heapq.heappush(self._held, Held(delivery.send_at, self._claims, start_by, delivery))
 
     def _send_held(self) -> None:
+        """Begin what is due by now."""
         if not self._held:
             return
         now = self._scheduler.clock.estimate()
-        late: list[Delivery] = []
+        late: list[Held] = []
         while self._held and self._held[0].send_at <= now:
             held = heapq.heappop(self._held)
             if time.monotonic() > held.start_by:
-                late.append(held.delivery)  # this process was stopped for a while: the lease may end before the delivery does
+                late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
             else:
                 self._courier.submit(held.delivery, started_at=now)
         if late:
-            self._scheduler.release(late)
+            self._put_back(late)
+
+    def _put_back(self, held: list[Held]) -> None:
+        deliveries = [each.delivery for each in held]
+        try:
+            self._scheduler.release(deliveries)
+        except Exception:
+            self._held = list(heapq.merge(self._held, sorted(held)))  # a sorted list is a heap
+            raise
+        self._forget_suspect(deliveries)
 
     def _collect(self, outcomes: list[Outcome]) -> None:
         if outcomes and not self._outcomes:
@@ -280,8 +304,8 @@ class WorkerThread(threading.Thread):
         """Claim no more, put back what has not begun, record what has."""
         self._leave_watch()
         if self._held:
-            self._scheduler.release([held.delivery for held in self._held])
-            self._held = []
+            held, self._held = self._held, []
+            self._put_back(held)
         if self._outcomes:
             self._exchange()
 
@@ -296,6 +320,7 @@ class WorkerThread(threading.Thread):
             self._collect(self._courier.poll(min(left, LONGEST_POLL_SECONDS)))
             if self._stopping.is_set():
                 break
+            self._send_held()
 
     def _end(self) -> None:
         self._leave_watch()
@@ -365,16 +390,16 @@ class WorkerProcess:
             for number in range(worker.num_worker_threads)
         ]
 
-    def run(self, wakeup: Wakeup) -> int:
-        """Work until asked to stop; return the exit code. Asked twice, drop everything: leases bring it back."""
+    def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
+        """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
         for thread in self._threads:
             thread.start()
         while any(thread.is_alive() for thread in self._threads):
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
-            if asked > 1 or (asked and self._stopping.is_set()):
+            if not patient and (asked > 1 or (asked and self._stopping.is_set())):
                 telemetry.emit("worker stops at once", level="warning")
                 os._exit(1)
-            if asked:
+            if asked and not self._stopping.is_set():
                 telemetry.emit("worker stopping")
                 self._stopping.set()
             if not self._stopping.is_set() and not all(thread.is_alive() for thread in self._threads):
@@ -533,7 +558,8 @@ def run_child() -> None:
     wakeup = Wakeup(also=sys.stdin.fileno())
     try:
         scheduler = open_scheduler(settings, create_tables=False)
-        sys.exit(WorkerProcess(settings, scheduler).run(wakeup))
+        # Patient, since systemd tells every process of a unit to stop, and the supervisor tells its children once more.
+        sys.exit(WorkerProcess(settings, scheduler).run(wakeup, patient=True))
     except CassataError as error:
         telemetry.emit("worker cannot start", level="error", error=str(error))
         sys.exit(1)

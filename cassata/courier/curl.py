@@ -25,6 +25,7 @@ from cassata.model import Delivery, ErrorKind, Outcome
 
 _AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
 _BLANK = (b"\r\n", b"\n")
+LONGEST_ABSENCE_SECONDS = 0.5
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
 _ERRORS = {
@@ -58,6 +59,8 @@ class CurlCourier:
         self._unresolved: dict[str, list[_Transfer]] = {}
         self._ended: list[Outcome] = []
         self._running = 0
+        self._polled_at = time.monotonic()
+        self._put_off: set[_Transfer] = set()  # under way, on a deadline that libcurl no longer knows
         self._timer_at = float("inf")
         self._selector = selectors.DefaultSelector()  # epoll: pycurl's own `select` sees no descriptor above 1023
         self._bell, self._bell_rope = socket.socketpair()
@@ -88,12 +91,25 @@ class CurlCourier:
             self._send(transfer)
 
     def poll(self, timeout: float) -> list[Outcome]:
-        until = time.monotonic() + timeout
+        began = time.monotonic()
+        self._excuse(began - self._polled_at)
+        until = began + timeout
         while True:
             self._turn(until)
-            if self._ended or time.monotonic() >= until:
+            self._polled_at = time.monotonic()
+            if self._ended or self._polled_at >= until:
                 ended, self._ended = self._ended, []
                 return ended
+
+    def _excuse(self, absence: float) -> None:
+        """Put deadlines off by the time that nobody was here: the answer may have been, and libcurl looks at the clock first.
+
+        A worker's thread stays away while its database does not answer.
+        """
+        if absence > LONGEST_ABSENCE_SECONDS:
+            for transfer in self._under_way.values():
+                transfer.put_off(absence)
+                self._put_off.add(transfer)
 
     def close(self) -> None:
         self._names.close()
@@ -152,6 +168,8 @@ class CurlCourier:
                 self._act(key.fd, events)
         if self._unresolved:
             self._give_up_look_ups()
+        if self._put_off:
+            self._give_up_put_off()
         if self._running < len(self._under_way):
             self._collect()
 
@@ -160,6 +178,8 @@ class CurlCourier:
             return 0
         if self._unresolved:
             until = min(until, *(transfer.connect_until for queue in self._unresolved.values() for transfer in queue))
+        if self._put_off:
+            until = min(until, *(transfer.until for transfer in self._put_off))
         return max(0.0, min(until, self._timer_at) - time.monotonic())
 
     def _act(self, sockfd: int, events: int) -> None:
@@ -176,9 +196,16 @@ class CurlCourier:
     def _finish(self, easy: pycurl.Curl, code: int, text: str) -> None:
         transfer = self._under_way.pop(easy)
         self._ended.append(transfer.result(code, text))
+        self._put_off.discard(transfer)
         self._multi.remove_handle(easy)
         transfer.unload()
         self._idle.append(transfer)
+
+    def _give_up_put_off(self) -> None:
+        now = time.monotonic()
+        for transfer in [transfer for transfer in self._put_off if transfer.until <= now]:
+            self._running -= 1
+            self._finish(transfer.easy, pycurl.E_OPERATION_TIMEDOUT, "")
 
     # --- libcurl's questions --------------------------------------------------------------------------------------------
 
@@ -242,8 +269,8 @@ class _Transfer:
         self._delivery = delivery
         self._started_at = started_at
         self._began = time.monotonic()
-        self._until = self._began + message.timeout_seconds(delivery, self._settings)
-        self.connect_until = min(self._until, self._began + self._settings.connect_timeout)
+        self.until = self._began + message.timeout_seconds(delivery, self._settings)
+        self.connect_until = min(self.until, self._began + self._settings.connect_timeout)
         self._received = 0
         self._head = bytearray()
         self._cut = False
@@ -274,8 +301,14 @@ class _Transfer:
         if addresses:
             self.easy.setopt(pycurl.RESOLVE, [f"+{self._authority}:{','.join(addresses)}"])
         now = time.monotonic()
-        self.easy.setopt(pycurl.TIMEOUT_MS, _milliseconds(self._until - now))
+        self.easy.setopt(pycurl.TIMEOUT_MS, _milliseconds(self.until - now))
         self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(self.connect_until - now))
+
+    def put_off(self, seconds: float) -> None:
+        """Move the deadline while under way: out of the hands of libcurl, which sets its timer only once."""
+        self.until += seconds
+        self.easy.setopt(pycurl.TIMEOUT_MS, 0)
+        self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, 0)
 
     def unload(self) -> None:
         """Let go of payload and answer, or hundreds of idle handles would each keep one."""
@@ -340,7 +373,7 @@ class _Transfer:
 
     def patience_spent(self) -> str:
         """The words for a time-out: one before the deadline was the connection's."""
-        if time.monotonic() < self._until:
+        if time.monotonic() < self.until:
             return message.no_connection(self._settings.connect_timeout)
         return message.no_answer(message.timeout_seconds(self._delivery, self._settings))
 

@@ -169,6 +169,23 @@ def test_four_processes_share_the_work_and_drain_together(
     assert set(arrivals(receiver).values()) == {1}
 
 
+def test_a_stop_that_reaches_every_process_twice_still_drains(
+    service: Running, worker_process: Start, database_url: str, receiver: Receiver
+) -> None:
+    """As systemd does it: all processes of a unit are told, and then the supervisor tells its children."""
+    receiver.answer = lambda _request: time.sleep(0.5) or 200  # type: ignore[func-returns-value]
+    worker = worker_process(database_url, "--processes", "2", "--threads", "1")
+    add_all(service, [{"application-id": "shop", "event-id": f"e{n}", "event": n, "delay": 0, "url": receiver.url} for n in range(20)])
+    assert receiver.wait_for(20, timeout=20)
+
+    for pid in [*children_of(worker.pid), worker.pid]:
+        os.kill(pid, signal.SIGTERM)
+
+    assert worker.process.wait(20) == 0
+    events = requests.get(f"{service.url}/cassata/events/shop", timeout=30).json()["events"]
+    assert {event["status"] for event in events} == {"COMPLETED"}
+
+
 def test_a_second_term_stops_at_once_and_the_event_is_sent_again(
     service: Running, worker_process: Start, database_url: str, receiver: Receiver
 ) -> None:

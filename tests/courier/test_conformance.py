@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cassata import __version__
-from cassata.courier import EXCERPT_CHARACTERS, Courier
-from cassata.model import METHODS, ErrorKind
+from cassata.courier import Courier
+from cassata.model import EXCERPT_CHARACTERS, METHODS, ErrorKind
 from tests.courier.receivers import HOLD_SECONDS, OK, Behaviour, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import MakeCourier, deliver, deliver_one, delivery
 

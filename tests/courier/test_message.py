@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cassata.courier import EXCERPT_CHARACTERS, message
-from cassata.model import LATEST_INSTANT
+from cassata.courier import message
+from cassata.model import EXCERPT_CHARACTERS, LATEST_INSTANT
 
 NOW = 1_700_000_000_000
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from cassata.courier import DETAIL_CHARACTERS
 from cassata.courier.retry import RetryPolicy, Verdict
-from cassata.model import ErrorKind, Outcome, RetryOptions, Status
+from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, Status
 from tests.courier.sending import delivery
 
 MANY = 300  # draws, where chance decides

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from cassata import database, store
 from cassata.courier.retry import RetryPolicy
+from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, ErrorKind, RetryOptions, Status
 from cassata.scheduler import LOST_LEASES, Scheduler
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
@@ -402,6 +403,81 @@ class Crew:
         with self.together:
             if not self.busy:
                 self.clock.advance(500)
+
+
+def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(
+    scheduler: Scheduler, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether that COMMIT was carried out. Here it was."""
+    scheduler.add(new_event())
+    working = scheduler._transact
+
+    def lose_the_answer(*args: Any, **kwargs: Any) -> Any:
+        working(*args, **kwargs)
+        raise DatabaseUnavailable("Lost connection to server during query")
+
+    monkeypatch.setattr(scheduler, "_transact", lose_the_answer)
+    with pytest.raises(DatabaseUnavailable):
+        hand.claim()
+    assert scheduler.status("shop", "e1").status is Status.PROCESSING
+    monkeypatch.setattr(scheduler, "_transact", working)
+
+    assert hand.claim_one().number == 1
+
+
+def test_a_clock_that_is_set_back_hides_nothing(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event("before"))
+    hand.answer(hand.claim_one())
+    clock.advance(-3_600_000)
+    scheduler.add(new_event("after", due_at=clock.instant - 5_000))
+    clock.advance(2_000)
+
+    assert ids(hand.claim()) == ["after"]
+
+
+def test_what_kills_its_worker_is_alone_the_third_time_and_takes_nothing_with_it(
+    scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    scheduler.add_all([new_event("poison"), *(new_event(f"good-{number}") for number in range(20))])
+    crashes = 0
+    for _ in range(60):
+        claimed = hand.claim()
+        if "poison" in ids(claimed):
+            crashes += 1
+            clock.advance(hand.lease_ms)  # everything that was claimed is lost
+            continue
+        for delivery in claimed:
+            hand.answer(delivery)
+        clock.advance(10)
+
+    statuses = {event.event_id: event.status for event in scheduler.events("shop").events}
+    assert statuses.pop("poison") is Status.FAILED
+    assert set(statuses.values()) == {Status.COMPLETED}
+    assert crashes == LOST_LEASES
+
+
+def test_a_process_that_has_a_suspect_gets_no_other(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add_all([new_event("one"), new_event("two")])
+    for _ in range(2):
+        assert len(hand.claim()) == 2
+        clock.advance(hand.lease_ms)
+
+    (suspect,) = hand.claim()
+    agenda = list(scheduler.agenda())
+
+    assert suspect.suspect
+    assert scheduler.record_and_claim((), agenda, 9, hand.terms, suspects=False)[1].deliveries == []
+    assert len(scheduler.record_and_claim((), agenda, 9, hand.terms)[1].deliveries) == 1
+
+
+def test_events_of_an_application_that_is_gone_stop_no_other(database_url: str, scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event("orphan", "gone"), new_event("kept", "kept")])
+    engines = database.open_engines(database_url)
+    with engines.write.begin() as conn:
+        conn.execute(text("DELETE FROM applications WHERE application_id = 'gone'"))
+    engines.dispose()
+
+    assert ids(hand.claim()) == ["kept"]
 
 
 def test_what_is_too_long_for_its_column_is_cut_and_recorded(scheduler: Scheduler, hand: Hand) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pymysql
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from cassata import database
 from cassata.errors import DatabaseUnavailable
@@ -23,23 +23,26 @@ def failing(code: int, message: str = "text", statement: str | None = "SELECT 1"
     return OperationalError(statement, {}, pymysql.err.OperationalError(code, message))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("code", [1213, 1205, 1020, 3101])
+@pytest.mark.parametrize("code", [1213, 1205, 1020, 3101, 1317, 1969])
 def test_a_conflict_is_worth_another_try(code: int) -> None:
     assert database.is_conflict(failing(code))
-    assert not database.is_unavailable(failing(code))
 
 
-@pytest.mark.parametrize("code", [1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836, 2003, 2006, 2013, 2055, 4031, 1927, 0, 1045, 1049])
+@pytest.mark.parametrize(
+    "code", [1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836, 2003, 2006, 2013, 2055, 4031, 1927, 0, 1045, 1049, 1021, 1226]
+)
 def test_a_database_that_is_away_or_read_only_is_unavailable(code: int) -> None:
     assert database.is_unavailable(failing(code))
     with pytest.raises(DatabaseUnavailable), database.explained():
         raise failing(code)
 
 
-@pytest.mark.parametrize("code", [1062, 1406, 1064, 1146])
-def test_a_defect_is_neither(code: int) -> None:
-    assert not database.is_conflict(failing(code))
-    assert not database.is_unavailable(failing(code))
+@pytest.mark.parametrize("kind", [IntegrityError, DataError, ProgrammingError])
+def test_what_is_wrong_with_a_statement_or_a_value_is_neither(kind: type[DBAPIError]) -> None:
+    error = kind("INSERT", {}, pymysql.err.MySQLError(1406, "Data too long"))
+
+    assert not database.is_conflict(error)
+    assert not database.is_unavailable(error)
 
 
 def test_only_a_connection_found_dead_by_a_statement_is_tried_again_at_once() -> None:

@@ -144,6 +144,25 @@ def test_what_was_held_too_long_for_its_lease_is_put_back_unsent(bench: Bench) -
     assert (event.status, event.attempts) == (Status.PENDING, 0)
 
 
+def test_what_could_not_be_put_back_is_put_back_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.scheduler.add(new_event(due_at=NOON + 100))
+    thread, _ = bench.thread()
+    step_until(thread, lambda: bench.status() is Status.PROCESSING)
+    working = Scheduler.release
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(Scheduler, "release", away)
+    bench.stopping.set()
+    with pytest.raises(DatabaseUnavailable):
+        thread.step()
+    monkeypatch.setattr(Scheduler, "release", working)
+    thread.step()
+
+    assert bench.status() is Status.PENDING
+
+
 def test_one_thread_watches_while_another_delivers_and_hands_over_a_backlog(bench: Bench) -> None:
     bench.scheduler.add_all([new_event(f"e{n}") for n in range(4)])
     one, first = bench.thread(batch=2)
@@ -211,7 +230,7 @@ def test_what_cannot_be_recorded_for_lack_of_a_database_is_kept_and_recorded_lat
     step_until(thread, lambda: len(pigeon.sent) == 1)
     working = Scheduler.record_and_claim
 
-    def away(*_: Any) -> Any:
+    def away(*_: Any, **__: Any) -> Any:
         raise DatabaseUnavailable
 
     monkeypatch.setattr(Scheduler, "record_and_claim", away)
@@ -250,9 +269,20 @@ def test_dear_looks_are_taken_less_often_but_never_less_than_the_polling_interva
     before = time.monotonic()
 
     agenda.replace({}, cost=0.1)
+    agenda.replace({}, cost=0.1)
     assert agenda.next_look >= before + 0.1 / LOOK_SHARE
     agenda.replace({}, cost=5.0)
+    agenda.replace({}, cost=5.0)
     assert agenda.next_look <= time.monotonic() + 10
+
+
+def test_one_slow_look_at_a_database_that_was_away_delays_no_other() -> None:
+    agenda = Agenda(interval=0.2, longest=10)
+    agenda.replace({}, cost=0.001)
+
+    agenda.replace({}, cost=9.0)
+
+    assert agenda.next_look <= time.monotonic() + 0.2
 
 
 def test_a_thread_whose_slots_are_all_given_up_waits_and_does_not_spin(bench: Bench) -> None:
