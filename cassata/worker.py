@@ -40,6 +40,33 @@ RESTART_SECONDS = (0.1, 5.0)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
 
+class Outage:
+    """Tells once for a whole process that the database is away, now and then that it still is, and when it is back."""
+
+    REMIND_SECONDS = 30.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._began: float | None = None
+        self._told_at = 0.0
+
+    def goes_on(self, error: DatabaseUnavailable) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._began is None or now - self._told_at >= self.REMIND_SECONDS:
+                self._began = self._began or now
+                self._told_at = now
+                telemetry.emit("database unavailable", level="warning", error=str(error), for_seconds=round(now - self._began, 1))
+
+    def is_over(self) -> None:
+        if self._began is None:
+            return
+        with self._lock:
+            if self._began is not None:
+                telemetry.emit("database available again", after_seconds=round(time.monotonic() - self._began, 1))
+                self._began = None
+
+
 @dataclass(slots=True)
 class Agenda:
     """When each application (by its number) may next be looked at, and the turn that the threads of a process take.
@@ -56,6 +83,7 @@ class Agenda:
     next_look: float = 0.0
     last_cost: float = 0.0
     backlog: bool = False  # read by every thread: more is due than the last claim could take
+    outage: Outage = field(default_factory=Outage)  # anybody's
     suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
 
     def replace(self, seen: Mapping[int, int], cost: float) -> None:
@@ -123,7 +151,7 @@ class WorkerThread(threading.Thread):
                 failures += 1
                 self._agenda.next_look = 0.0  # much may have come to pass meanwhile
                 self._leave_watch()
-                _tell(error)
+                self._tell(error)
                 time.sleep(SHORTEST_PAUSE_SECONDS)  # whatever it is, not thousands of times a second
             if self._stopping.is_set() and failures:
                 give_up_at = give_up_at or time.monotonic() + STOP_WITHOUT_DATABASE_SECONDS
@@ -200,6 +228,7 @@ class WorkerThread(threading.Thread):
         if began >= agenda.next_look:
             seen = self._scheduler.agenda()
             agenda.replace(seen, time.monotonic() - began)
+            agenda.outage.is_over()
 
     def _should_exchange(self) -> bool:
         if self._outcomes:
@@ -322,6 +351,12 @@ class WorkerThread(threading.Thread):
                 break
             self._send_held()
 
+    def _tell(self, error: Exception) -> None:
+        if isinstance(error, DatabaseUnavailable):
+            self._agenda.outage.goes_on(error)
+        else:
+            telemetry.emit("worker thread stumbled", level="error", error=repr(error), exc_info=error)
+
     def _end(self) -> None:
         self._leave_watch()
         self._courier.close()
@@ -329,13 +364,6 @@ class WorkerThread(threading.Thread):
         if unrecorded:
             self.clean = False
             telemetry.emit("stopped without the database", level="error", unrecorded=unrecorded, effect="they will be sent again")
-
-
-def _tell(error: Exception) -> None:
-    if isinstance(error, DatabaseUnavailable):
-        telemetry.emit("database unavailable", level="warning", error=str(error))
-    else:
-        telemetry.emit("worker thread stumbled", level="error", error=repr(error), exc_info=error)
 
 
 # --- one process -------------------------------------------------------------------------------------------------------

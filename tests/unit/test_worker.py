@@ -14,7 +14,7 @@ from cassata import database, telemetry
 from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, Outcome, Status
 from cassata.scheduler import Scheduler, Terms
-from cassata.worker import LOOK_SHARE, Agenda, WorkerThread
+from cassata.worker import LOOK_SHARE, Agenda, Outage, WorkerThread
 from tests.words import NOON, ManualClock, new_event, outcome
 
 
@@ -241,6 +241,17 @@ def test_what_cannot_be_recorded_for_lack_of_a_database_is_kept_and_recorded_lat
     monkeypatch.setattr(Scheduler, "record_and_claim", working)
 
     step_until(thread, lambda: bench.status() is Status.COMPLETED)
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(told: list[tuple[str, dict[str, Any]]]) -> None:
+    outage = Outage()
+
+    for _ in range(50):
+        outage.goes_on(DatabaseUnavailable("gone"))
+    outage.is_over()
+    outage.is_over()
+
+    assert [name for name, _ in told] == ["database unavailable", "database available again"]
 
 
 # --- the agenda ------------------------------------------------------------------------------------------------------------
