@@ -31,6 +31,7 @@ _CONFLICTS = frozenset({1213, 1205, 1020, 3101, 1317, 1969, 3024})
 # Galera node not ready, shutting down, error during COMMIT, too many connections, read-only: this connection is of no
 # use any more, though SQLAlchemy does not call it disconnected.
 _USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836})
+_REFUSED = frozenset({1044, 1045, 1698})
 # Cannot connect, gone away, lost, wrong packets, idle for too long, killed; and PyMySQL's own (0, '') on a closed socket.
 _LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
 
@@ -122,18 +123,19 @@ def check_url(url: str) -> URL:
     """Read the URL of a database. Raises ConfigError, which never quotes it: it may hold a password."""
     try:
         parsed = make_url(url)
-        parsed = {"mysql": parsed.set(drivername="mysql+pymysql"), "mariadb": parsed.set(drivername="mariadb+pymysql")}.get(
-            parsed.drivername, parsed
-        )
+        known = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
+        parsed = parsed.set(drivername=known.get(parsed.drivername, parsed.drivername))
+        if parsed.drivername.split("+")[0] not in {"sqlite", "mysql", "mariadb"}:
+            raise ConfigError("database.url must begin with mysql+pymysql://, mariadb+pymysql:// or sqlite:///")
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"database.url cannot be used: {error}") from error
     except ValueError:
-        raise ConfigError("database.url cannot be read: is its port a number, and its password percent-encoded?") from None
-    if parsed.get_backend_name() not in {"sqlite", "mysql", "mariadb"}:
-        raise ConfigError("database.url must begin with mysql+pymysql://, mariadb+pymysql:// or sqlite:///")
+        raise ConfigError("database.url cannot be read: is its port a number?") from None
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigError("database.url must name a database: sqlite:///FILE or mysql+pymysql://USER:PASSWORD@HOST/NAME")
+    if "@" in (parsed.host or ""):
+        raise ConfigError("database.url has two @ signs: write one that belongs to the password as %40")
     return parsed
 
 
@@ -359,8 +361,14 @@ def explained() -> Iterator[None]:
     except PoolTimeout as error:
         raise DatabaseUnavailable("all connections to the database are in use") from error
     except DBAPIError as error:
+        if _code(error) in _REFUSED:
+            raise DatabaseUnavailable(f"the database refuses the login: {_reason(error)}") from error
         if is_unavailable(error) or is_conflict(error):
             raise DatabaseUnavailable(f"the database is not available: {_reason(error)}") from error
+        raise
+    except RuntimeError as error:
+        if "cryptography" in str(error):  # what PyMySQL says of MySQL's own logins
+            raise DatabaseUnfit("this login needs TLS, which the server has not, or the package 'cryptography' beside PyMySQL") from error
         raise
 
 
