@@ -5,7 +5,6 @@ The models below are the one list of all keys, with their defaults, units and ra
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
-from cassata.errors import ConfigError
+from cassata.errors import ConfigError, suggestion
 
 ENVIRONMENT_PREFIX = "CASSATA_"
 COMMAND_LINE = "the command line"
@@ -49,7 +48,8 @@ class Service(Section):
     port: Annotated[int, Field(ge=1, le=65_535)] = 8085
     create_tables_if_not_exists: bool = False
     processes: Count = 2
-    threads: Count = 4
+    threads: Count = 16
+    receive_timeout_seconds: Seconds = 10
     drain_seconds: Annotated[float, Field(ge=0, le=3_600)] = 0
     max_request_bytes: Annotated[int, Field(ge=1_024)] = 16 * 1024 * 1024
     max_payload_bytes: Annotated[int, Field(ge=1, le=8 * 1024 * 1024)] = 256 * 1024
@@ -92,9 +92,6 @@ class Settings(Section):
     service: Service = Service()
     worker: Worker = Worker()
     logging: Logging = Logging()
-
-
-SECTIONS: dict[str, type[Section]] = {"database": Database, "service": Service, "worker": Worker, "logging": Logging}
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +220,7 @@ def _explained(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
 
 def _known() -> dict[str, dict[str, FieldInfo]]:
     """Return every key of every section, by the names that people write."""
-    return {section: {str(field.alias): field for field in kind.model_fields.values()} for section, kind in SECTIONS.items()}
+    return {section: {str(field.alias): field for field in type(keys).model_fields.values()} for section, keys in Settings()}
 
 
 def _hint(name: str, section: str | None = None) -> str:
@@ -231,8 +228,8 @@ def _hint(name: str, section: str | None = None) -> str:
     everywhere = {key.lower(): f"{other}.{key}" for other, keys in _known().items() for key in keys}
     here = {key.lower(): f"{section}.{key}" for key in _known().get(section or "", ())}
     for candidates in (here or {known: known for known in _known()}, everywhere):
-        if nearest := difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6):
-            return f": did you mean {candidates[nearest[0]]!r}?"
+        if meant := suggestion(name.lower(), candidates):
+            return meant
     return f": known are {', '.join(sorted(here.values()) or _known())}"
 
 

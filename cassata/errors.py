@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cassata.model import Event
 
@@ -15,6 +16,12 @@ class CassataError(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+def suggestion(name: str, known: Mapping[str, str]) -> str | None:
+    """Say which name was probably meant: `known` maps names, folded as `name` is, to how they are written."""
+    close = difflib.get_close_matches(name[:64], known, n=1)
+    return f": did you mean {known[close[0]]!r}?" if close else None
 
 
 class ConfigError(CassataError):

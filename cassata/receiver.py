@@ -6,25 +6,30 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
+BODY_BYTES = 1024 * 1024
+PIECE_BYTES = 64 * 1024
+
 Answer = int | tuple[int, str | bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A request as it arrived. `at_ms` is this host's clock, when the whole body was there."""
+    """A request as it arrived. `at_ms` is this host's clock, when the whole body was there; of it BODY_BYTES at most are kept."""
 
     at_ms: int
     method: str
     path: str
     headers: list[tuple[str, str]]
     body: bytes
+    left_out: int = 0
+    """How many bytes of the body were not kept."""
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header, whatever its case."""
@@ -35,7 +40,7 @@ class Receiver:
     """An HTTP/1.1 server on a thread of its own, with one thread per connection.
 
     `answer` says what to reply, a status or (status, body); `on_request` is told of each request after it was recorded and
-    before it is answered. Both are called on the connection's thread.
+    before it is answered. Both are called on the connection's thread. Unless told to `keep` requests, it only counts them.
     """
 
     def __init__(
@@ -45,12 +50,15 @@ class Receiver:
         host: str = "127.0.0.1",
         answer: Callable[[Received], Answer] = lambda _request: 200,
         on_request: Callable[[Received], None] | None = None,
+        keep: bool = True,
     ) -> None:
         self._host, self._port = host, port
         self.answer = answer
         self._on_request = on_request
+        self._keep = keep
         self._changed = threading.Condition()
         self._received: list[Received] = []  # guarded by _changed
+        self._count = 0  # guarded by _changed
         self._unanswered = 0  # guarded by _changed
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -87,8 +95,7 @@ class Receiver:
     @property
     def url(self) -> str:
         """Where it can be reached, without a slash at the end."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self.port}"
+        return url_of(self._host, self.port)
 
     @property
     def requests(self) -> list[Received]:
@@ -100,16 +107,19 @@ class Receiver:
         """Forget what has arrived."""
         with self._changed:
             self._received.clear()
+            self._count = 0
 
     def wait_for(self, count: int, timeout: float | None = None) -> bool:
         """Wait until `count` requests have arrived; tell whether they have."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._received) >= count, timeout)
+            return self._changed.wait_for(lambda: self._count >= count, timeout)
 
     def serve(self, request: Received, reply: Callable[[Answer], None]) -> None:
         """Record a request, decide what to answer, and have it answered."""
         with self._changed:
-            self._received.append(request)
+            if self._keep:
+                self._received.append(request)
+            self._count += 1
             self._unanswered += 1
             self._changed.notify_all()
         try:
@@ -120,6 +130,11 @@ class Receiver:
             with self._changed:
                 self._unanswered -= 1
                 self._changed.notify_all()
+
+
+def url_of(host: str, port: int) -> str:
+    """Write an address as a URL, without a slash at the end; one of IPv6 goes into brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -175,26 +190,31 @@ class _Handler(BaseHTTPRequestHandler):
         """Write nothing: whoever wants to know has `on_request`."""
 
     def _take(self) -> None:
-        body = self._read_body()
-        received = Received(time.time_ns() // 1_000_000, self.command, self.path, list(self.headers.items()), body)
+        body, length = bytearray(), 0
+        for piece in self._body():
+            length += len(piece)
+            body += piece[: BODY_BYTES - len(body)]
+        at_ms = time.time_ns() // 1_000_000
+        received = Received(at_ms, self.command, self.path, list(self.headers.items()), bytes(body), length - len(body))
         self.server.receiver.serve(received, self._reply)
 
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            return b"".join(iter(self._read_chunk, b""))
-        return self._read_exactly(int(self.headers.get("Content-Length") or 0))
+    def _body(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            yield from self._pieces(int(self.headers.get("Content-Length") or 0))
+            return
+        size = 1
+        while size:
+            size = int(self.rfile.readline(PIECE_BYTES).split(b";")[0], 16)
+            yield from self._pieces(size)
+            b"".join(self._pieces(2))  # the end of the line
 
-    def _read_chunk(self) -> bytes:
-        size = int(self.rfile.readline().split(b";")[0], 16)
-        chunk = self._read_exactly(size)
-        self._read_exactly(2)  # the end of the line
-        return chunk
-
-    def _read_exactly(self, size: int) -> bytes:
-        content = self.rfile.read(size)
-        if len(content) < size:
-            raise ConnectionAbortedError("the request broke off")  # so it is not recorded
-        return content
+    def _pieces(self, size: int) -> Iterator[bytes]:
+        while size > 0:
+            piece = self.rfile.read(min(size, PIECE_BYTES))
+            if not piece:
+                raise ConnectionAbortedError("the request broke off")  # so it is not recorded
+            size -= len(piece)
+            yield piece
 
     def _reply(self, answer: Answer) -> None:
         status, content = answer if isinstance(answer, tuple) else (answer, b"")

@@ -154,16 +154,19 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 
 
 def _await_server(server: MariaDB) -> None:
-    deadline = time.monotonic() + 30
-    while True:
+    def answers() -> bool:
         try:
             server.connect().close()
         except pymysql.Error:
-            if server.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"MariaDB did not start:\n{(server.folder / 'log').read_text()[-4000:]}")
-            time.sleep(0.05)
-        else:
-            return
+            return server.process.poll() is not None
+        return True
+
+    def log() -> str:
+        return (server.folder / "log").read_text()[-4000:]
+
+    wait_until(answers, 30, log)
+    if server.process.poll() is not None:
+        pytest.fail(f"MariaDB did not start:\n{log()}")
 
 
 @pytest.fixture(scope="session")
@@ -273,13 +276,21 @@ class Running:
         self.process.wait()
 
     def wait_until(self, ready: Callable[[], bool], timeout: float = 20) -> None:
-        deadline = time.monotonic() + timeout
-        while not ready():
+        def is_ready() -> bool:
             if self.process.poll() is not None:
                 pytest.fail(f"ended with exit code {self.process.returncode} instead of getting ready:\n{self.output()}")
-            if time.monotonic() > deadline:
-                pytest.fail(f"was not ready within {timeout} s:\n{self.output()}")
-            time.sleep(0.02)
+            return ready()
+
+        wait_until(is_ready, timeout, self.output)
+
+
+def wait_until(is_true: Callable[[], bool], timeout: float = 20, explain: Callable[[], str] = str) -> None:
+    """Look again and again, and fail the test if it has not become true in time: a wait, never a measurement."""
+    deadline = time.monotonic() + timeout
+    while not is_true():
+        if time.monotonic() > deadline:
+            pytest.fail(f"it has not happened within {timeout} s\n{explain()}")
+        time.sleep(0.02)
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ def listen(port: int, host: str, status: int, fail_first: int, count: int | None
         host=host,
         answer=lambda _request: 503 if next(numbers) <= fail_first else status,
         on_request=lambda request: click.echo(described(request)),
+        keep=False,
     )
     try:
         receiver.start()
@@ -48,6 +49,7 @@ def described(request: Received) -> str:
     lines = [f"{time} {request.method} {request.path}"]
     lines += [f"  {name}: {value}" for name, value in request.headers if name.lower().startswith(_SHOWN_PREFIXES)]
     lines += [f"  {line}" for line in _body(request.body).splitlines()]
+    lines += [f"  ({request.left_out} more bytes)"] if request.left_out else []
     return harmless("\n".join(lines))
 
 

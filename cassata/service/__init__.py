@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flask import Flask
 
 from cassata.config import Service
@@ -15,17 +17,16 @@ from cassata.service.api import Api
 __all__ = ["create_app"]
 
 
-def create_app(scheduler: Scheduler, settings: Service) -> Flask:
+def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[], bool] = lambda: False) -> Flask:
     """Make the WSGI application over a scheduler that the caller opens and closes.
 
-    `app.extensions["cassata.draining"]` is asked by /readyz: replace it with a callable that turns true when the process is to end.
+    /readyz asks `draining`, which turns true when the process is to end.
     """
     app = Flask(__name__, static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.extensions["cassata.draining"] = lambda: False
     Api(scheduler).register(app)
-    health.register(app, scheduler)
+    health.register(app, scheduler, draining)
     problems.register(app)
     return app

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import MethodNotAllowed, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import ClientDisconnected, MethodNotAllowed, RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
 
 from cassata.errors import CassataError, DuplicateEvent, InvalidEvent, UnknownEvent
 from cassata.model import Event, Status, check_application_id, check_event_id
@@ -85,7 +85,7 @@ class Api:
         _check_possible(application_id, event_id)
         event = self._scheduler.status(application_id, event_id)
         if request.accept_mimetypes.best_match(("application/json", "text/plain")) == "text/plain":
-            return text(event.status.name.encode(), 200, content_type="text/plain; charset=utf-8")
+            return text(event.status.name)
         return answer(wire.summary(event))
 
     def event(self, application_id: str, event_id: str) -> Response:
@@ -125,9 +125,17 @@ def _body() -> bytes:
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
     if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaType("Send the body as UTF-8.")
-    body = request.get_data(cache=False)
-    if request.content_length is None and len(body) >= (request.max_content_length or sys.maxsize):
+    try:
+        body = request.get_data(cache=False)
+    except ClientDisconnected as gone:  # Werkzeug's word for whatever broke the reading off
+        if isinstance(gone.__context__, TimeoutError):
+            raise RequestTimeout from gone
+        raise
+    length = request.content_length
+    if length is None and len(body) >= (request.max_content_length or sys.maxsize):
         raise RequestEntityTooLarge  # Werkzeug silently cuts a chunked body off there
+    if length is not None and len(body) < length:
+        raise ClientDisconnected  # gunicorn silently returns what had come
     return body
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from flask import Flask, Response, current_app
+from collections.abc import Callable
+
+from flask import Flask, Response
 
 from cassata.scheduler import Scheduler
 from cassata.service import problems
 from cassata.service.answers import answer
 
 
-def register(app: Flask, scheduler: Scheduler) -> None:
+def register(app: Flask, scheduler: Scheduler, draining: Callable[[], bool]) -> None:
     def live() -> Response:
         return answer({"status": "alive"})
 
     def ready() -> Response:
         """Look at the database and its schema version; a process that is about to end is not ready."""
-        if current_app.extensions["cassata.draining"]():
+        if draining():
             raise problems.Draining
         scheduler.check_ready()
         return answer({"status": "ready"})

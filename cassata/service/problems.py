@@ -57,13 +57,14 @@ KINDS: dict[type[Exception], Kind] = {
 _HTTP_DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not take that method; the Allow header names those it takes.",
+    408: "The request did not arrive in time.",
     413: "The body is larger than this installation accepts.",
 }
 _INTERNAL = Kind(500, "internal-error", "The service failed", "This is a fault of the service. What happened is in its log.")
 
 
 def register(app: Flask) -> None:
-    app.register_error_handler(HTTPException, _http_problem)
+    app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(CassataError, _cassata_problem)
     app.register_error_handler(Exception, _internal_problem)
 
@@ -96,7 +97,7 @@ def _cassata_problem(error: CassataError) -> Response:
     return answer(described, described["status"], content_type=CONTENT_TYPE, headers=headers)
 
 
-def _http_problem(error: HTTPException) -> Response:
+def http_problem(error: HTTPException) -> Response:
     """Put the errors of Flask and Werkzeug into our form, and keep their headers (Allow)."""
     status = error.code or 500
     detail = _HTTP_DETAILS.get(status, error.description or error.name)
@@ -114,7 +115,7 @@ def _is_own_words(error: HTTPException) -> bool:
 def _internal_problem(error: Exception) -> Response:
     # Neither the client nor the log gets the message: a driver writes values into it.
     telemetry.emit(
-        "internal_error",
+        "internal error",
         level="error",
         method=request.method,
         route=request.url_rule.rule if request.url_rule else None,

@@ -16,17 +16,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Response
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import BadRequest
 
 from cassata import config, database, telemetry
 from cassata.config import Settings
 from cassata.errors import CassataError, ConfigError
 from cassata.model import Limits
+from cassata.receiver import url_of
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
+from cassata.service.connections import STOP_SIGNALS, PatientWorker
+from cassata.service.problems import http_problem
 
 BACKLOG = 1024
 GRACEFUL_SECONDS = 30
@@ -100,9 +105,7 @@ def _why_not(error: OSError, host: str, port: int) -> str:
 
 
 def limits_of(service: config.Service) -> Limits:
-    return Limits(
-        payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS
-    )
+    return Limits(payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS)
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -130,7 +133,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         service = self.settings.service
         choices: dict[str, Any] = {
             "bind": f"fd://{self._descriptor}",
-            "worker_class": "gthread",
+            "worker_class": PatientWorker,
             "workers": service.processes,
             "threads": service.threads,
             "timeout": SILENT_SECONDS,
@@ -166,8 +169,8 @@ class Server(BaseApplication):  # type: ignore[misc]
         url, _ = config.database_url(self.settings)
         engines = database.open_engines(url, self.settings.database, pool_size=service.threads)
         self._scheduler = Scheduler(engines, limits=limits_of(service))
-        app = create_app(self._scheduler, service)
-        app.extensions["cassata.draining"] = lambda: self.is_draining
+        app = create_app(self._scheduler, service, draining=lambda: self.is_draining)
+        app.register_error_handler(ParseException, _badly_framed)
         return app
 
     def run(self) -> None:
@@ -177,10 +180,8 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def _announce(self, _master: Any) -> None:
         service, (url, _) = self.settings.service, config.database_url(self.settings)
-        facts = {"url": f"http://{_bracketed(service.host)}:{service.port}", "pid": os.getpid()}
-        telemetry.emit(
-            "service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads
-        )
+        facts = {"url": url_of(service.host, service.port), "pid": os.getpid()}
+        telemetry.emit("service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads)
 
     def _began(self, _worker: Any) -> None:
         if self._on_ready is not None:
@@ -192,18 +193,26 @@ class Server(BaseApplication):  # type: ignore[misc]
 
 
 class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's master, with one step more on SIGTERM: for `drainSeconds` it serves on while /readyz answers 503."""
+    """gunicorn's master, with one step more on SIGTERM: /readyz answers 503, and for `drainSeconds` it serves on."""
 
     def __init__(self, app: Server) -> None:
         self._server = app
         self._close_at: float | None = None
         super().__init__(app)
 
+    def spawn_worker(self) -> Any:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
     def handle_term(self) -> None:
         seconds = self._server.settings.service.drain_seconds
-        if not seconds or self._server.is_draining:  # asked twice: close at once
-            raise StopIteration
+        asked_twice = self._server.is_draining
         self._server.drain()
+        if asked_twice or not seconds:
+            raise StopIteration
         self._close_at = time.monotonic() + seconds
         telemetry.emit("service draining", seconds=seconds)
 
@@ -239,5 +248,6 @@ class Log(Logger):  # type: ignore[misc]
         )
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _badly_framed(error: ParseException) -> Response:
+    """Answer what gunicorn raises while the application reads a chunked body."""
+    return http_problem(BadRequest(f"The body cannot be read: {error}"))

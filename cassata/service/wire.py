@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from typing import Annotated, Any, TypedDict, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge
+from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
     Attempt,
     Event,
@@ -401,8 +400,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     folded = {candidate.lower().replace("-", ""): ALIASES.get(candidate, candidate) for candidate in (*ALIASES, *names)}
     folded = {fold: candidate for fold, candidate in folded.items() if candidate in names}
-    close = difflib.get_close_matches(name[:64].lower().replace("_", "").replace("-", ""), folded, n=1)
-    return f": did you mean {folded[close[0]]!r}?" if close else f": known are {', '.join(names)}"
+    return suggestion(name.lower().replace("_", "").replace("-", ""), folded) or f": known are {', '.join(names)}"
 
 
 def _fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) -> dict[str, str]:

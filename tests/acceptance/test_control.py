@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +22,7 @@ from typing import Any
 import pytest
 
 from cassata import process
+from tests.conftest import CHECKOUT, Running, die_with_parent, wait_until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,20 +47,30 @@ def pid_in(output: str) -> int:
     return int(found.group(1))
 
 
-def status_of(url: str) -> int:
+def status_of(url: str, timeout: float = 5) -> int:
+    """Return the status of the answer, 0 if there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         error.close()
         return error.code
+    except OSError:
+        return 0
 
 
-def until(is_true: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def head_of_an_add(length: int) -> bytes:
+    head = f"POST /cassata/add/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    return head.encode()
+
+
+def port_of(running: Running) -> int:
+    return int(running.url.rpartition(":")[2])
+
+
+def is_closed(running: Running) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port_of(running))) != 0
 
 
 # --- the background ------------------------------------------------------------------------------------------------------
@@ -94,7 +107,7 @@ def test_a_service_in_the_background_answers_as_soon_as_start_returns(control: R
 def test_after_a_kill_it_does_not_run_and_can_be_started(role: str, control: Run) -> None:
     pid = pid_in(control(role, "start", "--daemon").stdout)
     os.kill(pid, signal.SIGKILL)
-    until(lambda: control(role, "status").returncode == 3)
+    wait_until(lambda: control(role, "status").returncode == 3)
     assert control(role, "start", "--daemon").returncode == 0
 
 
@@ -137,14 +150,11 @@ def test_a_second_worker_in_the_foreground_runs_beside_the_first(empty_sqlite_ur
 def test_a_request_under_way_is_finished_after_sigterm(sqlite_url: str, service_process: Any) -> None:
     running = service_process(sqlite_url)
     body = json.dumps({"application-id": "a", "event-id": "e", "url": "http://127.0.0.1:9/", "delay": 60, "event": 1}).encode()
-    port = int(running.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        head = f"POST /cassata/add/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        client.sendall(head.encode() + body[:10])
+    with socket.create_connection(("127.0.0.1", port_of(running)), timeout=10) as client:
+        client.sendall(head_of_an_add(len(body)) + body[:10])
         time.sleep(0.2)
         running.process.terminate()
-        until(lambda: "term" in running.output())
-        time.sleep(0.3)
+        wait_until(lambda: is_closed(running))
         client.sendall(body[10:])
         assert client.recv(100).startswith(b"HTTP/1.1 201 ")
     assert running.process.wait(10) == 0
@@ -152,21 +162,113 @@ def test_a_request_under_way_is_finished_after_sigterm(sqlite_url: str, service_
 
 
 def test_while_draining_it_serves_but_is_not_ready(sqlite_url: str, service_process: Any) -> None:
-    running = service_process(sqlite_url, env={"CASSATA_SERVICE__DRAINSECONDS": "1.5"})
+    running = service_process(sqlite_url, env={"CASSATA_SERVICE__DRAINSECONDS": "3600"})
     assert status_of(f"{running.url}/readyz") == 200
-    began = time.monotonic()
     running.process.terminate()
-    until(lambda: status_of(f"{running.url}/readyz") == 503, seconds=1.2)
+    wait_until(lambda: status_of(f"{running.url}/readyz") == 503)
     assert status_of(f"{running.url}/livez") == 200
-    assert running.process.wait(10) == 0
-    assert 1.4 <= time.monotonic() - began < 5
+    running.process.terminate()  # the second time: at once
+    assert running.process.wait(20) == 0
+
+
+def test_it_ends_by_itself_once_it_has_drained(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url, env={"CASSATA_SERVICE__DRAINSECONDS": "0.1"})
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+    assert "service draining" in running.output()
+
+
+def test_without_a_time_to_drain_it_is_not_ready_either_while_it_ends(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url)
+    with socket.create_connection(("127.0.0.1", port_of(running)), timeout=10) as client:
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n")
+        time.sleep(0.2)
+        running.process.terminate()
+        wait_until(lambda: is_closed(running))
+        client.sendall(b"\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize("sent", ["silence", "half a head", "half a body", "a body in drops", "no end of the answer"])
+def test_more_slow_clients_than_threads_do_not_stop_the_service(sent: str, sqlite_url: str, service_process: Any) -> None:
+    flags = ["--processes", "1", "--threads", "2"]
+    running = service_process(sqlite_url, *flags, env={"CASSATA_SERVICE__RECEIVETIMEOUTSECONDS": "0.3"})
+    head = head_of_an_add(100)
+    begin = {"silence": b"", "half a head": head[:30], "no end of the answer": b"GET /livez HTTP/1.0\r\n\r\n"}.get(sent, head + b"{")
+    with contextlib.ExitStack() as clients:
+        slow = [clients.enter_context(socket.create_connection(("127.0.0.1", port_of(running)), timeout=20)) for _ in range(6)]
+        for client in slow:
+            client.sendall(begin)
+
+        def is_served() -> bool:
+            if sent == "a body in drops":
+                with contextlib.suppress(OSError):
+                    for client in slow:
+                        client.sendall(b" ")
+            return status_of(f"{running.url}/livez", timeout=0.5) == 200
+
+        wait_until(is_served)
+        if sent == "half a body":
+            assert {client.recv(12) for client in slow} == {b"HTTP/1.1 408"}
+    assert running.stop() == 0
+    assert "error" not in running.output()
+
+
+def test_a_connection_is_kept_alive_longer_than_a_request_may_take(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url, env={"CASSATA_SERVICE__RECEIVETIMEOUTSECONDS": "0.3"})
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(running), timeout=10)
+    kept = set()
+    for _ in range(3):
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().read() == b'{"status":"ready"}'
+        kept.add(connection.sock)
+        time.sleep(0.4)
+    connection.close()
+    assert len(kept) == 1
+
+
+def test_half_a_batch_is_not_taken_for_a_whole_one(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url)
+    line = b'{"application-id": "a", "event-id": "e1", "url": "http://127.0.0.1:9/", "delay": 60, "event": 1}\n'
+    with socket.create_connection(("127.0.0.1", port_of(running)), timeout=10) as client:
+        head = head_of_an_add(2 * len(line)).replace(b"/add/", b"/add/batch").replace(b"/json", b"/x-ndjson")
+        client.sendall(head + line)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(12) == b"HTTP/1.1 400"
+    assert status_of(f"{running.url}/cassata/status/a/e1") == 404
+
+
+def test_a_body_in_wrong_chunks_is_the_clients_fault(sqlite_url: str, service_process: Any) -> None:
+    running = service_process(sqlite_url)
+    with socket.create_connection(("127.0.0.1", port_of(running)), timeout=10) as client:
+        client.sendall(head_of_an_add(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"zz\r\n")
+        assert client.recv(12) == b"HTTP/1.1 400"
+    assert running.stop() == 0
+    assert "internal error" not in running.output()
+
+
+def test_a_service_that_is_told_to_end_while_a_process_begins_ends(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    script = f"""if True:
+        import time
+        from cassata.config import Service, Settings
+        from cassata.service import connections, server
+        prepared = connections.PatientWorker.init_signals
+        connections.PatientWorker.init_signals = lambda self: (print("begins", flush=True), time.sleep(1), prepared(self))
+        server.run(lambda: Settings(service=Service(port={free_port()}, processes=1)), create_tables=True)
+    """
+    surroundings = {**os.environ, "CASSATA_HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen([sys.executable, "-c", script], env=surroundings, stdout=subprocess.PIPE, preexec_fn=die_with_parent) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begins\n"
+        running.terminate()
+        assert running.wait(20) == 0
 
 
 def test_a_killed_process_of_the_service_is_replaced(sqlite_url: str, service_process: Any) -> None:
     running = service_process(sqlite_url, "--processes", "1")
     (victim,) = re.findall(r"Booting worker with pid: (\d+)", running.output())
     os.kill(int(victim), signal.SIGKILL)
-    until(lambda: len(re.findall("Booting worker", running.output())) == 2)
+    wait_until(lambda: len(re.findall("Booting worker", running.output())) == 2)
     assert status_of(f"{running.url}/readyz") == 200
     assert running.stop() == 0
 
@@ -180,21 +282,18 @@ def test_sighup_reads_the_settings_again_and_keeps_them_if_there_is_a_mistake(
 
     def add() -> int:
         body = json.dumps({"application-id": "a", "url": "http://127.0.0.1:9/", "delay": 60, "event": "x" * 50}).encode()
-        try:
-            request = urllib.request.Request(f"{running.url}/cassata/add/", body, {"Content-Type": "application/json"})
-            return status_of(request)  # type: ignore[arg-type]
-        except (ConnectionError, urllib.error.URLError):
-            return 0
+        request = urllib.request.Request(f"{running.url}/cassata/add/", body, {"Content-Type": "application/json"})
+        return status_of(request)  # type: ignore[arg-type]
 
     assert add() == 413
     file.write_text("service: {maxPayloadBytes: 100}")
     running.process.send_signal(signal.SIGHUP)
-    until(lambda: add() == 201)
+    wait_until(lambda: add() == 201)
     file.write_text("service: {maxPayloadByte: 10}")
     running.process.send_signal(signal.SIGHUP)
-    until(lambda: "settings not reloaded" in running.output())
+    wait_until(lambda: "settings not reloaded" in running.output())
     assert "did you mean 'service.maxPayloadBytes'?" in running.output().replace("\\", "")
-    until(lambda: add() == 201)
+    wait_until(lambda: add() == 201)
     assert running.stop() == 0
 
 

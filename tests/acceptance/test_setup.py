@@ -6,17 +6,19 @@ A real set-up downloads for a quarter of a minute, so here a pretended Python ta
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import wait_until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHELLS = [shell for shell in ("sh", "dash", "busybox") if shutil.which(shell)]
@@ -139,10 +141,7 @@ def test_a_failed_install_is_begun_anew(shell: Shell) -> None:
 def test_an_interrupted_install_is_begun_anew(shell: Shell, number: signal.Signals) -> None:
     shell.pretend(pause=30)
     process = shell.start()
-    deadline = time.monotonic() + 10
-    while not shell.asked("-m pip install"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: bool(shell.asked("-m pip install")))
     os.killpg(process.pid, number)
     process.communicate(timeout=10)
     shell.pretend()
@@ -182,7 +181,7 @@ def test_the_tests_get_an_extra_and_a_stamp_of_their_own(shell: Shell) -> None:
     assert code == 0, errors
     assert (shell.checkout / ".venv" / "cassata-test.stamp").exists()
     assert f"-m pip install --quiet --disable-pip-version-check --editable {shell.checkout}[test]" in shell.journal.read_text()
-    assert shell.journal.read_text().endswith("-m pytest -k x\n")
+    assert re.search(r"-m pytest .*-k x\n\Z", shell.journal.read_text())
     assert shell.run()[2] == ""  # what the tests need is enough for the command
 
 

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 
+from cassata.config import Service
 from cassata.model import NewEvent
 from cassata.scheduler import Scheduler, Terms
+from cassata.service import create_app
 
 EVENT = {"application-id": "shop", "event-id": "e1", "event": {"order": 7}, "delay": 3600, "url": "http://receiver.example/hook"}
 
@@ -307,10 +308,12 @@ def test_answers_are_never_cached(http: FlaskClient) -> None:
     assert http.get("/cassata/events/shop").headers["Cache-Control"] == "no-store"
 
 
-def test_a_service_lives_and_is_ready_until_it_drains(http: FlaskClient, app: Flask) -> None:
+def test_a_service_lives_and_is_ready_until_it_drains(scheduler: Scheduler) -> None:
+    told_to_end = False
+    http = create_app(scheduler, Service(), draining=lambda: told_to_end).test_client()
     assert [http.get(path).status_code for path in ("/livez", "/readyz")] == [200, 200]
 
-    app.extensions["cassata.draining"] = lambda: True
+    told_to_end = True
 
     answers = [http.get(path) for path in ("/livez", "/readyz")]
     assert [answer.status_code for answer in answers] == [200, 503]

@@ -95,4 +95,5 @@ def test_the_limits_are_those_of_the_defaults() -> None:
     assert rows["its headers"] == f"{model.HEADER_COUNT}, and {defaults.max_header_bytes // 1024} KiB together"
     assert rows["how far ahead"] == f"{defaults.horizon_days:,} days"
     assert rows["a request to the service"] == f"{defaults.max_request_bytes // 1024**2} MiB"
+    assert rows["how long a request may take to arrive"] == f"{defaults.receive_timeout_seconds:g} s"
     assert rows["a batch"] == f"{wire.BATCH_LENGTH:,} events"

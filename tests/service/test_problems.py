@@ -326,7 +326,7 @@ def test_a_fault_of_the_service_is_reported_to_its_operator_without_the_values(
     finally:
         telemetry.unsubscribe(subscriber)
 
-    [(_, facts)] = [fact for fact in told if fact[0] == "internal_error"]
+    [(_, facts)] = [fact for fact in told if fact[0] == "internal error"]
     assert (facts["error"], facts["route"]) == ("ZeroDivisionError", "/cassata/status/<application_id>/<event_id>")
     assert "in fail" in facts["traceback"]
     assert "canary" not in str(facts)

@@ -153,7 +153,7 @@ def test_the_default_file_lies_in_the_home_folder(tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "worker.yaml").write_text("worker: {numWorkerThreads: 9}")
     shown = json.loads(invoke("config", "show", "-o", "json")[1])
-    assert (shown["worker"]["worker"]["numWorkerThreads"], shown["service"]["service"]["threads"]) == (9, 4)
+    assert (shown["worker"]["worker"]["numWorkerThreads"], shown["service"]["service"]["threads"]) == (9, 16)
 
 
 # --- db ------------------------------------------------------------------------------------------------------------------

@@ -85,3 +85,7 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
 )
 def test_nothing_that_arrives_can_play_with_the_terminal(body: bytes, shown: str) -> None:
     assert described(Received(0, "POST", "/\x1b", [], body)).partition("\n")[2] == shown
+
+
+def test_what_was_left_out_of_a_body_is_told() -> None:
+    assert described(Received(0, "POST", "/", [], b"x", left_out=9)).endswith("  x\n  (9 more bytes)")

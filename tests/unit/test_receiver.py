@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from cassata.receiver import Received, Receiver
+from cassata.receiver import BODY_BYTES, Received, Receiver
 
 
 @pytest.fixture
@@ -63,6 +63,21 @@ def test_a_request_that_breaks_off_is_not_recorded(receiver: Receiver, head: byt
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + head)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""
+    assert receiver.requests == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_of_a_large_body_only_the_beginning_is_kept(receiver: Receiver, chunked: bool) -> None:
+    body = b"a" * BODY_BYTES + b"b" * 70_000
+    assert requests.post(receiver.url, data=iter([body]) if chunked else body, timeout=5).status_code == 200
+    [received] = receiver.requests
+    assert (received.body, received.left_out) == (b"a" * BODY_BYTES, 70_000)
+
+
+def test_requests_can_be_counted_without_being_kept() -> None:
+    with Receiver(keep=False) as receiver:
+        requests.get(receiver.url, timeout=5)
+        assert receiver.wait_for(1, timeout=5)
     assert receiver.requests == []
 
 
