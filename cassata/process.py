@@ -6,10 +6,13 @@ crash left behind therefore means nothing, and a number that was given to somebo
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +27,8 @@ READY = b"ready\n"
 START_SECONDS = 60.0
 """So long may a process in the background take until it is ready."""
 LOG_TAIL_LINES = 8
+
+_NO_TRAPS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a named pipe would let an open wait
 
 
 class AlreadyRunning(CassataError):
@@ -49,6 +54,20 @@ class Holder(NamedTuple):
     since: str
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Open a file for its owner's eyes only, making it and its folder where they are missing; return its descriptor.
+
+    Raises OSError, also for what somebody else could have laid there: a link, a device, a file of another user.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, flags | os.O_CREAT | _NO_TRAPS, 0o600)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "Not a file of this user alone", str(path))
+    return descriptor
+
+
 # --- the pid file ------------------------------------------------------------------------------------------------------
 
 
@@ -66,8 +85,7 @@ class PidFile:
     @classmethod
     def take(cls, path: Path) -> PidFile:
         """Take it, stale or new. Raises AlreadyRunning, and OSError if the file cannot be written."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_own(path, os.O_RDWR)
         if not _locked(descriptor):
             os.close(descriptor)
             raise AlreadyRunning(holder(path) or Holder(0, "this moment"))
@@ -99,7 +117,7 @@ def _locked(descriptor: int) -> bool:
 def holder(path: Path) -> Holder | None:
     """Return who holds a pid file, None if nobody does. Never ask for one that this very process holds."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | _NO_TRAPS)
     except FileNotFoundError:
         return None
     try:
@@ -130,7 +148,8 @@ def stop(path: Path, *, timeout: float) -> Holder | None:
     found = holder(path)
     if found is None:
         return None
-    os.kill(found.pid, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it has ended this moment
+        os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + timeout
     while holder(path) == found:
         if time.monotonic() > deadline:
@@ -151,8 +170,7 @@ def start_in_background(run: Callable[[Callable[[], None]], int], log_file: Path
     What it writes goes to the end of `log_file`. Raises NotStarted with the reason. The current folder stays what it is,
     since settings may hold relative paths.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_own(log_file, os.O_WRONLY | os.O_APPEND)
     begin = os.fstat(log).st_size
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -217,7 +235,9 @@ def _await_ready(reading: int, timeout: float, log_file: Path, begin: int) -> in
             return int(pid)
         ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            os.kill(int(pid), signal.SIGTERM)
+            if pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM)
             raise NotStarted(f"it was not ready within {timeout:g} s and has been told to end{_log_tail(log_file, begin)}")
         more = os.read(reading, 4096)
         if not more:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cassata import process
-from cassata.process import AlreadyRunning, PidFile, StillRunning
+from cassata.process import AlreadyRunning, NotStarted, PidFile, StillRunning
+from tests.conftest import wait_until
 
 SURROUNDINGS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 HOLD = """
@@ -127,6 +128,57 @@ def test_a_process_that_does_not_end_in_time_is_named_with_what_to_do(
         process.stop(pid_file, timeout=0.2)
 
 
+def test_what_has_just_ended_counts_as_stopped(
+    pid_file: Path, other_process: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child, kill = other_process(), os.kill
+
+    def too_late(pid: int, _number: int) -> None:
+        kill(pid, signal.SIGKILL)
+        child.wait()
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", too_late)
+    stopped = process.stop(pid_file, timeout=10)
+    assert stopped is not None
+    assert stopped.pid == child.pid
+
+
+# --- traps ---------------------------------------------------------------------------------------------------------------
+
+
+def lay_link(path: Path, victim: Path) -> None:
+    path.symlink_to(victim)
+
+
+def lay_second_name(path: Path, victim: Path) -> None:
+    path.hardlink_to(victim)
+
+
+def lay_pipe(path: Path, _victim: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("lay", [lay_link, lay_second_name, lay_pipe])
+@pytest.mark.parametrize("kind", ["pid file", "log"])
+def test_a_trap_laid_for_the_pid_file_or_the_log_catches_nothing(tmp_path: Path, lay: Callable[[Path, Path], None], kind: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    lay(tmp_path / "trap", victim)
+    with pytest.raises(OSError, match="trap"):
+        PidFile.take(tmp_path / "trap") if kind == "pid file" else process.start_in_background(lambda ready: 0, tmp_path / "trap")
+    assert victim.read_text() == "precious"
+
+
+def test_nobody_else_can_read_what_is_written_or_look_into_a_new_folder(pid_file: Path) -> None:
+    before = os.umask(0)
+    try:
+        PidFile.take(pid_file).release()
+    finally:
+        os.umask(before)
+    assert (pid_file.stat().st_mode & 0o777, pid_file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
 # --- the background ------------------------------------------------------------------------------------------------------
 
 
@@ -178,10 +230,15 @@ def test_one_that_never_gets_ready_is_ended_and_told_of(tmp_path: Path) -> None:
     body = "print(os.getpid(), flush=True); time.sleep(30)"
     assert "was not ready within 0.5 s" in start_in_background(tmp_path / "log", body, timeout=0.5)
     pid = int((tmp_path / "log").read_text())
-    deadline = time.monotonic() + 5
-    while not gone(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: gone(pid))
+
+
+def test_one_that_did_not_even_tell_its_number_is_told_of(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with pytest.raises(NotStarted, match="was not ready"):
+        process._await_ready(reading, 0.0, PidFile.take(tmp_path / "log").path, 0)
+    os.close(reading)
+    os.close(writing)
 
 
 def gone(pid: int) -> bool:
