@@ -22,7 +22,6 @@ from cassata.errors import ConfigError, suggestion
 ENVIRONMENT_PREFIX = "CASSATA_"
 COMMAND_LINE = "the command line"
 CREDENTIALS = "database.url"
-ROLES = ("service", "worker")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]

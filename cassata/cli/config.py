@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +14,17 @@ from cassata.errors import ConfigError
 if TYPE_CHECKING:
     from cassata.config import Loaded
 
-role_argument = click.argument("role", required=False, type=click.Choice(["service", "worker"]))
+ROLES = ("service", "worker")
+
+role_argument = click.argument("role", required=False, type=click.Choice(ROLES))
 
 
-def loaded(role: str | None, file: Path | None) -> Iterator[tuple[str, Path | None, Loaded]]:
-    """Read the settings as each role would; both, if none was named."""
+def loaded(role: str, file: Path | None) -> tuple[Path | None, Loaded]:
+    """Read the settings as a role would, and tell from which file."""
     from cassata import config
 
-    for each in [role] if role else config.ROLES:
-        chosen = file or config.default_file(each)
-        yield each, chosen, config.load(chosen)
+    chosen = file or config.default_file(role)
+    return chosen, config.load(chosen)
 
 
 @click.group()
@@ -37,15 +37,15 @@ def config() -> None:
 @config_option
 def check(role: str | None, config: Path | None) -> None:
     """Say whether the settings can be used, without starting anything."""
-    from cassata.database import open_engines
+    from cassata.database import check_url
 
     problems = []
-    for each in [role] if role else ["service", "worker"]:
+    for each in [role] if role else ROLES:
         try:
-            for _, file, found in loaded(each, config):
-                if found.settings.database.url:
-                    open_engines(found.settings.database.url).dispose()  # reads the URL, and does not connect yet
-                click.echo(f"{each}: ok ({file or 'no file: defaults and environment'})")
+            file, found = loaded(each, config)
+            if found.settings.database.url:
+                check_url(found.settings.database.url)
+            click.echo(f"{each}: ok ({file or 'no file: defaults and environment'})")
         except ConfigError as error:
             problems += str(error).splitlines()
     if problems:
@@ -59,7 +59,7 @@ def check(role: str | None, config: Path | None) -> None:
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 def show(role: str | None, config: Path | None, origin: bool, output: str) -> None:
     """Show every setting that is in force, passwords hidden."""
-    shown = {each: _in_force(each, found, origin) for each, _, found in loaded(role, config)}
+    shown = {each: _in_force(each, loaded(each, config)[1], origin) for each in ([role] if role else ROLES)}
     if output == "json":
         click.echo(json.dumps(shown[role] if role else shown, indent=2))
         return

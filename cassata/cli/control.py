@@ -98,17 +98,25 @@ def start_here(plan: Plan) -> int:
     """Run in the foreground. The pid file is taken if it is free: in a container nobody may need one."""
     taken: PidFile | None = None
     try:
-        taken = PidFile.take(plan.pid_file)
+        taken = take_pid_file(plan)
     except AlreadyRunning as error:
         click.echo(f"cassata: another {plan.role} holds {plan.pid_file} (pid {error.holder.pid}): this one runs beside it", err=True)
-    except OSError as error:
+    except CassataError as error:
         if plan.pid_file_was_asked_for:
-            raise CassataError(f"the pid file {plan.pid_file} cannot be written: {error.strerror}") from error
+            raise
+        click.echo(f"cassata: {error}: this one runs without", err=True)
     try:
         return run(plan)
     finally:
         if taken is not None:
             taken.release()
+
+
+def take_pid_file(plan: Plan) -> PidFile:
+    try:
+        return PidFile.take(plan.pid_file)
+    except OSError as error:
+        raise CassataError(f"the pid file {plan.pid_file} cannot be written: {error.strerror}") from error
 
 
 def start_in_background(plan: Plan, log_file: Path) -> int:
@@ -118,7 +126,7 @@ def start_in_background(plan: Plan, log_file: Path) -> int:
         raise AlreadyRunning(found)
 
     def be_it(on_ready: Callable[[], None]) -> int:
-        taken = PidFile.take(plan.pid_file)
+        taken = take_pid_file(plan)
         try:
             return run(plan, on_ready)
         finally:

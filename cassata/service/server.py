@@ -23,7 +23,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest
 
-from cassata import config, database, telemetry
+from cassata import config, telemetry
 from cassata.config import Settings
 from cassata.errors import CassataError, ConfigError
 from cassata.model import Limits
@@ -56,7 +56,7 @@ def run(load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable
     """
     settings = load()
     url, _ = config.database_url(settings)
-    Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=1).close()
+    Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=1, limits=limits_of(settings.service)).close()
     listener = listen(settings.service.host, settings.service.port)
     master = os.getpid()
     try:
@@ -167,8 +167,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Make the application, in a child. The database may be away at the moment: /readyz says so, nothing ends of it."""
         service = self.settings.service
         url, _ = config.database_url(self.settings)
-        engines = database.open_engines(url, self.settings.database, pool_size=service.threads)
-        self._scheduler = Scheduler(engines, limits=limits_of(service))
+        self._scheduler = Scheduler.open(
+            url, settings=self.settings.database, pool_size=service.threads, limits=limits_of(service), check=False
+        )
         app = create_app(self._scheduler, service, draining=lambda: self.is_draining)
         app.register_error_handler(ParseException, _badly_framed)
         return app

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(60)
 def control(run_cassata: Run, tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Run]:
     """Run `cassata` with a port of its own, and end whatever it left in the background."""
     port = str(free_port())
-    yield lambda *words, **more: run_cassata(*words, **more, env={"CASSATA_SERVICE__PORT": port, **more.pop("env", {})})
+    yield lambda *words, env=None: run_cassata(*words, env={"CASSATA_SERVICE__PORT": port} | (env or {}))
     for role in ("service", "worker"):
         with contextlib.suppress(ProcessLookupError):
             holder = process.holder(tmp_path / "var" / f"{role}.pid")
@@ -118,6 +118,35 @@ def test_a_daemon_that_cannot_work_says_why(role: str, control: Run, free_port: 
     assert run.stderr.startswith("Error: the database is not available")
     assert len(run.stderr.splitlines()) == 1
     assert control(role, "status").returncode == 3
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_worker_whose_courier_cannot_work_is_not_reported_as_started(processes: str, control: Run) -> None:
+    run = control("worker", "start", "--daemon", "--processes", processes, env={"CASSATA_WORKER__CABUNDLE": "/absent.pem"})
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "worker.caBundle" in run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert control("worker", "status").returncode == 3
+
+
+def test_a_pid_file_that_is_a_trap_stops_a_daemon_in_one_sentence(control: Run, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "trap").symlink_to(tmp_path / "victim")
+    for flag in ("--pid-file", "--log-file"):
+        run = control("worker", "start", "--daemon", flag, "trap")
+        assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (1, "", 1)
+        assert "trap cannot be written" in run.stderr or "trap: " in run.stderr
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_the_folder_of_a_daemon_and_what_it_writes_are_for_its_owner_alone(control: Run, tmp_path: Path) -> None:
+    assert control("service", "start", "--daemon").returncode == 0
+    files = {
+        path.name: path.stat().st_mode & 0o077
+        for path in [tmp_path / "var", *(tmp_path / "var").iterdir()]
+        if "cassata.db" not in path.name
+    }
+    assert files == {"var": 0, "service.log": 0, "service.pid": 0}
 
 
 def test_pid_file_and_log_file_can_be_chosen(control: Run, tmp_path: Path) -> None:

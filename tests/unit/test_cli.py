@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from cassata import __version__, config
 from cassata.cli import COMMANDS, cassata
+from cassata.cli.config import ROLES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -122,6 +123,11 @@ def test_check_says_which_file_is_fine_and_names_every_mistake_in_another(tmp_pa
     assert errors.count(str(bad)) == 2
 
 
+def test_check_creates_nothing(tmp_path: Path) -> None:
+    code, _, _ = invoke("config", "check", env={"CASSATA_DATABASE_URL": f"sqlite:///{tmp_path}/new/cassata.db"})
+    assert (code, list(tmp_path.iterdir())) == (0, [])
+
+
 def test_check_refuses_a_database_url_that_cannot_be_used() -> None:
     code, _, errors = invoke("config", "check", env={"CASSATA_DATABASE_URL": "oracle://u:hidden@h/x"})
     assert code == 1
@@ -132,8 +138,8 @@ def test_show_writes_yaml_and_json_that_can_be_read_again(tmp_path: Path) -> Non
     shown = list(yaml.safe_load_all(invoke("config", "show", "--origin")[1]))
     defaults = config.Settings().model_dump(by_alias=True)
     defaults["database"]["url"] = f"sqlite:///{tmp_path}/var/cassata.db"
-    assert shown == [{section: defaults[section] for section in ("database", role, "logging")} for role in config.ROLES]
-    assert json.loads(invoke("config", "show", "-o", "json")[1]) == dict(zip(config.ROLES, shown, strict=True))
+    assert shown == [{section: defaults[section] for section in ("database", role, "logging")} for role in ROLES]
+    assert json.loads(invoke("config", "show", "-o", "json")[1]) == dict(zip(ROLES, shown, strict=True))
     assert json.loads(invoke("config", "show", "worker", "-o", "json")[1]) == shown[1]
 
 

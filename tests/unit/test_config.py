@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cassata import config
+from cassata.cli.config import ROLES
 from cassata.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -184,13 +185,13 @@ def real_defaults(role: str) -> dict[str, Any]:
     return {f"{section}.{key}": value for section in ("database", role, "logging") for key, value in defaults[section].items()}
 
 
-@pytest.mark.parametrize("role", config.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_shipped_file_documents_every_key_at_its_default(role: str) -> None:
     better = {key: value for key, (_, value) in SET_IN_SHIPPED_FILES.items() if key.startswith(role)}
     assert documented(role) == real_defaults(role) | better
 
 
-@pytest.mark.parametrize("role", config.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_shipped_file_is_read_as_it_stands_and_says_its_defaults(role: str) -> None:
     file = CHECKOUT / "config" / f"{role}.yaml"
     loaded = config.load(file, environment={})
