@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
-from cassata import database
+from cassata import database, store
 from cassata.errors import DatabaseUnavailable
 from cassata.scheduler import Scheduler
 from tests.conftest import MariaDB
@@ -181,4 +181,18 @@ def test_more_callers_than_connections_are_told_that_the_database_is_busy(mariad
     with scheduler._engines.write.begin(), pytest.raises(DatabaseUnavailable, match="in use"):
         scheduler.add(new_event())
 
+    scheduler.close()
+
+
+def test_an_add_beside_a_claim_does_not_wait(mariadb_url: str) -> None:
+    """On an empty queue the ancestor's poller held a gap lock that made every add wait, and fail."""
+    scheduler = Scheduler.open(mariadb_url)
+    engines = database.open_engines(mariadb_url)
+    with engines.write.begin() as claiming:
+        assert store.lock_due(claiming, 1, store.BOTTOM, 2**50, 2**50, 5) == []
+        scheduler.add(new_event("beside", due_at=1))
+    with engines.write.begin() as claiming:
+        assert len(store.lock_due(claiming, 1, store.BOTTOM, 2**50, 2**50, 5)) == 1
+        scheduler.add(new_event("beside-too", due_at=2))
+    engines.dispose()
     scheduler.close()
