@@ -1,7 +1,7 @@
 """A client of Cassata's HTTP service: plain Python values in and out, and every call safe to repeat.
 
 client = Client("http://127.0.0.1:8085")
-event = client.schedule("shop", "https://shop.example/reminders", delay=timedelta(hours=1), payload={"order": 7})
+event = client.schedule(NewEvent("shop", "https://shop.example/reminders", delay=timedelta(hours=1), payload={"order": 7}))
 client.cancel("shop", event.event_id)
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import json
-import uuid
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -22,11 +21,11 @@ import requests
 import tenacity
 
 from cassata import __version__
+from cassata.courier.message import retry_after_ms
 from cassata.errors import CassataError
-from cassata.model import Status
+from cassata.model import BATCH_LENGTH, Status, new_event_id
 
 DEFAULT_URL = "http://127.0.0.1:8085"
-BATCH_LENGTH = 1_000
 BATCH_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_MAXIMUM = 60.0
 
@@ -77,7 +76,7 @@ _KINDS: dict[int, type[ClientError]] = {400: InvalidRequest, 413: InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
@@ -89,7 +88,7 @@ class Request:
     at: datetime | None = None
     delay: timedelta | float | None = None
     payload: Any = None
-    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    event_id: str = field(default_factory=new_event_id)
     method: str = "POST"
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
@@ -115,7 +114,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class EventStatus:
+class Event:
     """An event as the service tells of it. `document` is its answer word for word."""
 
     application_id: str
@@ -134,7 +133,7 @@ class EventStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptLine:
+class Attempt:
     """One attempt in an event's log."""
 
     number: int
@@ -147,18 +146,18 @@ class AttemptLine:
 
 
 @dataclass(frozen=True, slots=True)
-class EventDetails(EventStatus):
+class EventDetails(Event):
     """Everything that the service knows of an event."""
 
     headers: tuple[str, ...]
     payload: bytes | None
     timeout: float | None
     retry: Mapping[str, float | None] | None
-    attempt_log: tuple[AttemptLine, ...]
+    attempt_log: tuple[Attempt, ...]
 
 
-def _event_status(document: Mapping[str, Any]) -> EventStatus:
-    return EventStatus(**_status_fields(document))
+def _event(document: Mapping[str, Any]) -> Event:
+    return Event(**_status_fields(document))
 
 
 def _event_details(document: Mapping[str, Any]) -> EventDetails:
@@ -168,7 +167,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
-        attempt_log=tuple(_attempt_line(line) for line in document["attempt-log"]),
+        attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
 
@@ -197,8 +196,8 @@ def _payload(document: Mapping[str, Any]) -> bytes | None:
     return None if text is None else text.encode()
 
 
-def _attempt_line(line: Mapping[str, Any]) -> AttemptLine:
-    return AttemptLine(
+def _attempt(line: Mapping[str, Any]) -> Attempt:
+    return Attempt(
         number=line["number"],
         started_at=datetime.fromisoformat(line["started-at"]),
         duration_ms=line["duration-ms"],
@@ -245,41 +244,15 @@ class Client:
     def close(self) -> None:
         self._session.close()
 
-    def schedule(
-        self,
-        application_id: str,
-        url: str,
-        *,
-        at: datetime | None = None,
-        delay: timedelta | float | None = None,
-        payload: Any = None,
-        event_id: str | None = None,
-        method: str = "POST",
-        headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None,
-        timeout: float | None = None,
-        retry: Mapping[str, float] | None = None,
-    ) -> EventStatus:
-        """Schedule one request, once however often it is repeated; the arguments are those of `Request`.
+    def schedule(self, event: NewEvent) -> Event:
+        """Schedule one request, once however often this is repeated: for the same event again, return what is stored.
 
-        The same event scheduled again returns what is stored. Raises InvalidRequest, Conflict if an event with other content
-        has this id, ServiceUnavailable, and ValueError for what cannot be written.
+        Raises InvalidRequest, Conflict if an event with other content has this id, ServiceUnavailable, and ValueError for
+        what cannot be written.
         """
-        chosen = {"event_id": event_id} if event_id is not None else {}
-        request = Request(
-            application_id,
-            url,
-            at=at,
-            delay=delay,
-            payload=payload,
-            method=method,
-            headers=headers,
-            timeout=timeout,
-            retry=retry,
-            **chosen,
-        )
-        return _event_status(self._call("PUT", _path("event", application_id, request.event_id), request.document()))
+        return _event(self._call("PUT", _path("event", event.application_id, event.event_id), event.document()))
 
-    def schedule_all(self, events: Iterable[Request]) -> list[str | ClientError]:
+    def schedule_all(self, events: Iterable[NewEvent]) -> list[str | ClientError]:
         """Schedule many events; return for each, in order, its event id, or what was wrong with it.
 
         Raises ServiceUnavailable if a part could not be sent: the same events may then be scheduled again without harm.
@@ -297,9 +270,9 @@ class Client:
         """
         return bool(self._call("DELETE", _path("delete", application_id, event_id))["status"] == "ok")
 
-    def status(self, application_id: str, event_id: str) -> EventStatus:
+    def status(self, application_id: str, event_id: str) -> Event:
         """Return where an event is in its life. Raises NotFound, also for a cancelled one."""
-        return _event_status(self._call("GET", _path("status", application_id, event_id)))
+        return _event(self._call("GET", _path("status", application_id, event_id)))
 
     def event(self, application_id: str, event_id: str) -> EventDetails:
         """Return an event with its payload and the log of its attempts. Raises NotFound."""
@@ -313,7 +286,7 @@ class Client:
         expiry_from: datetime | None = None,
         expiry_until: datetime | None = None,
         page_length: int = 100,
-    ) -> Iterator[EventStatus]:
+    ) -> Iterator[Event]:
         """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
         query = {
             "status": status.name if status is not None else None,
@@ -324,7 +297,7 @@ class Client:
         cursor: str | None = None
         while True:
             page = self._call("GET", _path("events", application_id), query={**query, "cursor": cursor})
-            yield from map(_event_status, page["events"])
+            yield from map(_event, page["events"])
             cursor = page["next-cursor"]
             if cursor is None:
                 return
@@ -399,15 +372,8 @@ def _error(status_code: int, problem: Mapping[str, Any]) -> ClientError:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Read Retry-After (RFC 9110 section 10.2.3): seconds, or a date."""
-    value = response.headers.get("Retry-After", "")
-    if value.isdecimal():
-        return min(float(value), RETRY_AFTER_MAXIMUM)
-    try:
-        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return min(max(seconds, 0.0), RETRY_AFTER_MAXIMUM)
+    asked = retry_after_ms(response.headers.get("Retry-After"), now=time.time_ns() // 1_000_000)
+    return None if asked is None else min(asked / 1000, RETRY_AFTER_MAXIMUM)
 
 
 _growing = tenacity.wait_random_exponential(multiplier=0.1, max=5)

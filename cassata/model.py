@@ -11,6 +11,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,6 +23,20 @@ Headers = tuple[tuple[str, str], ...]
 EXCERPT_CHARACTERS = 2_000
 DETAIL_CHARACTERS = 500
 """How much is kept of an answer, and of what was wrong."""
+
+BATCH_LENGTH = 1_000
+"""So many events may be added with one call over HTTP."""
+
+_EPOCH = datetime(1970, 1, 1)  # naive on purpose: `Z` is written by hand
+
+
+def rfc3339(instant: int) -> str:
+    """Write an instant in UTC, with milliseconds."""
+    return (_EPOCH + timedelta(milliseconds=instant)).isoformat(timespec="milliseconds") + "Z"
+
+
+def new_event_id() -> str:
+    return uuid.uuid4().hex
 
 
 class Status(IntEnum):
@@ -114,7 +129,7 @@ class NewEvent:
     url: str
     due_at: int | None = None
     delay_ms: int | None = None
-    event_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    event_id: str = field(default_factory=new_event_id)
     payload: bytes | None = None
     method: str = "POST"
     headers: Headers = ()

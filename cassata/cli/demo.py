@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cassata.cli.event import Delay
-from cassata.client import Client, EventStatus, ServiceUnavailable
+from cassata.cli.event import Delay, cell
+from cassata.cli.listen import harmless
+from cassata.client import Client, Event, NewEvent, ServiceUnavailable
 from cassata.errors import CassataError
 from cassata.model import FINISHED, Status
 from cassata.receiver import Received, Receiver
@@ -37,7 +37,6 @@ LOOK_SECONDS = 0.2
 NOTE_CHARACTERS = 80
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUICK_RETRY = {"count": 2, "initial": 0.5, "multiplier": 2, "maximum": 2}
-COLOURS = {Status.COMPLETED: "green", Status.FAILED: "red", Status.SERVICE_UNAVAILABLE: "yellow", Status.PROCESSING: "cyan"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class Arrivals:
         self.flaky[event_id] += 1
         return 503 if self.flaky[event_id] <= 2 else 200
 
-    def lateness_ms(self, event: EventStatus) -> int | None:
+    def lateness_ms(self, event: Event) -> int | None:
         at = self.first_at.get(event.event_id)
         return None if at is None else at - round(event.expiry.timestamp() * 1000)
 
@@ -230,15 +229,14 @@ def _schedule(client: Client, receiver: str) -> None:
     nowhere = f"http://127.0.0.1:{_free_port()}/nobody-listens-here"
     for planned in PLAN:
         url = f"{receiver}{planned.path}" if planned.path else nowhere
-        client.schedule(
-            APPLICATION, url, delay=planned.delay, event_id=planned.event_id, payload={"hello": planned.event_id}, retry=planned.retry
-        )
+        payload = {"hello": planned.event_id}
+        client.schedule(NewEvent(APPLICATION, url, delay=planned.delay, payload=payload, event_id=planned.event_id, retry=planned.retry))
 
 
-def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None) -> dict[str, EventStatus]:
+def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None) -> dict[str, Event]:
     """Show how the events fare, until the time is over or Ctrl-C; return what was seen last."""
     until = time.monotonic() + seconds if seconds is not None else None
-    seen: dict[str, EventStatus] = {}
+    seen: dict[str, Event] = {}
     with Live(_table(seen, arrivals), console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
         try:
             while until is None or time.monotonic() < until:
@@ -260,60 +258,60 @@ def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Proc
     return seen
 
 
-def _look(client: Client) -> dict[str, EventStatus]:
+def _look(client: Client) -> dict[str, Event]:
     try:
         return {event.event_id: event for event in client.iter_events(APPLICATION)}
     except ServiceUnavailable:
         return {}  # the next look will tell, or the check of the processes
 
 
-def _table(events: Mapping[str, EventStatus], arrivals: Arrivals) -> Table:
+def _table(events: Mapping[str, Event], arrivals: Arrivals) -> Table:
     table = Table(title="Events of the application 'demo'")
     for name in ("event", "due", "status", "attempts", "late", "last error"):
         table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=True)
     for event in events.values():
-        table.add_row(*_cells(event, arrivals), style=COLOURS.get(event.status))
+        table.add_row(*map(cell, _cells(event, arrivals)))
     return table
 
 
-def _cells(event: EventStatus, arrivals: Arrivals) -> tuple[str, ...]:
+def _cells(event: Event, arrivals: Arrivals) -> tuple[str, ...]:
     late = arrivals.lateness_ms(event)
     due = event.expiry.astimezone().strftime("%H:%M:%S.%f")[:-3]
     note = (event.last_error or "")[:NOTE_CHARACTERS]
     return event.event_id, due, event.status.name, str(event.attempts), "" if late is None else f"{late} ms", note
 
 
-def _tell_changes(console: Console, before: Mapping[str, EventStatus], now: Mapping[str, EventStatus], arrivals: Arrivals) -> None:
+def _tell_changes(console: Console, before: Mapping[str, Event], now: Mapping[str, Event], arrivals: Arrivals) -> None:
     for event_id, event in now.items():
         known = before.get(event_id)
         if known is None or (known.status, known.attempts) != (event.status, event.attempts):
             name, _due, status, attempts, late, note = _cells(event, arrivals)
             facts = [f"attempts {attempts}", *([f"late {late}"] if late else []), *([note] if note else [])]
-            console.print(f"{time.strftime('%H:%M:%S')} {name:<14} {status:<20} {', '.join(facts)}", markup=False)
+            console.print(harmless(f"{time.strftime('%H:%M:%S')} {name:<14} {status:<20} {', '.join(facts)}"), markup=False)
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------------
 
 
-def _faults(seen: Mapping[str, EventStatus], arrivals: Arrivals) -> Iterator[str]:
+def _faults(seen: Mapping[str, Event], arrivals: Arrivals) -> Iterator[str]:
     """Say of each planned event what is not as it should be."""
     for planned in PLAN:
-        event = seen.get(planned.event_id)
-        if event is None:
-            yield f"{planned.event_id}: it is not known to the service"
-        elif event.status not in FINISHED:
-            yield f"{planned.event_id}: it is still {event.status.name}: there was not time enough"
-        else:
-            yield from _faults_of(planned, event, arrivals.lateness_ms(event))
+        yield from (f"{planned.event_id}: {fault}" for fault in _faults_of(planned, seen.get(planned.event_id), arrivals))
 
 
-def _faults_of(planned: Planned, event: EventStatus, late: int | None) -> Iterator[str]:
-    expected: Any = (planned.status.name, planned.attempts)
-    if (event.status.name, event.attempts) != expected:
-        yield f"{planned.event_id}: it ended {event.status.name} after {event.attempts} attempts, not {expected[0]} after {expected[1]}"
+def _faults_of(planned: Planned, event: Event | None, arrivals: Arrivals) -> Iterator[str]:
+    if event is None:
+        yield "it is not known to the service"
+        return
+    late = arrivals.lateness_ms(event)
+    if event.status not in FINISHED:
+        yield f"it is still {event.status.name}: there was not time enough"
+        return
+    if (event.status, event.attempts) != (planned.status, planned.attempts):
+        yield f"it ended {event.status.name} after {event.attempts} attempts, not {planned.status.name} after {planned.attempts}"
     if planned.path and late is None:
-        yield f"{planned.event_id}: it never arrived"
+        yield "it never arrived"
     if late is not None and late < 0:
-        yield f"{planned.event_id}: it arrived {-late} ms early"
+        yield f"it arrived {-late} ms early"
     if planned.status is Status.FAILED and not event.last_error:
-        yield f"{planned.event_id}: no reason is told"
+        yield "no reason is told"

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.listen import harmless
-from cassata.client import DEFAULT_URL, Client, ClientError, EventDetails, EventStatus
-from cassata.model import METHODS, Status
+from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent
+from cassata.model import METHODS, Status, new_event_id
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -97,7 +97,7 @@ def event(ctx: click.Context, service: str, retries: int) -> None:
 @click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; may be repeated.")
 @click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
-@click.option("--id", "event_id", help="Its id, unique in its application. [default: a new one]")
+@click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=float, help="Seconds that the whole request may take.")
 @click.option("--retry-count", type=int, help="How often to try again.")
 @output_option
@@ -112,7 +112,7 @@ def add(
     payload_file: BinaryIO | None,
     headers: tuple[str, ...],
     method: str,
-    event_id: str | None,
+    event_id: str,
     timeout: float | None,
     retry_count: int | None,
     output: str,
@@ -122,7 +122,7 @@ def add(
         raise click.UsageError("Give one of --at and --in.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
-    stored = client.schedule(
+    new = NewEvent(
         application_id,
         url,
         at=at,
@@ -134,7 +134,7 @@ def add(
         timeout=timeout,
         retry=None if retry_count is None else {"count": retry_count},
     )
-    _show(stored, output)
+    _show(client.schedule(new), output)
 
 
 @event.command()
@@ -210,7 +210,7 @@ def _text(file: BinaryIO) -> str:
         raise click.ClickException(f"the payload is not UTF-8 at byte {error.start}") from error
 
 
-def _show(shown: EventStatus, output: str) -> None:
+def _show(shown: Event, output: str) -> None:
     if output == "json":
         _print_json(shown.document)
     else:
@@ -226,18 +226,18 @@ def _print_json(document: Any) -> None:
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
 
 
-def _print_event(shown: EventStatus) -> None:
+def _print_event(shown: Event) -> None:
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
     for name, value in _rows(shown):
-        table.add_row(name, _cell(value))
+        table.add_row(name, cell(value))
     _print(table)
     if isinstance(shown, EventDetails) and shown.attempt_log:
         _print(_attempts(shown))
 
 
-def _rows(shown: EventStatus) -> Iterator[tuple[str, str]]:
+def _rows(shown: Event) -> Iterator[tuple[str, str]]:
     for name, value in shown.document.items():
         if name == "attempt-log" or value is None or value is False:
             continue
@@ -254,22 +254,22 @@ def _attempts(shown: EventDetails) -> Any:
     for line in shown.attempt_log:
         answer = " ".join(str(part) for part in (line.status_code, line.error) if part is not None)
         cells = (line.number, _local(line.started_at), line.duration_ms, answer, line.detail, line.response)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 
-def _print_list(events: Iterable[EventStatus]) -> None:
+def _print_list(events: Iterable[Event]) -> None:
     from rich.table import Table
 
     table = Table("event", "status", "expiry", "attempts", "request", "last error")
     for shown in events:
         request = f"{shown.method} {shown.url}"
         cells = (shown.event_id, shown.status.name, _local(shown.expiry), shown.attempts, request, shown.last_error)
-        table.add_row(*map(_cell, cells))
+        table.add_row(*map(cell, cells))
     _print(table)
 
 
-def _cell(value: object) -> Any:
+def cell(value: object) -> Any:
     from rich.text import Text
 
     text = harmless("" if value is None else str(value))

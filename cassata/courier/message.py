@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from cassata import __version__
 from cassata.courier import CourierSettings
-from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, Delivery, Headers
+from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, Delivery, Headers, rfc3339
 
 EXCERPT_BYTES = 4 * EXCERPT_CHARACTERS  # enough, as a character of UTF-8 is at most four bytes
 
 _TARGET = re.compile(r"[a-z]+://[^/?#]*([^#]*)", re.IGNORECASE)
-_EPOCH = datetime(1970, 1, 1)  # naive on purpose: `Z` is written by hand
 _FRAMED_METHODS = frozenset({"POST", "PUT", "PATCH"})
 _LONGEST_RETRY_AFTER_DIGITS = 10
 
@@ -57,10 +55,6 @@ def webhook_id(application_id: str, event_id: str) -> str:
     """The id by which a receiver recognises a repeated delivery (standardwebhooks.com): the same for every attempt."""
     digest = hashlib.sha256(f"{application_id}\0{event_id}".encode()).digest()[:16]
     return "evt_" + base64.b32encode(digest).decode().rstrip("=").lower()
-
-
-def rfc3339(instant: int) -> str:
-    return (_EPOCH + timedelta(milliseconds=instant)).isoformat(timespec="milliseconds") + "Z"
 
 
 def timeout_seconds(delivery: Delivery, settings: CourierSettings) -> float:

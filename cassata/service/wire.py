@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
+    BATCH_LENGTH,
     Attempt,
     Event,
     Headers,
@@ -35,10 +36,11 @@ from cassata.model import (
     check_retry_count,
     check_timeout_ms,
     check_url,
+    new_event_id,
+    rfc3339,
 )
 from cassata.scheduler import Cursor, Page
 
-BATCH_LENGTH = 1_000
 PAGE_LENGTH = 1_000
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -416,9 +418,9 @@ def _escaped(step: str | int) -> str:
 
 
 def _new_event(shape: EventDocument) -> NewEvent:
-    chosen = {"event_id": shape.event_id} if shape.event_id else {}
     return NewEvent(
         application_id=shape.application_id,
+        event_id=shape.event_id or new_event_id(),
         url=shape.url,
         due_at=shape.expiry,
         delay_ms=shape.delay,
@@ -427,7 +429,6 @@ def _new_event(shape: EventDocument) -> NewEvent:
         headers=shape.request_headers or (),
         timeout_ms=shape.timeout,
         retry=_retry_options(shape.retry),
-        **chosen,
     )
 
 
@@ -590,10 +591,7 @@ def page(found: Page) -> dict[str, Any]:
 
 
 def instant(at: int | None) -> str | None:
-    """Write an instant as RFC 3339 in UTC, with milliseconds."""
-    if at is None:
-        return None
-    return f"{(_EPOCH + timedelta(milliseconds=at)).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    return None if at is None else rfc3339(at)
 
 
 def _written_payload(payload: bytes | None) -> dict[str, str | None]:

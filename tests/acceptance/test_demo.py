@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+
+from cassata.cli import demo
+from cassata.client import Event
+from cassata.model import Status
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -27,7 +34,7 @@ def processes_in(folder: Path) -> list[bytes]:
 
 
 def test_the_demonstration_ends_well_and_leaves_nothing_behind(run_cassata: Run, tmp_path: Path) -> None:
-    run = run_cassata("demo", "--for", "8s", env={"TMPDIR": str(tmp_path), "CASSATA_SERVICE__PORT": "1"})
+    run = run_cassata("demo", "--for", "12s", env={"TMPDIR": str(tmp_path), "CASSATA_SERVICE__PORT": "1"})
     assert (run.returncode, run.stderr) == (0, "")
     for expected in ("curl http://127.0.0.1:", "COMPLETED", "SERVICE_UNAVAILABLE", "FAILED", " ms", "connect failed", "as it should"):
         assert expected in run.stdout
@@ -36,10 +43,20 @@ def test_the_demonstration_ends_well_and_leaves_nothing_behind(run_cassata: Run,
 
 
 def test_a_demonstration_that_is_too_short_says_what_had_not_ended(run_cassata: Run, tmp_path: Path) -> None:
-    run = run_cassata("demo", "--for", "1s", env={"TMPDIR": str(tmp_path)})
+    run = run_cassata("demo", "--for", "3s", env={"TMPDIR": str(tmp_path)})
     assert run.returncode == 1
     assert "in-6-seconds: it is still PENDING: there was not time enough" in run.stderr
     assert not list(tmp_path.glob("cassata-demo-*"))
+
+
+def test_an_error_that_looks_like_markup_is_shown_as_it_is() -> None:
+    at = datetime.now(UTC)
+    error = "bad [/red] [link=http://x] \x1b[2J"
+    event = Event("demo", "e1", Status.FAILED, 1, at, None, error, False, "POST", "http://x/", at, at, document={})
+    console = Console(width=150, file=io.StringIO())
+    console.print(demo._table({"e1": event}, demo.Arrivals()))
+    demo._tell_changes(console, {}, {"e1": event}, demo.Arrivals())
+    assert console.file.getvalue().count("bad [/red] [link=http://x] \\x1b[2J") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cassata.courier import message
-from cassata.model import EXCERPT_CHARACTERS, LATEST_INSTANT
+from cassata.model import EXCERPT_CHARACTERS
 
 NOW = 1_700_000_000_000
 
@@ -14,12 +14,6 @@ NOW = 1_700_000_000_000
 def test_a_webhook_id_is_the_same_for_every_attempt_and_another_for_every_event() -> None:
     assert message.webhook_id("shop", "order-1") == "evt_tsc5cm2oeoymroj3k6mm3y6v74"
     assert message.webhook_id("shop", "order-1") != message.webhook_id("shopo", "rder-1")
-
-
-def test_instants_are_written_in_utc_with_milliseconds() -> None:
-    assert message.rfc3339(0) == "1970-01-01T00:00:00.000Z"
-    assert message.rfc3339(1_700_000_000_007) == "2023-11-14T22:13:20.007Z"
-    assert message.rfc3339(LATEST_INSTANT) == "9999-12-31T23:59:59.999Z"
 
 
 def test_a_retry_after_date_is_counted_from_now() -> None:

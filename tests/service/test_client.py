@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cassata.client import Client, Conflict, InvalidRequest, NotFound, Request, ServiceUnavailable
-from cassata.model import NewEvent, Outcome, Status
+from cassata import model
+from cassata.client import Client, Conflict, Event, InvalidRequest, NewEvent, NotFound, ServiceUnavailable
+from cassata.model import Outcome, Status
 from cassata.scheduler import Scheduler, Terms
 from tests.service.conftest import Middleman
 
@@ -28,6 +29,10 @@ def client(service_url: str, slept: list[float]) -> Iterator[Client]:
     with Client(service_url, retries=3) as client:
         client.retrying.sleep = slept.append
         yield client
+
+
+def schedule(client: Client, *arguments: Any, **more: Any) -> Event:
+    return client.schedule(NewEvent(*arguments, **more))
 
 
 def unavailable(retry_after: str) -> Any:
@@ -50,7 +55,7 @@ def losing_the_answer(middleman: Middleman) -> Any:
 
 
 def test_an_event_can_be_scheduled_looked_at_and_cancelled(client: Client) -> None:
-    scheduled = client.schedule("shop", URL, delay=HOUR, payload={"order": 7}, headers={"A": "b"}, timeout=2.5, retry={"count": 3})
+    scheduled = schedule(client, "shop", URL, delay=HOUR, payload={"order": 7}, headers={"A": "b"}, timeout=2.5, retry={"count": 3})
 
     assert scheduled.status is Status.PENDING
     assert scheduled.expiry - scheduled.created_at == HOUR
@@ -65,14 +70,14 @@ def test_an_event_can_be_scheduled_looked_at_and_cancelled(client: Client) -> No
 @pytest.mark.parametrize("payload", ["text \u4f60", "", "bytes é".encode(), {"a": [1, None]}, 0, False, []])
 def test_a_payload_arrives_as_it_was_given(client: Client, payload: Any) -> None:
     expected = {str: lambda: payload.encode(), bytes: lambda: payload, dict: lambda: b'{"a":[1,null]}', int: lambda: b"0"}
-    event = client.schedule("shop", URL, delay=60, payload=payload)
+    event = schedule(client, "shop", URL, delay=60, payload=payload)
     found = client.event("shop", event.event_id).payload
     assert found == expected.get(type(payload), lambda: str(payload).lower().encode())()
 
 
 def test_an_instant_keeps_its_zone(client: Client) -> None:
     at = datetime.fromisoformat("2030-01-31T12:00:00.250+02:00")
-    assert client.schedule("shop", URL, at=at, method="GET").expiry == at
+    assert schedule(client, "shop", URL, at=at, method="GET").expiry == at
 
 
 NAIVE, AWARE = datetime(2030, 1, 1), datetime(2030, 1, 1, tzinfo=UTC)
@@ -81,13 +86,13 @@ NAIVE, AWARE = datetime(2030, 1, 1), datetime(2030, 1, 1, tzinfo=UTC)
 @pytest.mark.parametrize("wrong", [{}, {"at": NAIVE}, {"at": AWARE, "delay": 1}, {"delay": 1, "payload": b"\xff"}])
 def test_what_cannot_be_written_is_not_sent(client: Client, middleman: Middleman, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        client.schedule("shop", URL, **wrong)
+        schedule(client, "shop", URL, **wrong)
     assert middleman.seen == []
 
 
 def test_a_refusal_carries_what_is_wrong(client: Client, middleman: Middleman) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        client.schedule("shop", "ftp://x/", delay=-1, payload="x")
+        schedule(client, "shop", "ftp://x/", delay=-1, payload="x")
 
     assert [error["pointer"] for error in refused.value.errors] == ["/url", "/delay"]
     assert refused.value.status_code == 400
@@ -97,7 +102,7 @@ def test_a_refusal_carries_what_is_wrong(client: Client, middleman: Middleman) -
 def test_the_client_waits_as_long_as_it_is_asked_and_tries_again(client: Client, middleman: Middleman, slept: list[float]) -> None:
     middleman.spoil = [unavailable("7"), unavailable("Sun, 06 Nov 1994 08:49:37 GMT"), unavailable("soon")]
 
-    event = client.schedule("shop", URL, delay=HOUR, payload="x")
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x")
 
     assert client.status("shop", event.event_id).status is Status.PENDING
     assert slept[:2] == [7, 0]
@@ -116,7 +121,7 @@ def test_the_client_gives_up_after_its_retries(client: Client, middleman: Middle
 def test_an_event_whose_answer_was_lost_is_stored_once(client: Client, middleman: Middleman) -> None:
     middleman.spoil = [losing_the_answer(middleman)]
 
-    event = client.schedule("shop", URL, delay=HOUR, payload="x")
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x")
 
     assert middleman.seen == [f"PUT /cassata/event/shop/{event.event_id}"] * 2
     assert [found.event_id for found in client.iter_events("shop")] == [event.event_id]
@@ -124,14 +129,14 @@ def test_an_event_whose_answer_was_lost_is_stored_once(client: Client, middleman
 
 def test_a_batch_whose_answer_was_lost_is_stored_once(client: Client, middleman: Middleman) -> None:
     middleman.spoil = [losing_the_answer(middleman)]
-    requests = [Request("shop", URL, delay=60 + number, payload="x") for number in range(3)]
+    requests = [NewEvent("shop", URL, delay=60 + number, payload="x") for number in range(3)]
 
     assert client.schedule_all(requests) == [request.event_id for request in requests]
     assert [found.event_id for found in client.iter_events("shop")] == [request.event_id for request in requests]
 
 
 def test_a_cancel_whose_answer_was_lost_succeeds(client: Client, middleman: Middleman) -> None:
-    event = client.schedule("shop", URL, delay=HOUR, payload="x")
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x")
     middleman.spoil = [losing_the_answer(middleman)]
     assert client.cancel("shop", event.event_id) is True
 
@@ -142,8 +147,8 @@ def test_a_service_that_is_not_there_is_unavailable() -> None:
 
 
 def test_a_batch_of_any_length_is_sent_in_parts_and_answered_in_order(client: Client, middleman: Middleman) -> None:
-    good = [Request("shop", URL, delay=60, payload=number) for number in range(1500)]
-    bad = Request("shop", "ftp://x/", delay=60, payload="x")
+    good = [NewEvent("shop", URL, delay=60, payload=number) for number in range(1500)]
+    bad = NewEvent("shop", "ftp://x/", delay=60, payload="x")
 
     results = client.schedule_all([bad, *good])
 
@@ -153,25 +158,27 @@ def test_a_batch_of_any_length_is_sent_in_parts_and_answered_in_order(client: Cl
 
 
 def test_large_events_are_spread_over_several_batches(client: Client, middleman: Middleman) -> None:
-    requests = [Request("shop", URL, delay=60, payload="x" * 250_000) for _ in range(20)]
+    requests = [NewEvent("shop", URL, delay=60, payload="x" * 250_000) for _ in range(20)]
     assert client.schedule_all(requests) == [request.event_id for request in requests]
     assert len(middleman.seen) == 2
 
 
 def test_another_content_under_the_same_id_is_a_conflict(client: Client) -> None:
-    client.schedule("shop", URL, delay=HOUR, payload="x", event_id="e1")
-    assert client.schedule("shop", URL, delay=HOUR, payload="x", event_id="e1").event_id == "e1"
+    schedule(client, "shop", URL, delay=HOUR, payload="x", event_id="e1")
+    assert schedule(client, "shop", URL, delay=HOUR, payload="x", event_id="e1").event_id == "e1"
 
     with pytest.raises(Conflict) as conflict:
-        client.schedule("shop", URL, delay=HOUR, payload="y", event_id="e1")
+        schedule(client, "shop", URL, delay=HOUR, payload="y", event_id="e1")
     assert conflict.value.problem["identical"] is False
-    [result] = client.schedule_all([Request("shop", URL, delay=HOUR, payload="y", event_id="e1")])
+    [result] = client.schedule_all([NewEvent("shop", URL, delay=HOUR, payload="y", event_id="e1")])
     assert isinstance(result, Conflict)
 
 
 def test_iter_events_fetches_as_many_pages_as_there_are(client: Client, middleman: Middleman) -> None:
     base = datetime(2030, 1, 1, tzinfo=UTC)
-    client.schedule_all([Request("shop", URL, at=base + timedelta(days=number), payload="x", event_id=f"e{number}") for number in range(7)])
+    client.schedule_all(
+        [NewEvent("shop", URL, at=base + timedelta(days=number), payload="x", event_id=f"e{number}") for number in range(7)]
+    )
 
     found = client.iter_events(
         "shop", status=Status.PENDING, expiry_from=base + timedelta(days=1), expiry_until=base + timedelta(days=6), page_length=2
@@ -182,7 +189,7 @@ def test_iter_events_fetches_as_many_pages_as_there_are(client: Client, middlema
 
 
 def test_the_log_of_attempts_and_a_finished_event_are_told(client: Client, sqlite_scheduler: Scheduler) -> None:
-    sqlite_scheduler.add(NewEvent("shop", URL, delay_ms=0, event_id="e1", payload=b"\xff"))
+    sqlite_scheduler.add(model.NewEvent("shop", URL, delay_ms=0, event_id="e1", payload=b"\xff"))
     _, claimed = sqlite_scheduler.record_and_claim((), list(sqlite_scheduler.agenda()), 10, Terms())
 
     assert client.cancel("shop", "e1") is False
