@@ -70,7 +70,9 @@ def test_methods_do_not_stick_to_a_reused_handle(make_courier: MakeCourier, rece
 def test_a_delivery_names_itself(courier: Courier, receive: Receive) -> None:
     receiver = receive(answering(OK))
 
+    before = time.monotonic()
     outcome = deliver_one(courier, receiver.url(), number=3)
+    elapsed_ms = (time.monotonic() - before) * 1000
 
     (request,) = receiver.requests
     assert sorted(request.headers) == sorted(
@@ -88,7 +90,7 @@ def test_a_delivery_names_itself(courier: Courier, receive: Receive) -> None:
         ]
     )
     assert outcome.started_at == 77
-    assert 0 <= outcome.duration_ms < 500
+    assert 0 <= outcome.duration_ms <= elapsed_ms + 1
 
 
 def test_the_events_own_headers_come_before_the_defaults(courier: Courier, receive: Receive) -> None:
@@ -475,13 +477,13 @@ def test_closing_drops_what_is_under_way(make_courier: MakeCourier, receive: Rec
     receiver = receive(Connection.hold)
     courier = make_courier()
     for _ in range(10):
-        courier.submit(delivery(receiver.url(), timeout_ms=2_000), started_at=0)
+        courier.submit(delivery(receiver.url(), timeout_ms=60_000), started_at=0)
     courier.poll(0.05)
 
     before = time.monotonic()
     courier.close()
 
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < HOLD_SECONDS / 2  # the receiver would have gone on
     assert courier.busy == 0
 
 
@@ -611,7 +613,7 @@ def test_closing_does_not_wait_for_look_ups(make_courier: MakeCourier, resolver:
     elapsed = time.monotonic() - before
     resolver.let_go.set()
 
-    assert elapsed < 1
+    assert elapsed < HOLD_SECONDS / 2  # the look-up would have gone on
 
 
 @pytest.mark.parametrize(

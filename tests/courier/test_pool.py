@@ -10,6 +10,7 @@ import pytest
 from cassata.courier import CourierSettings
 from cassata.courier.pool import PoolCourier
 from cassata.model import Delivery, ErrorKind, Outcome
+from tests.conftest import wait_until
 from tests.courier.receivers import HOLD_SECONDS
 from tests.courier.sending import deliver, deliver_one, delivery
 
@@ -81,10 +82,7 @@ def test_threads_are_started_as_they_are_needed_and_end_with_the_pool() -> None:
     assert own() <= 50
 
     courier.close()
-    give_up_at = time.monotonic() + HOLD_SECONDS
-    while own() and time.monotonic() < give_up_at:
-        time.sleep(0.01)
-    assert own() == 0
+    wait_until(lambda: own() == 0)
 
 
 @pytest.mark.parametrize("slots", [1, 7])

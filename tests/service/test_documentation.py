@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -12,8 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import create_engine, text
 
 from cassata import config, model
+from cassata.client import Client
 from cassata.scheduler import Scheduler
 from cassata.service import problems, wire
 
@@ -58,6 +61,45 @@ def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
     assert len(examples) == PAGE.count("```sh") == 9
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
+
+
+def python_example(number: int, **replaced: str) -> str:
+    example: str = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[number]
+    for old, new in replaced.items():
+        address = {"service": "http://127.0.0.1:8085", "database": "mysql+pymysql://user:password@127.0.0.1/shop"}[old]
+        assert address in example
+        example = example.replace(address, new)
+    return example
+
+
+def test_the_example_of_the_client_runs_as_printed(service_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example = python_example(0, service=service_url)
+    exec(example, {})
+    assert f"# {capsys.readouterr().out}" == example[example.index("# ") :]
+
+
+def test_the_table_of_the_client_names_every_call() -> None:
+    calls = {name for name, call in vars(Client).items() if callable(call) and not name.startswith("_")}
+    documented = " ".join(row[0] for row in table_under("From Python"))
+    assert set(re.findall(r"`(\w+)\(", documented)) == calls - {"close"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_example_of_a_transaction_stores_the_order_and_its_event_or_neither(database_url: str, fails: bool) -> None:
+    example = python_example(1, database=database_url) + ("    raise ArithmeticError\n" if fails else "")
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE orders (number INTEGER)"))
+    names: dict[str, Any] = {}
+    with pytest.raises(ArithmeticError) if fails else contextlib.nullcontext():
+        exec(example, names)
+    with engine.begin() as connection:
+        orders = connection.execute(text("SELECT number FROM orders")).scalars().all()
+    events = [event.event_id for event in names["scheduler"].events("shop").events]
+    assert (orders, events) == (([], []) if fails else ([10], ["order-10"]))
+    for opened in (engine, names["engine"]):
+        opened.dispose()
+    names["scheduler"].close()
 
 
 def table_under(heading: str) -> Iterator[list[str]]:

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from cassata import config
+from cassata import config, worker
+from cassata.cli import demo
 from cassata.cli.config import ROLES
+from cassata.client import DEFAULT_URL
+from cassata.courier import CourierSettings, curl
+from cassata.courier.retry import RetryPolicy
 from cassata.errors import ConfigError
+from cassata.model import Limits
+from cassata.scheduler import Scheduler, Terms
+from cassata.service import server
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SET_IN_SHIPPED_FILES = {"worker.numEventsProcessedPerTransaction": (5, 100)}
@@ -200,6 +207,21 @@ def test_a_shipped_file_is_read_as_it_stands_and_says_its_defaults(role: str) ->
         if key.startswith(role):
             assert real_defaults(role)[key] == default
             assert f"# default: {default}." in file.read_text()
+
+
+def test_a_default_that_stands_in_two_places_is_the_same_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curl, "CurlCourier", lambda settings: settings)
+    monkeypatch.setattr(Scheduler, "open", lambda _url, **asked: asked)
+    opened: Any = worker.open_scheduler(config.Settings(), create_tables=False)
+    service = config.Service()
+
+    assert opened["retry"] == RetryPolicy()
+    assert worker.terms_of(config.Worker()) == Terms()
+    assert worker.make_courier(config.Worker()) == CourierSettings()
+    assert worker.Agenda(interval=1).longest == config.Worker().worker_thread_polling_interval
+    assert server.limits_of(service) == Limits()
+    assert f"http://{service.host}:{service.port}" == DEFAULT_URL
+    assert service.port == demo.USUAL_PORT
 
 
 def test_the_embedded_database_lies_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
