@@ -60,11 +60,13 @@ def open_own(path: Path, flags: int) -> int:
     Raises OSError, also for what somebody else could have laid there: a link, a device, a file of another user.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, flags | os.O_CREAT | _NO_TRAPS, 0o600)
+    descriptor = os.open(path, flags & ~os.O_TRUNC | os.O_CREAT | _NO_TRAPS, 0o600)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
         os.close(descriptor)
         raise OSError(errno.EPERM, "Not a file of this user alone", str(path))
+    if flags & os.O_TRUNC:  # only now that it is known whose it is
+        os.ftruncate(descriptor, 0)
     return descriptor
 
 

@@ -170,6 +170,17 @@ def test_a_trap_laid_for_the_pid_file_or_the_log_catches_nothing(tmp_path: Path,
     assert victim.read_text() == "precious"
 
 
+def test_what_is_to_be_written_anew_is_emptied_only_if_it_is_ours(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    lay_second_name(tmp_path / "trap", tmp_path / "victim")
+    with pytest.raises(OSError, match="trap"):
+        process.open_own(tmp_path / "trap", os.O_WRONLY | os.O_TRUNC)
+    (tmp_path / "trap").unlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+    os.close(process.open_own(tmp_path / "victim", os.O_WRONLY | os.O_TRUNC))
+    assert (tmp_path / "victim").read_text() == ""
+
+
 def test_nobody_else_can_read_what_is_written_or_look_into_a_new_folder(pid_file: Path) -> None:
     before = os.umask(0)
     try:
