@@ -5,9 +5,10 @@ The models below are the one list of all keys, with their defaults, units and ra
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 from cassata.errors import ConfigError, suggestion
 
 ENVIRONMENT_PREFIX = "CASSATA_"
+OTHER_VARIABLES = frozenset({"CASSATA_HOME", "CASSATA_SERVICE_URL", "CASSATA_APPLICATION", "CASSATA_NO_APT"})
 COMMAND_LINE = "the command line"
 CREDENTIALS = "database.url"
 
@@ -181,6 +183,25 @@ def _read(file: Path) -> Any:
         raise ConfigError(f"{file}{line}: is not YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: is not YAML: it holds a character that is not allowed") from error
+
+
+def strangers(environment: Mapping[str, str]) -> list[str]:
+    """Say of each variable that looks much like a setting, and is none, what may have been meant.
+
+    They are no errors: an orchestrator may set variables that begin like ours for reasons of its own.
+    """
+    known = {f"{ENVIRONMENT_PREFIX}{section}__{key}".upper() for section, keys in _known().items() for key in keys}
+    known.add("CASSATA_DATABASE_URL")
+    return [
+        f"environment variable {name} is not a setting{_meant(name, known)}"
+        for name in sorted(environment)
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in OTHER_VARIABLES and "__" not in name and _meant(name, known)
+    ]
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def _variable_path(name: str) -> tuple[str, str] | None:

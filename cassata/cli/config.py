@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cassata.cli.control import config_option
+from cassata.cli.control import config_option, warn_of_strangers
 from cassata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,15 +37,17 @@ def config() -> None:
 @config_option
 def check(role: str | None, config: Path | None) -> None:
     """Say whether the settings can be used, without starting anything."""
+    from cassata import config as configuration
     from cassata.database import check_url
 
+    warn_of_strangers()
     problems = []
     for each in [role] if role else ROLES:
         try:
             file, found = loaded(each, config)
-            if found.settings.database.url:
-                check_url(found.settings.database.url)
-            click.echo(f"{each}: ok ({file or 'no file: defaults and environment'})")
+            url, _ = configuration.database_url(found.settings)
+            check_url(url)
+            click.echo(f"{each}: ok ({file or 'no file: defaults and environment'}; database {configuration.masked(url)})")
         except ConfigError as error:
             problems += str(error).splitlines()
     if problems:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,10 +51,18 @@ def plan(role: str, options: dict[str, Any]) -> Plan:
         return config.load(file, flags=flags).settings
 
     settings = load()
+    warn_of_strangers()
     create_tables = options["create_tables"] or config.database_url(settings)[1]
     if role == "service":
         create_tables = create_tables or settings.service.create_tables_if_not_exists
     return Plan(role, settings, load, create_tables, pid_file(role, options), options["pid_file"] is not None)
+
+
+def warn_of_strangers() -> None:
+    from cassata import config
+
+    for warning in config.strangers(os.environ):
+        click.echo(f"cassata: {warning}", err=True)
 
 
 def flags_of(role: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +131,8 @@ def take_pid_file(plan: Plan) -> PidFile:
 
 def start_in_background(plan: Plan, log_file: Path) -> int:
     """Start, wait until it is at work, and say so. Raises AlreadyRunning, NotStarted."""
+    from cassata import config
+
     found = process.holder(plan.pid_file)
     if found is not None:
         raise AlreadyRunning(found)
@@ -136,8 +148,39 @@ def start_in_background(plan: Plan, log_file: Path) -> int:
         pid = process.start_in_background(be_it, log_file)
     except OSError as error:
         raise CassataError(f"{error.filename} cannot be written: {error.strerror}") from error
-    click.echo(f"{plan.role} started: pid {pid}, log {log_file}")
+    database = config.masked(config.database_url(plan.settings)[0])
+    click.echo(f"{plan.role} started: pid {pid}, database {database}, log {log_file}")
     return 0
+
+
+# --- what a restart has to know ----------------------------------------------------------------------------------------
+
+
+def remember(role: str, options: dict[str, Any]) -> None:
+    """Keep the flags of a start for the restart that may follow it. They may hold a password: for the owner's eyes only."""
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in options.items() if value}
+    try:
+        descriptor = process.open_own(_flags_file(role, options), os.O_WRONLY | os.O_TRUNC)
+    except OSError as error:
+        raise CassataError(f"{error.filename} cannot be written: {error.strerror}") from error
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(given, file)
+
+
+def with_remembered(role: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Put the flags of the last start under those that were given now."""
+    try:
+        kept = json.loads(_flags_file(role, options).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return options
+    paths = {name: Path(kept[name]) for name in ("config", "log_file", "pid_file") if name in kept}
+    given = {name: value for name, value in options.items() if value}
+    return {**options, **kept, **paths, **given}
+
+
+def _flags_file(role: str, options: dict[str, Any]) -> Path:
+    path = pid_file(role, options)
+    return path.with_name(f"{path.name}.flags")
 
 
 def stop_it(role: str, path: Path, timeout: float) -> bool:
@@ -203,6 +246,8 @@ def group_for(role: str, sentence: str) -> click.Group:
         """Start it, in the foreground unless --daemon is given."""
         asked = plan(role, options)
         if daemon:
+            if process.holder(asked.pid_file) is None:
+                remember(role, options)
             sys.exit(start_in_background(asked, _under_var(options["log_file"], f"{role}.log")))
         if options["log_file"]:
             raise click.UsageError("--log-file goes with --daemon; in the foreground the log goes to standard error.")
@@ -219,8 +264,10 @@ def group_for(role: str, sentence: str) -> click.Group:
     @timeout_option
     @start_options(role)
     def restart(timeout: float, **options: Any) -> None:
-        """Stop it if it runs, and start it in the background."""
+        """Stop it if it runs, and start it in the background, with the flags of its last start and those given now."""
+        options = with_remembered(role, options)
         asked = plan(role, options)
+        remember(role, options)
         stop_it(role, asked.pid_file, timeout)
         sys.exit(start_in_background(asked, _under_var(options["log_file"], f"{role}.log")))
 

@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from cassata.cli.event import Delay, cell
 from cassata.cli.listen import harmless
@@ -34,7 +35,9 @@ APPLICATION = "demo"
 USUAL_PORT = 8085
 START_SECONDS = 30.0
 LOOK_SECONDS = 0.2
-NOTE_CHARACTERS = 80
+COLUMNS = ("event", "due", "status", "attempts", "late", "last error")
+ROOM_FOR = {"due": 100, "last error": 80}
+"""How wide a terminal has to be for the columns that are not always there."""
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUICK_RETRY = {"count": 2, "initial": 0.5, "multiplier": 2, "maximum": 2}
 
@@ -86,7 +89,13 @@ class Arrivals:
 
 
 @click.command()
-@click.option("--for", "duration", type=Delay(), metavar="TIME", help="End after so long, such as 20s; without it: at Ctrl-C.")
+@click.option(
+    "--for",
+    "duration",
+    type=Delay(),
+    metavar="TIME",
+    help="End after so long, such as 20s (all seven events take about 8s); without it: at Ctrl-C.",
+)
 @click.option("--port", type=click.IntRange(1, 65_535), help=f"Where the service listens.  [default: {USUAL_PORT}, or any free one]")
 def demo(duration: timedelta | None, port: int | None) -> None:
     """See it work: everything at once, in a temporary folder.
@@ -103,7 +112,7 @@ def demo(duration: timedelta | None, port: int | None) -> None:
             client = cleaning.enter_context(contextlib.closing(Client(processes.url)))
             _greet(console, processes.url, receiver.url)
             _schedule(client, receiver.url)
-            seen = _watch(console, client, arrivals, processes, duration.total_seconds() if duration else None)
+            seen = _watch(console, client, arrivals, processes, duration.total_seconds() if duration is not None else None)
         except KeyboardInterrupt:
             _tidy_undisturbed()
             raise CassataError("interrupted before anything was scheduled") from None
@@ -237,13 +246,17 @@ def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Proc
     """Show how the events fare, until the time is over or Ctrl-C; return what was seen last."""
     until = time.monotonic() + seconds if seconds is not None else None
     seen: dict[str, Event] = {}
-    with Live(_table(seen, arrivals), console=console, auto_refresh=False) if console.is_terminal else contextlib.nullcontext() as live:
+    with (
+        Live(_table(seen, arrivals, console.width), console=console, auto_refresh=False)
+        if console.is_terminal
+        else contextlib.nullcontext() as live
+    ):
         try:
             while until is None or time.monotonic() < until:
                 processes.check()
                 now = _look(client)
                 if live is not None:
-                    live.update(_table(now, arrivals), refresh=True)
+                    live.update(_table(now, arrivals, console.width), refresh=True)
                 else:
                     _tell_changes(console, seen, now, arrivals)
                 seen = now or seen
@@ -254,7 +267,7 @@ def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Proc
             _tidy_undisturbed()
         seen = _look(client) or seen
     if not console.is_terminal:
-        console.print(_table(seen, arrivals))
+        console.print(_table(seen, arrivals, console.width))
     return seen
 
 
@@ -265,29 +278,46 @@ def _look(client: Client) -> dict[str, Event]:
         return {}  # the next look will tell, or the check of the processes
 
 
-def _table(events: Mapping[str, Event], arrivals: Arrivals) -> Table:
-    table = Table(title="Events of the application 'demo'")
-    for name in ("event", "due", "status", "attempts", "late", "last error"):
-        table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=True)
+def _table(events: Mapping[str, Event], arrivals: Arrivals, width: int) -> Table:
+    """Lay out what can be told in so many columns: the errors get what is left, and the least important goes first."""
+    table = Table(title="Events of the application 'demo'", expand=width < 120)
+    names = [name for name in COLUMNS if width >= ROOM_FOR.get(name, 0)]
+    for name in names:
+        # A column that may wrap is the one that shrinks; its cells are cut to one line all the same.
+        table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=name != "last error")
     for event in events.values():
-        table.add_row(*map(cell, _cells(event, arrivals)))
+        cells = _cells(event, arrivals)
+        table.add_row(*(_line(cells[name]) for name in names))
     return table
 
 
-def _cells(event: Event, arrivals: Arrivals) -> tuple[str, ...]:
+def _line(text: str) -> Text:
+    line: Text = cell(text)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
+
+
+def _cells(event: Event, arrivals: Arrivals) -> dict[str, str]:
     late = arrivals.lateness_ms(event)
-    due = event.expiry.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    note = (event.last_error or "")[:NOTE_CHARACTERS]
-    return event.event_id, due, event.status.name, str(event.attempts), "" if late is None else f"{late} ms", note
+    error = event.last_error or ""
+    return {
+        "event": event.event_id,
+        "due": event.expiry.astimezone().strftime("%H:%M:%S.%f")[:-3],
+        "status": event.status.name,
+        "attempts": str(event.attempts),
+        "late": "" if late is None else f"{late} ms",
+        "last error": f"earlier: {error}" if error and event.status is Status.COMPLETED else error,
+    }
 
 
 def _tell_changes(console: Console, before: Mapping[str, Event], now: Mapping[str, Event], arrivals: Arrivals) -> None:
     for event_id, event in now.items():
         known = before.get(event_id)
         if known is None or (known.status, known.attempts) != (event.status, event.attempts):
-            name, _due, status, attempts, late, note = _cells(event, arrivals)
-            facts = [f"attempts {attempts}", *([f"late {late}"] if late else []), *([note] if note else [])]
-            console.print(harmless(f"{time.strftime('%H:%M:%S')} {name:<14} {status:<20} {', '.join(facts)}"), markup=False)
+            cells = _cells(event, arrivals)
+            facts = [f"attempts {cells['attempts']}", f"late {cells['late']}" if cells["late"] else "", cells["last error"]]
+            line = f"{time.strftime('%H:%M:%S')} {event_id:<14} {cells['status']:<20} {', '.join(filter(None, facts))}"
+            console.print(harmless(line), markup=False, soft_wrap=True)
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------------

@@ -103,6 +103,21 @@ def test_a_service_in_the_background_answers_as_soon_as_start_returns(control: R
     assert (tmp_path / "var" / "cassata.db").exists()
 
 
+def test_a_restart_keeps_the_flags_of_the_start_and_takes_new_ones(control: Run, tmp_path: Path, free_port: Callable[[], int]) -> None:
+    port, other = free_port(), free_port()
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    control("service", "start", "--daemon", "--port", str(port), "--database-url", elsewhere, "--create-tables")
+
+    restarted = control("service", "restart")
+    assert restarted.returncode == 0
+    assert "elsewhere.db" in restarted.stdout
+    assert status_of(f"http://127.0.0.1:{port}/readyz") == 200
+    assert control("service", "restart", "--port", str(other)).returncode == 0
+
+    assert status_of(f"http://127.0.0.1:{other}/readyz") == 200
+    assert (tmp_path / "var" / "service.pid.flags").stat().st_mode & 0o077 == 0
+
+
 @pytest.mark.parametrize("role", ["service", "worker"])
 def test_after_a_kill_it_does_not_run_and_can_be_started(role: str, control: Run) -> None:
     pid = pid_in(control(role, "start", "--daemon").stdout)
@@ -146,7 +161,7 @@ def test_the_folder_of_a_daemon_and_what_it_writes_are_for_its_owner_alone(contr
         for path in [tmp_path / "var", *(tmp_path / "var").iterdir()]
         if "cassata.db" not in path.name
     }
-    assert files == {"var": 0, "service.log": 0, "service.pid": 0}
+    assert files == {"var": 0, "service.log": 0, "service.pid": 0, "service.pid.flags": 0}
 
 
 def test_pid_file_and_log_file_can_be_chosen(control: Run, tmp_path: Path) -> None:

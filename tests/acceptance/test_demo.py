@@ -54,7 +54,7 @@ def test_an_error_that_looks_like_markup_is_shown_as_it_is() -> None:
     error = "bad [/red] [link=http://x] \x1b[2J"
     event = Event("demo", "e1", Status.FAILED, 1, at, None, error, False, "POST", "http://x/", at, at, document={})
     console = Console(width=150, file=io.StringIO())
-    console.print(demo._table({"e1": event}, demo.Arrivals()))
+    console.print(demo._table({"e1": event}, demo.Arrivals(), 150))
     demo._tell_changes(console, {}, {"e1": event}, demo.Arrivals())
     assert console.file.getvalue().count("bad [/red] [link=http://x] \\x1b[2J") == 2
 
@@ -68,3 +68,24 @@ def test_an_interrupted_demonstration_cleans_up(cassata_process: Any, tmp_path: 
     assert "Traceback" not in running.output()
     assert not list(tmp_path.glob("cassata-demo-*"))
     assert processes_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_the_table_shows_whole_ids_and_statuses_however_narrow_the_terminal_is(width: int) -> None:
+    at = datetime.now(UTC)
+    error = "connect failed: Failed to connect to 127.0.0.1:40000 after 0 ms: Could not connect to server, after 3 attempts"
+    events = {
+        name: Event("demo", name, status, 3, at, None, error, False, "POST", "http://x/", at, at, document={})
+        for name, status in (("in-2-seconds", Status.PROCESSING), ("unreachable", Status.SERVICE_UNAVAILABLE))
+    }
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+
+    console.print(demo._table(events, demo.Arrivals(), width))
+
+    for word in ("in-2-seconds", "PROCESSING", "unreachable", "SERVICE_UNAVAILABLE"):
+        assert word in console.file.getvalue()
+    assert {len(line) for line in console.file.getvalue().splitlines()} <= set(range(width + 1))
+
+
+def test_a_demonstration_for_no_time_at_all_ends(run_cassata: Run, tmp_path: Path) -> None:
+    assert run_cassata("demo", "--for", "0s", env={"TMPDIR": str(tmp_path)}).returncode == 1

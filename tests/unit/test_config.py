@@ -229,3 +229,17 @@ def test_the_embedded_database_lies_in_the_home_folder(monkeypatch: pytest.Monke
     assert config.database_url(config.Settings()) == (f"sqlite:///{tmp_path}/var/cassata.db", True)
     assert config.database_url(config.Settings(database=config.Database(url="x"))) == ("x", False)
     assert config.default_file("service") is None
+
+
+def test_a_variable_that_is_nearly_a_setting_is_pointed_out_and_a_foreign_one_is_not() -> None:
+    environment = {
+        "CASSATA_DATABSE_URL": "x",
+        "CASSATA_SERVICE_PORT": "9000",
+        "CASSATA_DATABASE_URL": "x",
+        "CASSATA_SERVICE__PORT": "9000",
+        "CASSATA_HOME": "x",
+        "CASSATA_PORT_8085_TCP_ADDR": "10.0.0.1",
+        "OTHER": "x",
+    }
+
+    assert [warning.rsplit(" ", 1)[-1] for warning in config.strangers(environment)] == ["CASSATA_DATABASE_URL?", "CASSATA_SERVICE__PORT?"]
