@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -314,6 +315,8 @@ class Client:
             )
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             raise ServiceUnavailable(f"no answer from {self._url}: {_reason(error)}") from error
+        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
+            raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
         except requests.RequestException as error:
             raise ClientError(f"{self._url} cannot be asked: {error}") from error
         return _read(response)
@@ -345,7 +348,7 @@ def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
     problem = result.get("problem", {})
     if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
         return str(result["event-id"])
-    return _error(result["status-code"], problem)
+    return _error(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")
 
 
 def _read(response: requests.Response) -> Any:
@@ -355,7 +358,8 @@ def _read(response: requests.Response) -> Any:
     if response.status_code in _TEMPORARY:
         detail = document.get("detail") or f"it answered {response.status_code}"
         raise ServiceUnavailable(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
-    raise _error(response.status_code, document)
+    address = response.url.partition("?")[0]
+    raise _error(response.status_code, document, f"{address} answered {response.status_code}, and not as Cassata does")
 
 
 def _document(response: requests.Response) -> dict[str, Any]:
@@ -366,9 +370,8 @@ def _document(response: requests.Response) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _error(status_code: int, problem: Mapping[str, Any]) -> ClientError:
-    message = problem.get("detail") or f"the service answered {status_code}, and not as Cassata does"
-    return _KINDS.get(status_code, ClientError)(message, status_code=status_code, problem=problem)
+def _error(status_code: int, problem: Mapping[str, Any], otherwise: str) -> ClientError:
+    return _KINDS.get(status_code, ClientError)(problem.get("detail") or otherwise, status_code=status_code, problem=problem)
 
 
 def _retry_after(response: requests.Response) -> float | None:
@@ -392,4 +395,6 @@ def _reason(error: requests.RequestException) -> str:
     cause: BaseException = error
     while isinstance(inner := getattr(cause, "reason", None) or (cause.args[0] if cause.args else None), BaseException):
         cause = inner
-    return str(cause).rpartition(": ")[2]
+    words = re.sub(r"^\[Errno -?\d+\] ", "", str(cause).rpartition(": ")[2])
+    reason = words[:1].lower() + words[1:]
+    return f"{reason}. Is it running? Type: cassata service start" if reason == "connection refused" else reason

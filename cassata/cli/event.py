@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO
 
@@ -19,16 +19,17 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class Delay(click.ParamType[timedelta]):
-    """A duration such as 30s, 5m, 1h30m, 2d or 250ms."""
+    """A duration such as 30s, 5m, 1h30m, 2d or 250ms. A bare number is seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
             return value
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", value)
-        if not parts or "".join(number + unit for number, unit in parts) != value:
-            self.fail(f"{value!r} is not a duration such as 30s, 5m, 1h30m or 2d", param, ctx)
+        written = f"{value}s" if re.fullmatch(r"\d+(\.\d+)?", value) else value
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", written)
+        if not parts or "".join(number + unit for number, unit in parts) != written:
+            self.fail(f"{value!r} is not a duration such as 30 (seconds), 5m, 1h30m or 2d", param, ctx)
         try:
             return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
         except OverflowError:
@@ -66,10 +67,31 @@ class _Reported(click.Group):
             ctx.exit(1)
 
 
+_WORDS = {
+    "/application-id": "--app",
+    "/delay": "--in",
+    "/event": "--payload",
+    "/event-id": "--id",
+    "/expiry": "--at",
+    "/method": "--method",
+    "/request-headers": "--header",
+    "/retry/count": "--retry-count",
+    "/timeout": "--timeout",
+    "/url": "URL",
+    "application-id": "--app",
+    "event-id": "--id",
+    "expiry-from": "--from",
+    "expiry-until": "--until",
+}
+"""What the places of a request are called on the command line."""
+
+
 def _lines(error: ClientError) -> Iterator[str]:
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        yield f"{place}: {fault['detail']}"
+        word = _WORDS.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        detail = fault["detail"].replace('write ""', "write --payload ''")
+        yield f"{word}: {detail}"
     if not error.errors:
         yield str(error)
 
@@ -92,13 +114,13 @@ def event(ctx: click.Context, service: str, retries: int) -> None:
 @click.argument("url")
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
-@click.option("--in", "delay", type=Delay(), help="How long from now: 30s, 5m, 1h30m, 2d.")
+@click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
 @click.option("--payload", help="The body, sent as it is.")
 @click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A request header; may be repeated.")
 @click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
-@click.option("--timeout", type=float, help="Seconds that the whole request may take.")
+@click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
 @output_option
 @click.pass_obj
@@ -113,7 +135,7 @@ def add(
     headers: tuple[str, ...],
     method: str,
     event_id: str,
-    timeout: float | None,
+    timeout: timedelta | None,
     retry_count: int | None,
     output: str,
 ) -> None:
@@ -131,7 +153,7 @@ def add(
         event_id=event_id,
         method=method,
         headers=headers or None,
-        timeout=timeout,
+        timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
     )
     _show(client.schedule(new), output)
@@ -185,8 +207,11 @@ def list_events(
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":
         _print_json([event.document for event in events])
+    elif events:
+        console = _console()
+        console.print(listing(events, console.width))
     else:
-        _print_list(events)
+        click.echo(f"no events of {application_id!r}")
 
 
 @event.command()
@@ -224,64 +249,110 @@ def _print_json(document: Any) -> None:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
+_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at"}
 
 
 def _print_event(shown: Event) -> None:
+    console = _console()
+    console.print(fields(shown))
+    if isinstance(shown, EventDetails) and shown.attempt_log:
+        console.print(attempts(shown))
+
+
+def fields(shown: Event) -> Any:
+    """Lay out what an event holds, one field per line; what is too long for it is continued on the next."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name, value in _rows(shown):
         table.add_row(name, cell(value))
-    _print(table)
-    if isinstance(shown, EventDetails) and shown.attempt_log:
-        _print(_attempts(shown))
+    return table
 
 
 def _rows(shown: Event) -> Iterator[tuple[str, str]]:
     for name, value in shown.document.items():
         if name == "attempt-log" or value is None or value is False:
             continue
-        if isinstance(value, Mapping):
+        if name in _INSTANTS:
+            yield name, _time(datetime.fromisoformat(value))
+        elif isinstance(value, Mapping):
             yield name, ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
         else:
             yield name, "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _attempts(shown: EventDetails) -> Any:
-    from rich.table import Table
+def attempts(shown: EventDetails) -> Any:
+    """Lay out the log of attempts: one line each, and below it what was said."""
+    from rich.console import Group
+    from rich.padding import Padding
 
-    table = Table("attempt", "started at", "ms", "answer", "detail", "response", title="attempts", title_justify="left")
+    parts: list[Any] = ["attempts"]
     for line in shown.attempt_log:
         answer = " ".join(str(part) for part in (line.status_code, line.error) if part is not None)
-        cells = (line.number, _local(line.started_at), line.duration_ms, answer, line.detail, line.response)
-        table.add_row(*map(cell, cells))
+        parts.append(cell(f" {line.number:>3}  {_time(line.started_at)}  {line.duration_ms} ms  {answer}"))
+        parts += [Padding(cell(said), (0, 0, 0, 6)) for said in (line.detail, line.response) if said]
+    return Group(*parts)
+
+
+_COLUMNS: dict[str, Callable[[Event], str]] = {
+    "event": lambda event: event.event_id,
+    "status": lambda event: event.status.name,
+    "expiry": lambda event: _time(event.expiry),
+    "attempts": lambda event: str(event.attempts),
+    "request": lambda event: f"{event.method} {event.url}",
+    "last error": lambda event: event.last_error or "",
+}
+_CUT = {"request", "last error"}
+_CUT_TO = 20
+_GAP = 2
+
+
+def listing(events: Sequence[Event], width: int) -> Any:
+    """Lay out events in so many columns of a terminal: what may be cut gets what the others leave, what has no room is left out."""
+    from rich.table import Table
+
+    cells = {name: [harmless(write(event)) for event in events] for name, write in _COLUMNS.items()}
+    widths = _widths({name: max(map(len, column)) for name, column in cells.items()}, width)
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    for name, room in widths.items():
+        table.add_column(name, width=room, no_wrap=name != "event")
+    for row in zip(*(cells[name] for name in widths), strict=True):
+        table.add_row(*(cell(value, "fold" if name == "event" else "ellipsis") for name, value in zip(widths, row, strict=True)))
     return table
 
 
-def _print_list(events: Iterable[Event]) -> None:
-    from rich.table import Table
+def _widths(longest: Mapping[str, int], width: int) -> dict[str, int]:
+    """Return how wide each column is that has room. Id and status always have: a very long id goes on in the next line."""
+    wanted = {name: max(length, len(name)) for name, length in longest.items() if length}
+    widths = {"event": max(1, min(wanted["event"], width - _GAP - wanted["status"])), "status": wanted["status"]}
+    left = width - widths["event"] - widths["status"] - _GAP
+    for name in [name for name in wanted if name not in widths]:
+        least = min(wanted[name], _CUT_TO) if name in _CUT else wanted[name]
+        if least + _GAP <= left:
+            widths[name] = least
+            left -= least + _GAP
+    for name in [name for name in widths if name in _CUT]:
+        more = min(left, wanted[name] - widths[name])
+        widths[name] += more
+        left -= more
+    return widths
 
-    table = Table("event", "status", "expiry", "attempts", "request", "last error")
-    for shown in events:
-        request = f"{shown.method} {shown.url}"
-        cells = (shown.event_id, shown.status.name, _local(shown.expiry), shown.attempts, request, shown.last_error)
-        table.add_row(*map(cell, cells))
-    _print(table)
 
-
-def cell(value: object) -> Any:
+def cell(value: object, overflow: Any = "fold") -> Any:
     from rich.text import Text
 
     text = harmless("" if value is None else str(value))
-    return Text(text, style=_COLOURS.get(text, ""), overflow="fold")
+    return Text(text, style=_COLOURS.get(text, ""), overflow=overflow)
 
 
-def _print(table: Any) -> None:
-    """Fit a table to the terminal; in a pipe no line is cut."""
+def _console() -> Any:
+    """Fit to the terminal; in a pipe no line is cut."""
     from rich.console import Console
 
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240, highlight=False)
 
 
-def _local(at: datetime) -> str:
-    return at.astimezone().isoformat(sep=" ", timespec="milliseconds")
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -83,7 +83,10 @@ class Api:
 
     def status(self, application_id: str, event_id: str) -> Response:
         _check_possible(application_id, event_id)
-        event = self._scheduler.status(application_id, event_id)
+        try:
+            event = self._scheduler.status(application_id, event_id)
+        except UnknownEvent as error:
+            raise problems.UnknownStatus from error
         if request.accept_mimetypes.best_match(("application/json", "text/plain")) == "text/plain":
             return text(event.status.name)
         return answer(wire.summary(event))

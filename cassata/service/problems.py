@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import Rule
 
 from cassata import telemetry
 from cassata.errors import (
@@ -27,6 +29,10 @@ class Draining(CassataError):
     """This process is about to end: ask another one."""
 
 
+class UnknownStatus(UnknownEvent):
+    """There is no such event, or it was cancelled."""
+
+
 class Kind(NamedTuple):
     """A sort of problem: its HTTP status, the last part of its `type`, and its title. `detail` None: the error's own words."""
 
@@ -41,6 +47,7 @@ KINDS: dict[type[Exception], Kind] = {
     InvalidDocument: Kind(400, "invalid-request", "The request cannot be accepted as it is"),
     MalformedDocument: Kind(400, "malformed-json", "The body is not JSON"),
     UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),
+    UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
     DatabaseUnavailable: Kind(
@@ -55,11 +62,10 @@ KINDS: dict[type[Exception], Kind] = {
 }
 
 _HTTP_DETAILS = {
-    404: "There is nothing at this address.",
-    405: "This address does not take that method; the Allow header names those it takes.",
     408: "The request did not arrive in time.",
     413: "The body is larger than this installation accepts.",
 }
+_LIKENESS = 0.8  # of an address to a route: "cassata/" alone is half of most
 _INTERNAL = Kind(500, "internal-error", "The service failed", "This is a fault of the service. What happened is in its log.")
 
 
@@ -100,12 +106,41 @@ def _cassata_problem(error: CassataError) -> Response:
 def http_problem(error: HTTPException) -> Response:
     """Put the errors of Flask and Werkzeug into our form, and keep their headers (Allow)."""
     status = error.code or 500
-    detail = _HTTP_DETAILS.get(status, error.description or error.name)
-    if _is_own_words(error):
-        detail = error.description or detail
-    described = _document(status, error.name.lower().replace(" ", "-"), error.name, detail)
+    described = _document(status, error.name.lower().replace(" ", "-"), error.name, _http_detail(error))
     headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
     return answer(described, status, content_type=CONTENT_TYPE, headers=headers)
+
+
+def _http_detail(error: HTTPException) -> str:
+    match error:
+        case HTTPException() if _is_own_words(error) and error.description:
+            return error.description
+        case NotFound():
+            return f"There is nothing at this address{_nearest_route(request.path)}"
+        case MethodNotAllowed(valid_methods=methods) if methods:
+            return f"This address does not take that method: it takes {', '.join(sorted(methods))}."
+    return _HTTP_DETAILS.get(error.code or 500, error.description or error.name)
+
+
+def _nearest_route(path: str) -> str:
+    asked = path.strip("/").split("/", 6)
+    if max(map(len, asked)) > 200:  # comparing takes quadratic time
+        return "."
+    rules = current_app.url_map.iter_rules()
+    likeness, rule = max(((_likeness(rule, asked), rule) for rule in rules), key=lambda pair: pair[0])
+    return f": did you mean {_written(rule)}?" if likeness >= _LIKENESS else "."
+
+
+def _likeness(rule: Rule, asked: list[str]) -> float:
+    """Compare what is fixed in a route: the ids of a long address would outweigh its names."""
+    parts = rule.rule.strip("/").split("/")
+    fixed = [part for part in parts if not part.startswith("<")]
+    beside = [word for place, word in enumerate(asked) if place >= len(parts) or not parts[place].startswith("<")]
+    return SequenceMatcher(None, "/".join(fixed), "/".join(beside)).ratio()
+
+
+def _written(rule: Rule) -> str:
+    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}")
 
 
 def _is_own_words(error: HTTPException) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from cassata import model
-from cassata.client import Client, Conflict, Event, InvalidRequest, NewEvent, NotFound, ServiceUnavailable
+from cassata.client import Client, ClientError, Conflict, Event, InvalidRequest, NewEvent, NotFound, ServiceUnavailable
 from cassata.model import Outcome, Status
+from cassata.receiver import Receiver
 from cassata.scheduler import Scheduler, Terms
 from tests.service.conftest import Middleman
 
@@ -144,6 +145,13 @@ def test_a_cancel_whose_answer_was_lost_succeeds(client: Client, middleman: Midd
 def test_a_service_that_is_not_there_is_unavailable() -> None:
     with Client("http://127.0.0.1:1", retries=0) as client, pytest.raises(ServiceUnavailable, match="refused"):
         client.status("shop", "e1")
+
+
+def test_something_else_than_cassata_is_named_by_its_address() -> None:
+    with Receiver(answer=lambda _: (200, "<html>")) as receiver, Client(receiver.url) as client:
+        with pytest.raises(ClientError) as refused:
+            client.status("shop", "e1")
+        assert str(refused.value) == f"{receiver.url}/cassata/status/shop/e1 answered 200, and not as Cassata does"
 
 
 def test_a_batch_of_any_length_is_sent_in_parts_and_answered_in_order(client: Client, middleman: Middleman) -> None:

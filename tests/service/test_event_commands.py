@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from cassata.cli.event import event
-from cassata.scheduler import Scheduler
+from cassata.cli.event import attempts, event, fields, listing
+from cassata.client import Client, Event
+from cassata.model import ErrorKind, Outcome, Status
+from cassata.scheduler import Scheduler, Terms
 
 Run = Callable[..., Result]
 
@@ -67,16 +73,106 @@ def test_every_problem_is_one_line_on_standard_error(run: Run) -> None:
     assert refused.exit_code == 1
     assert refused.stdout == ""
     assert [line.split(": ")[:2] for line in refused.stderr.splitlines()] == [
-        ["Error", "/event"],
-        ["Error", "/request-headers/0"],
-        ["Error", "/timeout"],
+        ["Error", "--payload"],
+        ["Error", "--header"],
+        ["Error", "--timeout"],
     ]
+
+
+def test_a_problem_is_told_in_the_words_of_the_command_line(run: Run) -> None:
+    for words, line in [
+        (("--in", "5m"), "--payload: is required for POST: write --payload '' for an empty body"),
+        (("--in", "5m", "--payload", "x", "--id", "a b"), "--id: "),
+        (("--in", "4000d", "--payload", "x"), "--in: "),
+        (("--at", "4000000000", "--payload", "x"), "--at: "),
+        (("--in", "5m", "--payload", "x", "--retry-count", "101"), "--retry-count: "),
+    ]:
+        assert add(run, *words).stderr.startswith(f"Error: {line}")
+    assert run("add", "ftp://x/", "--app", "shop", "--in", "5m", "--payload", "x").stderr.startswith("Error: URL: must begin")
+    assert run("add", "http://x/", "--app", "a b", "--in", "5m", "--payload", "x").stderr.startswith("Error: --app: ")
+
+
+def test_a_bare_number_is_a_duration_in_seconds(run: Run) -> None:
+    added = json.loads(add(run, "--in", "90.5", "--timeout", "2.5", "--payload", "x", "--id", "e1", "-o", "json").stdout)
+    lasted = datetime.fromisoformat(added["expiry"]) - datetime.fromisoformat(added["created-at"])
+    assert lasted == timedelta(seconds=90.5)
+    assert json.loads(run("get", "shop", "e1", "-o", "json").stdout)["timeout"] == 2.5
 
 
 def test_an_unknown_event_is_an_error(run: Run) -> None:
     for command in ("status", "get", "delete"):
         refused = run(command, "shop", "none")
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+
+
+def test_the_status_of_a_cancelled_event_says_that_it_may_be_cancelled(run: Run) -> None:
+    add(run, "--in", "5m", "--payload", "x", "--id", "e1")
+    run("delete", "shop", "e1")
+    assert run("status", "shop", "e1").stderr == "Error: There is no such event, or it was cancelled.\n"
+    assert "CANCELLED" in run("get", "shop", "e1").stdout
+
+
+def test_a_list_of_no_events_says_so(run: Run) -> None:
+    assert run("list", "shop").stdout == "no events of 'shop'\n"
+    assert run("list", "shop", "-o", "json").stdout == "[]\n"
+
+
+def an_event(status: str = "PENDING", *, event_id: str = "a5f8499f65c8400d903ddabec1002a3a", last_error: str | None = None) -> Event:
+    at = datetime(2026, 11, 21, 3, 21, 2, 750_000, tzinfo=UTC)
+    return Event(
+        "shop", event_id, Status[status], 3, at, None, last_error, False, "POST", "http://receiver.example/" + "x" * 200, at, None, {}
+    )
+
+
+def printed(renderable: object, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(renderable)
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 240])
+@pytest.mark.parametrize("last_error", [None, "503 " + "and so on " * 20])
+def test_a_list_shows_whole_ids_and_states_one_line_each_at_any_width(width: int, last_error: str | None) -> None:
+    listed = [an_event(), an_event("SERVICE_UNAVAILABLE", last_error=last_error), an_event("FAILED", event_id="order-7")]
+
+    head, *lines = printed(listing(listed, width), width)
+
+    assert [line.split()[:2] for line in lines] == [[event.event_id, event.status.name] for event in listed]
+    assert all(len(line) <= width for line in lines)
+    assert ("last error" in head) == (last_error is not None and width == 240)
+    if "expiry" in head:
+        assert all("2026-11-21 03:21:02Z" in line for line in lines)
+    assert ("expiry" in head) == (width >= 80)
+
+
+def test_a_list_of_short_ids_shows_what_there_is_room_for() -> None:
+    head, line = printed(listing([an_event(event_id="order-7")], 80), 80)
+    assert head.split() == ["event", "status", "expiry", "attempts", "request"]
+    assert "POST http://receiver.example/" in line
+    assert line.rstrip().endswith("…")
+
+
+def test_an_id_longer_than_the_terminal_is_still_whole() -> None:
+    _, *lines = printed(listing([an_event(event_id="0123456789" * 10)], 60), 60)
+    assert "".join(line.split()[0] for line in lines) == "0123456789" * 10
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_details_break_no_instant_and_no_answer(run: Run, sqlite_scheduler: Scheduler, service_url: str, width: int) -> None:
+    add(run, "--in", "0", "--payload", "x", "--id", "e1")
+    _, claimed = sqlite_scheduler.record_and_claim((), list(sqlite_scheduler.agenda()), 10, Terms())
+    [delivery] = claimed.deliveries
+    late = Outcome(delivery, started_at=1_795_231_262_750, duration_ms=5, error=ErrorKind.CONNECT_FAILED, detail="refused " * 20)
+    sqlite_scheduler.record([late])
+    with Client(service_url) as client:
+        shown = client.event("shop", "e1")
+
+    told = printed(fields(shown), width)
+    logged = printed(attempts(shown), width)
+
+    assert any(line.split()[:1] == ["expiry"] and re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ", line) for line in told)
+    assert logged[1].rstrip() == "   1  2026-11-21 03:21:02Z  5 ms  connect_failed"
+    assert all(set(line.split()) == {"refused"} for line in logged[2:])
 
 
 @pytest.mark.parametrize(
@@ -100,14 +196,17 @@ def test_a_command_that_cannot_be_understood_exits_with_2(run: Run, words: tuple
 def test_a_service_that_is_not_there_is_an_error() -> None:
     refused = CliRunner().invoke(event, ["--service", "http://127.0.0.1:1", "--retries", "0", "status", "shop", "e1"])
     assert refused.exit_code == 1
-    assert refused.stderr.startswith("Error: no answer from http://127.0.0.1:1: ")
-    assert refused.stderr.endswith("Connection refused\n")
+    hint = "Is it running? Type: cassata service start"
+    assert refused.stderr == f"Error: no answer from http://127.0.0.1:1: connection refused. {hint}\n"
+
+
+def test_an_address_without_http_is_an_error_that_says_what_it_needs() -> None:
+    refused = CliRunner().invoke(event, ["--service", "127.0.0.1:8085", "status", "shop", "e1"])
+    assert refused.exit_code == 1
+    assert "the service's address must begin with http:// or https://" in refused.stderr
 
 
 def test_a_table_shows_the_log_of_attempts_and_nothing_that_moves_the_cursor(run: Run, sqlite_scheduler: Scheduler) -> None:
-    from cassata.model import Outcome
-    from cassata.scheduler import Terms
-
     add(run, "--in", "0s", "--payload", "\x1b[31mred", "--id", "e1")
     _, claimed = sqlite_scheduler.record_and_claim((), list(sqlite_scheduler.agenda()), 10, Terms())
     [delivery] = claimed.deliveries

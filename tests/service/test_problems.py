@@ -262,6 +262,38 @@ def test_an_unknown_address_and_a_wrong_method_are_told_in_the_same_form(
     assert_is_a_problem(refused)
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/cassata/statuss/a/b", "/cassata/status/{app}/{event}"),
+        ("/cassata/status/a", "/cassata/status/{app}/{event}"),
+        ("/cassata/event", "/cassata/event/{app}/{event}"),
+        (f"/casata/delete/{'a' * 64}/{'b' * 128}", "/cassata/delete/{app}/{event}"),
+        ("/ready", "/readyz"),
+        ("/", None),
+        ("/favicon.ico", None),
+        ("/other/thing/a/b", None),
+        (f"/cassata/{'s' * 3000}", None),
+        ("/" * 3000, None),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_an_unknown_address_names_the_route_that_is_like_it(http: FlaskClient, path: str, meant: str | None) -> None:
+    told = f"There is nothing at this address: did you mean {meant}?" if meant else "There is nothing at this address."
+    assert http.get(path).json["detail"] == told
+
+
+def test_a_wrong_method_names_those_that_are_right(http: FlaskClient) -> None:
+    refused = http.get("/cassata/add/")
+    assert refused.json["detail"] == "This address does not take that method: it takes OPTIONS, POST."
+
+
+def test_only_the_status_of_no_event_says_that_it_may_be_cancelled(http: FlaskClient) -> None:
+    details = {call: http.get(f"/cassata/{call}/shop/none").json["detail"] for call in ("status", "event", "delete")}
+    assert details.pop("status") == "There is no such event, or it was cancelled."
+    assert set(details.values()) == {"No event with this id exists in this application."}
+
+
 CALLS = [
     ("add", lambda http: http.post("/cassata/add/", json=GOOD)),
     ("add_all", lambda http: http.post("/cassata/add/batch", json=[GOOD])),
