@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
@@ -40,7 +41,7 @@ def is_conflict(error: BaseException) -> bool:
     """Tell whether the same transaction may well succeed when it is begun again."""
     if not isinstance(error, DBAPIError):
         return False
-    return _code(error) in _CONFLICTS or "database is locked" in str(error.orig) or "database table is locked" in str(error.orig)
+    return _code(error) in _CONFLICTS or (isinstance(error, OperationalError) and _is_locked(error))
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -160,8 +161,17 @@ def _prepare_mysql(connection: Any, _record: Any) -> None:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # no transaction begins by itself: _begin_sqlite does it
-    for pragma in (f"busy_timeout = {SQLITE_BUSY_SECONDS * 1000}", "journal_mode = WAL", "synchronous = FULL"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_SECONDS * 1000}")
+    connection.execute("PRAGMA synchronous = FULL")
+    # Going over to WAL, once in the life of a file, fails at once beside another connection, whatever the busy_timeout.
+    again = Retrying(
+        stop=stop_after_delay(SQLITE_BUSY_SECONDS), wait=wait_random(0.01, 0.1), retry=retry_if_exception(_is_locked), reraise=True
+    )
+    again(connection.execute, "PRAGMA journal_mode = WAL")
+
+
+def _is_locked(error: BaseException) -> bool:
+    return "database is locked" in str(error) or "database table is locked" in str(error)
 
 
 def _begin_sqlite(connection: Connection) -> None:
