@@ -11,11 +11,11 @@ import base64
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -25,6 +25,8 @@ from cassata import __version__
 from cassata.courier.message import retry_after_ms
 from cassata.errors import CassataError
 from cassata.model import BATCH_LENGTH, Status, new_event_id
+
+T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8085"
 BATCH_BYTES = 4 * 1024 * 1024
@@ -161,6 +163,10 @@ def _event(document: Mapping[str, Any]) -> Event:
     return Event(**_status_fields(document))
 
 
+def _page(document: Mapping[str, Any]) -> tuple[list[Event], str | None]:
+    return [_event(event) for event in document["events"]], document["next-cursor"]
+
+
 def _event_details(document: Mapping[str, Any]) -> EventDetails:
     return EventDetails(
         **_status_fields(document),
@@ -251,7 +257,7 @@ class Client:
         Raises InvalidRequest, Conflict if an event with other content has this id, ServiceUnavailable, and ValueError for
         what cannot be written.
         """
-        return _event(self._call("PUT", _path("event", event.application_id, event.event_id), event.document()))
+        return self._read_as(_event, self._call("PUT", _path("event", event.application_id, event.event_id), event.document()))
 
     def schedule_all(self, events: Iterable[NewEvent]) -> list[str | ClientError]:
         """Schedule many events; return for each, in order, its event id, or what was wrong with it.
@@ -260,8 +266,7 @@ class Client:
         """
         results: list[str | ClientError] = []
         for body in _batches(event.document() for event in events):
-            answer = self._call("POST", "/cassata/add/batch", body)
-            results += (_batch_result(result) for result in answer["results"])
+            results += self._read_as(_batch_results, self._call("POST", "/cassata/add/batch", body))
         return results
 
     def cancel(self, application_id: str, event_id: str) -> bool:
@@ -269,15 +274,15 @@ class Client:
 
         Raises NotFound, and Conflict if it has already ended.
         """
-        return bool(self._call("DELETE", _path("delete", application_id, event_id))["status"] == "ok")
+        return self._read_as(_is_gone, self._call("DELETE", _path("delete", application_id, event_id)))
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return where an event is in its life. Raises NotFound, also for a cancelled one."""
-        return _event(self._call("GET", _path("status", application_id, event_id)))
+        return self._read_as(_event, self._call("GET", _path("status", application_id, event_id)))
 
     def event(self, application_id: str, event_id: str) -> EventDetails:
         """Return an event with its payload and the log of its attempts. Raises NotFound."""
-        return _event_details(self._call("GET", _path("event", application_id, event_id)))
+        return self._read_as(_event_details, self._call("GET", _path("event", application_id, event_id)))
 
     def iter_events(
         self,
@@ -298,10 +303,16 @@ class Client:
         cursor: str | None = None
         while True:
             page = self._call("GET", _path("events", application_id), query={**query, "cursor": cursor})
-            yield from map(_event, page["events"])
-            cursor = page["next-cursor"]
+            events, cursor = self._read_as(_page, page)
+            yield from events
             if cursor is None:
                 return
+
+    def _read_as(self, read: Callable[[Any], T], document: Any) -> T:
+        try:
+            return read(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ClientError(f"{self._url} answers, and not as Cassata does: {error!r}") from error
 
     def _call(self, method: str, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
         body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
@@ -342,6 +353,14 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         size += len(encoded)
     if batch:
         yield b"[" + b",".join(batch) + b"]"
+
+
+def _is_gone(document: Mapping[str, Any]) -> bool:
+    return bool(document["status"] == "ok")
+
+
+def _batch_results(document: Mapping[str, Any]) -> list[str | ClientError]:
+    return [_batch_result(result) for result in document["results"]]
 
 
 def _batch_result(result: Mapping[str, Any]) -> str | ClientError:

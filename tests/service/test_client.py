@@ -214,3 +214,16 @@ def test_the_log_of_attempts_and_a_finished_event_are_told(client: Client, sqlit
 def test_ids_are_quoted_into_the_address(client: Client) -> None:
     with pytest.raises(NotFound):
         client.status("a/b?c#d", "..")
+
+
+@pytest.mark.parametrize("answer", [b'{"ok": true}', b'{"status": "PENDING", "event-id": 1}', b'{"events": 7}'])
+def test_a_server_that_is_no_cassata_is_named_and_not_misread(answer: bytes) -> None:
+    with Receiver(answer=lambda _request: (200, answer)) as foreign, Client(foreign.url) as client:
+        for ask in (
+            lambda: client.status("shop", "e1"),
+            lambda: client.event("shop", "e1"),
+            lambda: list(client.iter_events("shop")),
+            lambda: client.schedule_all([NewEvent("shop", URL, delay=1)]),
+        ):
+            with pytest.raises(ClientError, match="not as Cassata does"):
+                ask()
