@@ -118,7 +118,8 @@ class Scheduler:
         self._retry = retry
         self._numbers: dict[str, int] = {}  # application id -> its row's number; an application keeps it for ever
         self._names: dict[int, str] = {}
-        self._doubtful: list[Delivery] = []  # claimed by a COMMIT whose answer was lost: to be put back as soon as may be
+        # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
+        self._doubtful: dict[tuple[int, int], Delivery] = {}
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -277,16 +278,15 @@ class Scheduler:
         At most one of what it claims is a suspect, none if `suspects` is false: a process should have one at a time.
 
         Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
-        claimed is due again when its lease ends, and the outcomes may be recorded again.
+        claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
-
-        doubtful, claimed = list(self._doubtful), Claimed()
+        doubtful, claimed = dict(self._doubtful), Claimed()
 
         def work(conn: Connection, _tries: int) -> Recorded:
             nonlocal claimed
             now = self.clock.now(conn)
             if doubtful:
-                self._release(conn, doubtful)
+                self._release(conn, list(doubtful.values()))
             recorded = self._record(conn, outcomes, now) if outcomes else Recorded()
             claimed = self._claim(conn, applications, limit, now, terms, suspects=suspects) if applications and limit > 0 else Claimed()
             return recorded
@@ -294,9 +294,10 @@ class Scheduler:
         try:
             recorded = self._transact(work)
         except DatabaseUnavailable:
-            self._doubtful += claimed.deliveries  # they are ours if it was only the answer to COMMIT that was lost
+            self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
             raise
-        del self._doubtful[: len(doubtful)]
+        for claim in doubtful:
+            self._doubtful.pop(claim, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
         if recorded.fenced:
             telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
@@ -307,7 +308,6 @@ class Scheduler:
 
     def release(self, deliveries: Sequence[Delivery]) -> int:
         """Put back deliveries that were claimed and never begun; return how many still were ours."""
-
         return self._transact(lambda conn, _tries: self._release(conn, deliveries))
 
     # --- the steps of add ----------------------------------------------------------------------------------------------

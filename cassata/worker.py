@@ -574,7 +574,9 @@ class Supervisor:
                 at_once = True
                 for child in children:
                     child.process.kill()
-        clean = not at_once and all(child.process.returncode == 0 for child in children if child.restart_at is None)
+        # One that SIGTERM ended before it could listen for it had not begun anything either.
+        codes = {child.process.returncode for child in children if child.restart_at is None}
+        clean = not at_once and codes <= {0, -signal.SIGTERM}
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
 
