@@ -379,9 +379,9 @@ class Scheduler:
             store.log_attempts(conn, kept)
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in outcomes if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        deliveries = {outcome.delivery.id: outcome.delivery for outcome in kept}
-        failed = ((deliveries[ending.id], ending.reason) for ending in endings if ending.status is Status.FAILED)
-        return Recorded(len(kept), fenced, tuple(failed))
+        reasons = {ending.id: ending.reason for ending in endings if ending.status is Status.FAILED}
+        failed = tuple((outcome.delivery, reasons[outcome.delivery.id]) for outcome in kept if outcome.delivery.id in reasons)
+        return Recorded(len(kept), fenced, failed)
 
     def _finish(self, conn: Connection, kept: Sequence[Outcome], owned: Mapping[int, store.Owned], now: int) -> list[Ending]:
         """Write what becomes of each event; return the endings of those that were not delivered."""
@@ -458,8 +458,12 @@ class Scheduler:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
         claimed.buried = len(unwanted) + len(dead)
         taken = [(delivery, _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead]
-        taken.sort(key=lambda pair: (terms.lease_ms(pair[0].timeout_ms), pair[1]))
-        for (lease_ms, is_lost), same in groupby(taken, key=lambda pair: (terms.lease_ms(pair[0].timeout_ms), pair[1])):
+
+        def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
+            return terms.lease_ms(pair[0].timeout_ms), pair[1]
+
+        taken.sort(key=kind)
+        for (lease_ms, is_lost), same in groupby(taken, key=kind):
             leaving = {Status.PROCESSING} if is_lost else WAITING
             store.claim(conn, [delivery.id for delivery, _ in same], leaving, now + lease_ms, lost=is_lost)
         claimed.deliveries = [delivery for delivery, _ in taken]
@@ -580,7 +584,7 @@ def _same_claim(owned: store.Owned | None, delivery: Delivery) -> bool:
 
 
 def _owns(owned: store.Owned | None, delivery: Delivery) -> bool:
-    return owned is not None and owned.fence == delivery.fence and owned.status is Status.PROCESSING
+    return owned is not None and _same_claim(owned, delivery) and owned.status is Status.PROCESSING
 
 
 def _put_back(delivery: Delivery, *, cancelled: bool) -> Ending:

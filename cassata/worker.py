@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -169,8 +169,9 @@ class WorkerThread(threading.Thread):
         self._go_on_watch()
         if self._on_watch:
             self._look()
-        if self._should_exchange():
-            self._exchange()
+        applications = self._claimable()
+        if applications or self._is_record_due():
+            self._exchange(applications)
 
     # --- waiting -------------------------------------------------------------------------------------------------------
 
@@ -230,12 +231,10 @@ class WorkerThread(threading.Thread):
             agenda.replace(seen, time.monotonic() - began)
             agenda.outage.is_over()
 
-    def _should_exchange(self) -> bool:
-        if self._outcomes:
-            waited = time.monotonic() - self._first_outcome_at
-            if waited >= LINGER_SECONDS or len(self._outcomes) >= self._batch:
-                return True
-        return bool(self._claimable())
+    def _is_record_due(self) -> bool:
+        if not self._outcomes:
+            return False
+        return len(self._outcomes) >= self._batch or time.monotonic() - self._first_outcome_at >= LINGER_SECONDS
 
     def _claimable(self) -> list[int]:
         """Return the applications to claim from now, none unless this thread is on watch and has room."""
@@ -244,9 +243,8 @@ class WorkerThread(threading.Thread):
             return []
         return self._agenda.due(self._scheduler.clock.estimate() + self._terms.look_ahead_ms, room)
 
-    def _exchange(self) -> None:
+    def _exchange(self, applications: Sequence[int]) -> None:
         """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
-        applications = self._claimable()
         limit = min(self._batch, self._free())
         began = time.monotonic()
         try:
@@ -336,7 +334,7 @@ class WorkerThread(threading.Thread):
             held, self._held = self._held, []
             self._put_back(held)
         if self._outcomes:
-            self._exchange()
+            self._exchange(())
 
     def _finished(self) -> bool:
         return self._stopping.is_set() and self._is_idle()

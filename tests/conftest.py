@@ -284,7 +284,7 @@ class Running:
         wait_until(is_ready, timeout, self.output)
 
 
-def wait_until(is_true: Callable[[], bool], timeout: float = 20, explain: Callable[[], str] = str) -> None:
+def wait_until(is_true: Callable[[], bool], timeout: float = 30, explain: Callable[[], str] = str) -> None:
     """Look again and again, and fail the test if it has not become true in time: a wait, never a measurement."""
     deadline = time.monotonic() + timeout
     while not is_true():

@@ -19,7 +19,7 @@ import requests
 
 from cassata.client import Client
 from cassata.receiver import Receiver
-from tests.conftest import MariaDB, Running
+from tests.conftest import MariaDB, Running, wait_until
 
 Start = Callable[..., Running]
 HASTE = {
@@ -72,13 +72,6 @@ def ended(service: Running, event_id: str, timeout: float = 30) -> dict[str, Any
     return found
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 30) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def arrivals(receiver: Receiver) -> Counter[str]:
     return Counter(str(request.header("Cassata-Event-Id")) for request in receiver.requests)
 
@@ -103,7 +96,7 @@ def test_two_thousand_events_due_at_one_second_all_arrive_once_and_none_early(
     assert set(arrivals(receiver).values()) == {1}
     assert len(arrivals(receiver)) == 2_000
     assert min(request.at_ms for request in receiver.requests) >= due * 1_000
-    wait_for(lambda: not requests.get(f"{service.url}/cassata/events/app-0?status=PROCESSING", timeout=30).json()["events"])
+    wait_until(lambda: not requests.get(f"{service.url}/cassata/events/app-0?status=PROCESSING", timeout=30).json()["events"])
     assert len(requests.get(f"{service.url}/cassata/events/app-3?status=COMPLETED&limit=1000", timeout=30).json()["events"]) == 500
 
 
@@ -127,7 +120,7 @@ def test_a_worker_killed_in_the_middle_costs_no_event(
     killed.set()
     worker_process(database_url, env=terms)
 
-    wait_for(lambda: len(arrivals(receiver)) == count and not of_status(service, "PROCESSING"))
+    wait_until(lambda: len(arrivals(receiver)) == count and not of_status(service, "PROCESSING"))
     assert len(of_status(service, "COMPLETED")) == count
     assert min(request.at_ms for request in receiver.requests) >= due * 1_000
     repeated = {event_id for event_id, times in arrivals(receiver).items() if times > 1}
@@ -200,7 +193,7 @@ def test_a_second_term_stops_at_once_and_the_event_is_sent_again(
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         worker = worker_process(database_url, env=terms)
         add(service, event_id="hung", url=f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=3)
-        wait_for(lambda: state(service, "hung")["status"] == "PROCESSING")
+        wait_until(lambda: state(service, "hung")["status"] == "PROCESSING")
 
         worker.process.terminate()
         worker.wait_until(lambda: "worker stopping" in worker.output())
@@ -209,7 +202,7 @@ def test_a_second_term_stops_at_once_and_the_event_is_sent_again(
         assert worker.process.wait(5) == 1
         assert state(service, "hung")["status"] == "PROCESSING"  # until its lease ends
         worker_process(database_url, env=terms)
-        wait_for(lambda: state(service, "hung")["attempts"] == 2)
+        wait_until(lambda: state(service, "hung")["attempts"] == 2)
 
 
 def children_of(pid: int) -> list[int]:
@@ -232,7 +225,7 @@ def test_a_killed_process_is_started_again_and_all_end_with_their_supervisor(
     assert receiver.wait_for(1, timeout=10)
     children = {*first, *children_of(worker.pid)} - {victim}
     worker.kill()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
 # --- the bugs of the ancestor, as facts that hold here ---------------------------------------------------------------------
@@ -270,12 +263,12 @@ def test_a_hanging_destination_is_given_up_and_delays_nobody_else(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         hung = [{"application-id": "hung", "event-id": f"h{n}", "event": n, "delay": 0, "url": url, "timeout": 60} for n in range(50)]
         add_all(service, [{**hung[0], "timeout": 1}, *hung[1:]])
-        wait_for(lambda: state(service, "h49", "hung")["status"] == "PROCESSING")
+        wait_until(lambda: state(service, "h49", "hung")["status"] == "PROCESSING")
 
         add(service, event_id="well", url=receiver.url)
 
         assert receiver.wait_for(1, timeout=30)
-        wait_for(lambda: state(service, "h0", "hung")["status"] == "FAILED")
+        wait_until(lambda: state(service, "h0", "hung")["status"] == "FAILED")
         assert "timeout" in state(service, "h0", "hung")["last-error"]
         assert state(service, "h49", "hung")["status"] == "PROCESSING"
         worker.kill()
