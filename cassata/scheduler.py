@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +34,10 @@ BOTTOM_EVERY_MS = 1_000
 """And this often from the very beginning, for what came even later, or was locked by somebody who then let go of it."""
 
 
+VISITS = 25
+"""So many applications a claim visits before it has its fill, if each has enough: fairness is a matter of rotation."""
+
+
 class Cursor(NamedTuple):
     """A place in a list of events."""
 
@@ -61,7 +66,8 @@ class Terms:
 
 
 class Reach(NamedTuple):
-    """How far claims have come in the index of an application, and when one last began at its very bottom (ms).
+    """How far claims have come in the index of an application, and when one last began at its very bottom, or found
+    no suspect (ms).
 
     Below the floor lie only entries that earlier claims have left and that purge has not yet removed: stepping over them is
     what makes a claim dear.
@@ -69,18 +75,21 @@ class Reach(NamedTuple):
 
     floor: Floor = BOTTOM
     bottom_at: int = 0
+    no_suspect_at: int = 0
 
     def start(self, now: int) -> Floor:
         """Return where to begin to look."""
-        if self._is_bottom_due(now):
+        if _is_long_ago(self.bottom_at, now):
             return BOTTOM
         return min(self.floor, Floor(max(0, now - FLOOR_LAG_MS), 0))
 
-    def moved(self, floor: Floor, now: int) -> Reach:
-        return Reach(floor, now if self._is_bottom_due(now) else self.bottom_at)
+    def visited(self, floor: Floor | None, now: int) -> Reach:
+        """Return what is known after a claim that began at `start`, and came to that floor if it found anything."""
+        return self._replace(floor=floor or self.floor, bottom_at=now if _is_long_ago(self.bottom_at, now) else self.bottom_at)
 
-    def _is_bottom_due(self, now: int) -> bool:
-        return not 0 <= now - self.bottom_at < BOTTOM_EVERY_MS  # a clock may be set back, too
+
+def _is_long_ago(instant: int, now: int) -> bool:
+    return not 0 <= now - instant < BOTTOM_EVERY_MS  # a clock may be set back, too
 
 
 @dataclass(slots=True)
@@ -412,41 +421,25 @@ class Scheduler:
         return len(endings)
 
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
-        claimed = Claimed()
-        until = now + terms.look_ahead_ms
         names = self._names_of(conn, applications)
-        claimed.wakes = {application: None for application in applications if application not in names}
-        hungry = [application for application in applications if application in names]
-        reaches = {application: self._reaches.get(application, Reach()) for application in hungry}
-        places = {application: reach.start(now) for application, reach in reaches.items()}
-        rows: list[tuple[int, Any]] = []
-        while hungry and len(rows) < limit:  # everybody gets a fair share; what some leave goes to those who have more
-            share = max(1, (limit - len(rows)) // len(hungry))
-            for application in hungry.copy():
-                asked = min(share, limit - len(rows))
-                found = store.lock_due(conn, application, places[application], now, until, asked) if asked else []
-                if suspects and asked and not found:  # it is due, and yet there is nothing: a suspect, perhaps
-                    found = store.lock_suspect(conn, application, now)
-                    suspects = not found
-                elif found:
-                    places[application] = Floor(found[-1].wake_at, found[-1].id)
-                    claimed.reaches[application] = reaches[application].moved(places[application], now)
-                rows += ((application, row) for row in found)
-                if asked and len(found) < asked:
-                    hungry.remove(application)
-                    claimed.wakes[application] = store.next_wake(conn, application, until)
-                elif found:
-                    claimed.wakes[application] = found[-1].wake_at
-        for application in claimed.wakes.keys() & reaches.keys() - claimed.reaches.keys():
-            claimed.reaches[application] = reaches[application].moved(reaches[application].floor, now)
-        self._take(conn, rows, names, now, terms, claimed)
+        visit = _Visit([application for application in applications if application in names], self._reaches, now)
+        until = now + terms.look_ahead_ms
+        while visit.waiting and len(visit.rows) < limit:
+            places, share = visit.next_places(limit)
+            visit.note(places, share, store.lock_due(conn, places, now, until, share))
+        if suspects and len(visit.rows) < limit and (asked := visit.suspected()):
+            visit.note_suspects(asked, store.lock_suspects(conn, asked, now))
+        wakes: dict[int, int | None] = {application: None for application in applications if application not in names}
+        if visit.emptied:
+            wakes |= store.next_wakes(conn, visit.emptied, until)
+        claimed = self._take(conn, visit.rows, names, now, terms)
+        claimed.reaches = visit.reaches
+        claimed.wakes = wakes | visit.unfinished()
         return claimed
 
-    def _take(
-        self, conn: Connection, rows: Sequence[tuple[int, Any]], names: Mapping[int, str], now: int, terms: Terms, claimed: Claimed
-    ) -> None:
+    def _take(self, conn: Connection, rows: Sequence[Row[Any]], names: Mapping[int, str], now: int, terms: Terms) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
-        found = [(store.to_delivery(row, names[application]), row) for application, row in rows]
+        found = [(store.to_delivery(row, names[row.application]), row) for row in rows]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -456,7 +449,6 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
-        claimed.buried = len(unwanted) + len(dead)
         taken = [(delivery, _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
@@ -466,7 +458,7 @@ class Scheduler:
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             leaving = {Status.PROCESSING} if is_lost else WAITING
             store.claim(conn, [delivery.id for delivery, _ in same], leaving, now + lease_ms, lost=is_lost)
-        claimed.deliveries = [delivery for delivery, _ in taken]
+        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead))
 
     # --- applications --------------------------------------------------------------------------------------------------
 
@@ -531,6 +523,49 @@ class Scheduler:
                 with attempt:
                     return once(attempt.retry_state.attempt_number)
         raise AssertionError("tenacity returns or raises")
+
+
+class _Visit:
+    """The way of one claim through the applications: everybody gets a fair share; what some leave goes to those who have more."""
+
+    def __init__(self, applications: Iterable[int], reaches: Mapping[int, Reach], now: int) -> None:
+        self.waiting = deque(applications)  # those who have not had their turn, or may have more
+        self.rows: list[Row[Any]] = []
+        self.emptied: list[int] = []
+        self.reaches: dict[int, Reach] = {}  # as they are after the visit
+        self._before = {application: reaches.get(application, Reach()) for application in self.waiting}
+        self._now = now
+        self._floors: dict[int, Floor] = {}
+
+    def next_places(self, limit: int) -> tuple[dict[int, Floor], int]:
+        """Return who is asked next, each from where, and for how many."""
+        left = limit - len(self.rows)
+        share = max(1, left // len(self.waiting), min(left, limit // VISITS))
+        turn = [self.waiting.popleft() for _ in range(min(len(self.waiting), left // share))]
+        return {application: self._floors.get(application) or self._before[application].start(self._now) for application in turn}, share
+
+    def note(self, turn: Iterable[int], share: int, found: Sequence[Row[Any]]) -> None:
+        self.rows += found
+        counts: Counter[int] = Counter()
+        for row in found:
+            counts[row.application] += 1
+            self._floors[row.application] = max(self._floors.get(row.application, BOTTOM), Floor(row.wake_at, row.id))
+        for application in turn:
+            self.reaches[application] = self._before[application].visited(self._floors.get(application), self._now)
+            (self.emptied if counts[application] < share else self.waiting).append(application)
+
+    def suspected(self) -> list[int]:
+        """Return who is to be asked for suspects: nobody who had none less than a second ago."""
+        return [application for application in self.emptied if _is_long_ago(self.reaches[application].no_suspect_at, self._now)]
+
+    def note_suspects(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
+        self.rows += found[:1]
+        for application in set(asked) - {row.application for row in found}:
+            self.reaches[application] = self.reaches[application]._replace(no_suspect_at=self._now)
+
+    def unfinished(self) -> dict[int, int | None]:
+        """Say when those may be looked at again that had their share and may have more: at once."""
+        return {application: floor.wake_at for application, floor in self._floors.items() if application in self.waiting}
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:

@@ -5,9 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Dialect,
+    Row,
+    Select,
+    SelectBase,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from cassata.errors import InvalidEvent
 from cassata.model import (
@@ -26,6 +45,24 @@ from cassata.model import (
 from cassata.schema import applications, attempts, events
 
 E = events.c
+_WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
+_FOR_DELIVERY = (
+    E.id,
+    E.application,
+    E.fence,
+    E.status,
+    E.wake_at,
+    E.attempts,
+    E.lost_leases,
+    E.cancel_requested,
+    E.event_id,
+    E.due_at,
+    E.method,
+    E.url,
+    E.headers,
+    E.payload,
+    E.options,
+)
 
 
 class Floor(NamedTuple):
@@ -194,43 +231,75 @@ def agenda(conn: Connection) -> dict[int, int]:
     return {application: wake_at for application, wake_at in conn.execute(question) if wake_at is not None}
 
 
-def next_wake(conn: Connection, application: int, after: int) -> int | None:
-    """When the application's first event later than `after` may be looked at."""
-    return conn.execute(select(func.min(E.wake_at)).where(E.application == application, E.wake_at > after)).scalar()
-
-
-def lock_due(conn: Connection, application: int, floor: Floor, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock up to `limit` events of one application that may be looked at by `until`, oldest first, passing over locked ones.
-
-    A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
-    """
-    # Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
-    reach = or_(and_(E.wake_at == floor.wake_at, E.id > floor.id), and_(E.wake_at > floor.wake_at, E.wake_at <= until))
-    fit = or_(E.status != Status.PROCESSING, and_(E.wake_at <= now, E.lost_leases == 0))
-    return _lock_waking(conn, application, and_(reach, fit), limit)
-
-
-def lock_suspect(conn: Connection, application: int, now: int) -> Sequence[Row[Any]]:
-    """Lock the oldest event, if there is one, whose owners have been lost before and that has lost another one."""
-    suspect = and_(E.wake_at > 0, E.wake_at <= now, E.status == Status.PROCESSING, E.lost_leases > 0)
-    return _lock_waking(conn, application, suspect, limit=1)
-
-
-def _lock_waking(conn: Connection, application: int, which: ColumnElement[bool], limit: int) -> Sequence[Row[Any]]:
-    question = (
-        select(*_FOR_DELIVERY)
-        .where(E.application == application, which)
-        .order_by(E.wake_at, E.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return conn.execute(_hinted(question, "events_wake")).all()
-
-
 def _hinted(question: Select[Any], index: str) -> Select[Any]:
     """Pin the index: one plan with a filesort locks hundreds of rows and starves every other worker."""
     hint = f"FORCE INDEX ({index})"
     return question.with_hint(events, hint, "mysql").with_hint(events, hint, "mariadb")
+
+
+_APPLICATION = E.application == bindparam("of")
+# Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
+_REACH = or_(
+    and_(E.wake_at == bindparam("floor"), E.id > bindparam("floor_id")),
+    and_(E.wake_at > bindparam("floor"), E.wake_at <= bindparam("until")),
+)
+_FIT = or_(E.status != Status.PROCESSING, and_(E.wake_at <= bindparam("now"), E.lost_leases == 0))
+_LOST_AGAIN = and_(E.wake_at > 0, E.wake_at <= bindparam("now"), E.status == Status.PROCESSING, E.lost_leases > 0)
+
+
+def _waking(which: ColumnElement[bool], most: BindParameter[int] | int) -> Select[Any]:
+    question = select(*_FOR_DELIVERY).where(_APPLICATION, which).order_by(E.wake_at, E.id).limit(most)
+    return _hinted(question.with_for_update(skip_locked=True), "events_wake")
+
+
+_DUE = _waking(and_(_REACH, _FIT), bindparam("most"))
+_SUSPECT = _waking(_LOST_AGAIN, 1)
+_NEXT_WAKE = select(bindparam("of", type_=BigInteger), func.min(E.wake_at)).where(_APPLICATION, E.wake_at > bindparam("after"))
+
+
+def next_wakes(conn: Connection, applications: Iterable[int], after: int) -> dict[int, int | None]:
+    """Tell for each application when its first event later than `after` may be looked at; None if there is none."""
+    rows: Sequence[Any] = _ask_each(conn, _NEXT_WAKE, [{"of": application, "after": after} for application in applications]).all()
+    return dict(rows)
+
+
+def lock_due(conn: Connection, places: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock up to `limit` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
+
+    A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
+    """
+    common = {"now": now, "until": until, "most": limit}
+    return _ask_each(
+        conn,
+        _DUE,
+        [{"of": application, "floor": floor.wake_at, "floor_id": floor.id, **common} for application, floor in places.items()],
+    ).all()
+
+
+def lock_suspects(conn: Connection, applications: Iterable[int], now: int) -> Sequence[Row[Any]]:
+    """Lock the oldest event of each application, if there is one, whose owners have been lost before and that has lost another one."""
+    return _ask_each(conn, _SUSPECT, [{"of": application, "now": now} for application in applications]).all()
+
+
+def _ask_each(conn: Connection, question: SelectBase, each: Sequence[Mapping[str, Any]]) -> CursorResult[Any]:
+    """Ask the same question with each set of parameters in one statement.
+
+    One by one, the round trips of a claim that visits 25 applications cost seven times as much. The statement is joined from
+    text, since Core would take longer over a UNION of 25 than the database does.
+    """
+    text, names, constants = _compiled(question, conn.dialect)
+    # SQLite takes no parentheses here, and locks no rows; MariaDB and MySQL lock only where the branch itself says so.
+    opening = "SELECT * FROM (" if conn.dialect.name == "sqlite" else "("
+    statement = " UNION ALL ".join([f"{opening}{text})"] * len(each)) if len(each) > 1 else text
+    return conn.exec_driver_sql(statement, tuple(asked.get(name, constants.get(name)) for asked in each for name in names))
+
+
+@lru_cache
+def _compiled(question: SelectBase, dialect: Dialect) -> tuple[str, Sequence[str], Mapping[str, Any]]:
+    """Write a question out for the driver: its text, the names of its parameters in their places, and those that are constants."""
+    by_place = dialect if dialect.positional else type(dialect)(paramstyle="format")  # type: ignore[call-arg]
+    compiled = question.compile(dialect=by_place)
+    return str(compiled), compiled.positiontup or (), compiled.params
 
 
 def claim(conn: Connection, ids: Sequence[int], leaving: Collection[Status], lease_until: int, *, lost: bool) -> None:
@@ -358,24 +427,6 @@ def _expect(changed: int, expected: int, what: str) -> None:
 
 
 # --- rows become values ------------------------------------------------------------------------------------------------
-
-_WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
-_FOR_DELIVERY = (
-    E.id,
-    E.fence,
-    E.status,
-    E.wake_at,
-    E.attempts,
-    E.lost_leases,
-    E.cancel_requested,
-    E.event_id,
-    E.due_at,
-    E.method,
-    E.url,
-    E.headers,
-    E.payload,
-    E.options,
-)
 
 
 def to_event(row: Row[Any], application_id: str) -> Event:
