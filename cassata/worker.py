@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from cassata import config, telemetry
 from cassata.config import Settings
@@ -67,7 +69,14 @@ class Outage:
                 self._began = None
 
 
-@dataclass(slots=True)
+class Entry(NamedTuple):
+    """When an application may next be looked at (ms), and how long ago it had its turn: the lower the longer."""
+
+    wake_at: int
+    turn: float
+    application: int
+
+
 class Agenda:
     """When each application (by its number) may next be looked at, and the turn that the threads of a process take.
 
@@ -76,36 +85,61 @@ class Agenda:
     trickle one thread awake does for all.
     """
 
-    interval: float
-    longest: float = LONGEST_IDLE_SECONDS
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    wakes: dict[int, int] = field(default_factory=dict)  # in the order of the rotation: whose turn is longest ago stands first
-    next_look: float = 0.0
-    last_cost: float = 0.0
-    backlog: bool = False  # read by every thread: more is due than the last claim could take
-    outage: Outage = field(default_factory=Outage)  # anybody's
-    suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
+    def __init__(self, *, interval: float, longest: float = LONGEST_IDLE_SECONDS) -> None:
+        self.turn = threading.Lock()
+        self.next_look = 0.0  # monotonic
+        self.backlog = False  # read by every thread: more is due than the last claim could take
+        self.outage = Outage()  # anybody's
+        self.suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
+        self.interval = interval
+        self.longest = longest
+        self._last_cost = 0.0
+        self._turns = count(1)
+        self._entries: dict[int, Entry] = {}
+        self._later: list[Entry] = []  # a heap; whatever is not in `_entries` any more is void
+        # Whose wake has come, in the order of the rotation. An OrderedDict, since the first key of a dict takes the longer
+        # to be found the more have been taken out before it.
+        self._due: OrderedDict[int, None] = OrderedDict()
 
     def replace(self, seen: Mapping[int, int], cost: float) -> None:
-        """Take over what a look at the database showed, and plan the next one: later where looks are dear."""
-        kept = {application: seen[application] for application in self.wakes if application in seen}
-        self.wakes = {**kept, **seen}
-        usual, self.last_cost = min(cost, self.last_cost), cost  # one slow look is a database that was away, not a dear one
+        """Take over what a look at the database showed, and plan the next one: later where looks are dear.
+
+        Who is new comes first, in any order, so that processes that look at the same time do not get in each other's way.
+        """
+        before = self._entries
+        turns = {application: entry.turn for application, entry in before.items()}
+        self._entries = {number: Entry(wake_at, turns.get(number, random.random()), number) for number, wake_at in seen.items()}  # noqa: S311
+        still_due = (number for number in self._due if number in seen and seen[number] <= before[number].wake_at)
+        self._due = OrderedDict.fromkeys(still_due)
+        self._later = [entry for entry in self._entries.values() if entry.application not in self._due]
+        heapq.heapify(self._later)
+        usual, self._last_cost = min(cost, self._last_cost), cost  # one slow look is a database that was away, not a dear one
         self.next_look = time.monotonic() + min(self.longest, max(self.interval, usual / LOOK_SHARE))
         self.backlog = False
 
     def note(self, wakes: Mapping[int, int | None]) -> None:
         """Put the applications that have just had their turn at the end of the rotation."""
         for application, wake_at in wakes.items():
-            self.wakes.pop(application, None)
+            self._due.pop(application, None)
+            self._entries.pop(application, None)
             if wake_at is not None:
-                self.wakes[application] = wake_at
+                self._entries[application] = Entry(wake_at, next(self._turns), application)
+                heapq.heappush(self._later, self._entries[application])
 
     def due(self, until: int, most: int) -> list[int]:
-        return list(islice((application for application, wake_at in self.wakes.items() if wake_at <= until), most))
+        while (entry := self._first_later()) and entry.wake_at <= until:
+            self._due[heapq.heappop(self._later).application] = None
+        return list(islice((application for application in self._due if self._entries[application].wake_at <= until), most))
 
     def earliest(self) -> int | None:
-        return min(self.wakes.values(), default=None)
+        """Return when the first application may be looked at; or, where some may be already, when one of those might have been."""
+        entry = next((self._entries[application] for application in self._due), self._first_later())
+        return entry and entry.wake_at
+
+    def _first_later(self) -> Entry | None:
+        while self._later and self._entries.get(self._later[0].application) is not self._later[0]:
+            heapq.heappop(self._later)
+        return self._later[0] if self._later else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -258,21 +258,36 @@ def test_an_outage_is_told_once_and_so_is_its_end(told: list[tuple[str, dict[str
 
 
 def test_the_rotation_survives_a_look_and_moves_on_with_every_claim() -> None:
-    agenda = Agenda(interval=0.2, wakes={1: 10, 2: 10, 3: 10})
-
+    agenda = Agenda(interval=0.2)
+    agenda.replace({1: 10, 3: 10}, cost=0)
+    agenda.note({2: 10})
     agenda.note({1: 10})
+
     agenda.replace({1: 10, 2: 10, 4: 10}, cost=0)
 
-    assert agenda.due(10, most=9) == [2, 1, 4]
-    assert agenda.due(10, most=2) == [2, 1]
+    assert agenda.due(10, most=9) == [4, 2, 1]
+    assert agenda.due(10, most=2) == [4, 2]
     assert agenda.due(9, most=9) == []
+    agenda.note({2: None, 4: 20})
+    assert agenda.due(10, most=9) == [1]
+    agenda.replace({1: 10, 2: 10, 4: 15}, cost=0)
+    assert agenda.due(20, most=9) == [1, 2, 4]
+    agenda.replace({1: 40, 2: 10, 4: 30}, cost=0)
+    assert agenda.due(20, most=9) == [2]
     agenda.note({2: None})
-    assert agenda.due(10, most=9) == [1, 4]
+    assert agenda.earliest() == 30
 
 
 def test_the_agenda_knows_the_earliest() -> None:
-    assert Agenda(interval=1).earliest() is None
-    assert Agenda(interval=1, wakes={1: 30, 2: 20}).earliest() == 20
+    agenda = Agenda(interval=1)
+    assert agenda.earliest() is None
+    agenda.replace({1: 30, 2: 20, 3: 10}, cost=0)
+    agenda.note({3: 40})
+    assert agenda.earliest() == 20
+    agenda.due(25, most=9)
+    assert agenda.earliest() == 20
+    agenda.note({1: None, 2: None})
+    assert agenda.earliest() == 40
 
 
 def test_dear_looks_are_taken_less_often_but_never_less_than_the_polling_interval() -> None:
