@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from bench import machine
 from bench.base import Place, Run
 from bench.inside.database import APPLICATION, Database, fresh, now_ms
 from bench.inside.shipped import worker_settings
@@ -45,7 +44,8 @@ def _grow(database: Database, rows: int, wanted: int) -> None:
     """Finish what was waiting, and add rows of which the newest eighth wait for their hour."""
     database.settings_for_filling(filling=True)
     now = now_ms()
-    while database.execute("UPDATE events SET status = 2, wake_at = NULL, finished_at = due_at, attempts = 1 WHERE wake_at > 0 LIMIT 100000"):
+    finished = "status = 2, wake_at = NULL, finished_at = due_at, attempts = 1"
+    while database.execute(f"UPDATE events SET {finished} WHERE wake_at > 0 LIMIT 100000"):
         pass
     more, waiting = wanted - rows, _waiting(wanted)
     database.add_events(more - waiting, wake_at=f"{now} - 86400000 + seq DIV 200", finished=True)
