@@ -23,7 +23,8 @@ class Results:
 
     def has(self, workload: str, system: str, number: int, variant: str = "") -> bool:
         """Tell whether it was measured already; a run that has no figures was a failure, and is tried again."""
-        return any((run.workload, run.system, run.number, run.variant) == (workload, system, number, variant) and run.figures for run in self.runs)
+        key = (workload, system, variant, number)
+        return any(key_of(run) == key and run.figures for run in self.runs)
 
     def add(self, run: Run) -> None:
         """Append it, on disk at once: what was measured outlives whatever happens next."""
@@ -66,5 +67,9 @@ def _parsed(lines: Iterable[str]) -> Iterable[Run]:
             continue
 
 
+def key_of(run: Run) -> tuple[str, str, str, int]:
+    return run.workload, run.system, run.variant, run.number
+
+
 def _latest(runs: Iterable[Run]) -> list[Run]:
-    return list({(run.workload, run.system, run.variant, run.number): run for run in runs}.values())
+    return list({key_of(run): run for run in runs}.values())

@@ -77,7 +77,8 @@ def postgres_version() -> str:
 def _first_line(program: str | None) -> str:
     if program is None:
         return "none"
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0].removeprefix(program).strip()
+    written = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    return written.splitlines()[0].removeprefix(program).strip()
 
 
 def _advice(what: str, name: str) -> str:

@@ -63,8 +63,8 @@ class Burst:
     worker_cpu: machine.CpuMeter
     server_cpu: machine.CpuMeter
 
-    def sleep_until_due(self) -> None:
-        time.sleep(max(0, self.due_at / 1000 - time.time()))
+    def sleep_until_due(self, *, less_seconds: float = 0) -> None:
+        time.sleep(max(0, self.due_at / 1000 - less_seconds - time.time()))
 
 
 @contextmanager
@@ -132,6 +132,8 @@ def _fitting(*remarks: str) -> str:
 def burst(make: Make, place: Place, number: int, sizes: Sizes) -> Run:
     """Measure how fast what is due at one instant is delivered, and what it costs."""
     with all_due_at_once(make, place, sizes.burst_events) as given:
+        given.sleep_until_due(less_seconds=0.5)
+        ahead = given.worker_cpu.spent()
         given.sleep_until_due()
         count = given.receiver.wait_for(given.events, seconds=sizes.burst_seconds)
         _settle(given.worker_cpu, given.server_cpu)
@@ -139,6 +141,7 @@ def burst(make: Make, place: Place, number: int, sizes: Sizes) -> Run:
         figures = {
             **_drained(given),
             "worker_cpu_ms_per_event": given.worker_cpu.spent() / max(1, count.unique) * 1000,
+            "worker_cpu_ms_ahead_per_event": ahead / given.events * 1000,
             "server_cpu_ms_per_event": given.server_cpu.spent() / max(1, count.unique) * 1000,
             "receiver_cpu_ms_per_event": count.cpu_us / max(1, count.total) / 1000,
             "workers_pss_mb": machine.pss_mb(pids),
@@ -226,7 +229,7 @@ def quantile(ordered: list[float], part: float) -> float:
 # --- slow --------------------------------------------------------------------------------------------------------------
 
 
-def slow(make: Make, place: Place, number: int, sizes: Sizes, variant: str = "") -> Run:
+def slow(make: Make, place: Place, number: int, sizes: Sizes) -> Run:
     """Measure how many a second are delivered when each answer takes 200 ms; it ends after 30 s, however many are left."""
     with all_due_at_once(make, place, sizes.slow_events, delay_ms=SLOW_DELAY_MS) as given:
         given.sleep_until_due()
@@ -234,7 +237,7 @@ def slow(make: Make, place: Place, number: int, sizes: Sizes, variant: str = "")
         pids = given.system.worker_pids()
         figures = {**_drained(given), "most_connections": count.most_connections, "worker_processes": len(pids)}
         remark = _shortfall(count, given.events, SLOW_SECONDS)
-        return Run("slow", given.system.name, number, variant, figures=figures, remark=remark)
+        return Run("slow", given.system.name, number, figures=figures, remark=remark)
 
 
 # --- kill --------------------------------------------------------------------------------------------------------------
