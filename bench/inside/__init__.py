@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 from bench.base import Place, Run
 from bench.inside.depth import depth
+from bench.inside.floor import floor
 from bench.inside.tenants import tenants
 
 WORKLOADS: dict[str, Callable[[Place, int, bool], Iterator[Run]]] = {
+    "floor": floor,
     "depth": depth,
     "tenants": tenants,
 }
