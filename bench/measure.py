@@ -56,6 +56,8 @@ def measure(plan: Plan, results: Results) -> bool:
     try:
         get_what_is_missing(plan.systems)
         plan = replace(plan, systems=usable(plan, results))
+        if not plan.systems:
+            raise click.ClickException("none of the systems can be run here")
         note_facts(plan, results)
         say(f"{', '.join(plan.workloads)} with {', '.join(plan.systems)}; runs of each: {plan.runs}")
         say(f"this takes about {max(1, round(plan.seconds() / 60))} min; Ctrl-C ends it, and keeps what there is by then")
