@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from cassata import config, database, store, telemetry
-from cassata.courier.retry import RetryPolicy
+from cassata.courier.retry import RetryPolicy, Verdict
 from cassata.errors import DatabaseUnavailable, DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
 from cassata.model import WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
 from cassata.store import BOTTOM, Ending, Floor
@@ -108,6 +108,10 @@ class Recorded(NamedTuple):
     kept: int = 0
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
+
+
+class NotOurs(AssertionError):
+    """What was taken to be ours has been taken by somebody else: the transaction must not be committed."""
 
 
 class Scheduler:
@@ -291,12 +295,12 @@ class Scheduler:
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
 
-        def work(conn: Connection, _tries: int) -> Recorded:
+        def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
             now = self.clock.now(conn)
             if doubtful:
                 self._release(conn, list(doubtful.values()))
-            recorded = self._record(conn, outcomes, now) if outcomes else Recorded()
+            recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
             claimed = self._claim(conn, applications, limit, now, terms, suspects=suspects) if applications and limit > 0 else Claimed()
             return recorded
 
@@ -380,37 +384,33 @@ class Scheduler:
 
     # --- the steps of record and claim ---------------------------------------------------------------------------------
 
-    def _record(self, conn: Connection, outcomes: Sequence[Outcome], now: int) -> Recorded:
-        owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in outcomes])
-        kept = [outcome for outcome in outcomes if _owns(owned.get(outcome.delivery.id), outcome.delivery)]
-        endings = self._finish(conn, kept, owned, now)
-        if kept:
-            store.log_attempts(conn, kept)
-        # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
-        fenced = sum(1 for outcome in outcomes if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        reasons = {ending.id: ending.reason for ending in endings if ending.status is Status.FAILED}
-        failed = tuple((outcome.delivery, reasons[outcome.delivery.id]) for outcome in kept if outcome.delivery.id in reasons)
-        return Recorded(len(kept), fenced, failed)
+    def _record(self, conn: Connection, outcomes: Sequence[Outcome], now: int, *, looking: bool) -> Recorded:
+        """Write how deliveries ended, but for those that somebody else has taken meanwhile.
 
-    def _finish(self, conn: Connection, kept: Sequence[Outcome], owned: Mapping[int, store.Owned], now: int) -> list[Ending]:
-        """Write what becomes of each event; return the endings of those that were not delivered."""
-        completed, endings = [], []
-        for outcome in kept:
-            delivery = outcome.delivery
-            verdict = self._retry.verdict(outcome)
-            if verdict.status is Status.COMPLETED:
-                completed.append(delivery.id)
-            elif verdict.wait_ms is None:
-                endings.append(Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason))
-            elif owned[delivery.id].cancel_requested:
-                endings.append(Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason))
-            else:
-                endings.append(Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason))
-        if completed:
-            store.complete(conn, completed, now)
+        Nearly all were delivered and are still ours, so unless `looking` only the others are looked up first. The statement that
+        completes them tells if that was wrong (NotOurs): then all of it has to be done again, looking.
+        """
+        verdicts = [(outcome, self._retry.verdict(outcome)) for outcome in outcomes]
+        unsure = [outcome for outcome, verdict in verdicts if looking or verdict.status is not Status.COMPLETED]
+        owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
+        lost = {outcome.delivery.id for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
+        kept = [(outcome, verdict) for outcome, verdict in verdicts if outcome.delivery.id not in lost]
+        self._complete(conn, [outcome.delivery for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
+        endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
             store.end(conn, endings, now)
-        return endings
+        if kept:
+            store.log_attempts(conn, [outcome for outcome, _ in kept])
+        # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
+        fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
+        failed = tuple((outcome.delivery, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED)
+        return Recorded(len(kept), fenced, failed)
+
+    def _complete(self, conn: Connection, deliveries: Iterable[Delivery], now: int) -> None:
+        for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
+            ids = [delivery.id for delivery in same]
+            if store.complete(conn, ids, fence, now) != len(ids):
+                raise NotOurs
 
     def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
@@ -456,8 +456,7 @@ class Scheduler:
 
         taken.sort(key=kind)
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
-            leaving = {Status.PROCESSING} if is_lost else WAITING
-            store.claim(conn, [delivery.id for delivery, _ in same], leaving, now + lease_ms, lost=is_lost)
+            store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
         return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead))
 
     # --- applications --------------------------------------------------------------------------------------------------
@@ -510,7 +509,9 @@ class Scheduler:
 
     def _again(self, once: Callable[[int], T], *, retry_duplicates: bool = False) -> T:
         def may_help(error: BaseException) -> bool:
-            return database.is_conflict(error) or database.is_stale(error) or (retry_duplicates and isinstance(error, IntegrityError))
+            if isinstance(error, IntegrityError):
+                return retry_duplicates
+            return isinstance(error, NotOurs) or database.is_conflict(error) or database.is_stale(error)
 
         again = Retrying(
             stop=stop_after_attempt(TRANSACTION_TRIES) | stop_after_delay(TRANSACTION_SECONDS),
@@ -599,6 +600,20 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         created_at=row["created_at"],
         finished_at=None,
     )
+
+
+def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned], now: int) -> Ending:
+    """Say what becomes of an event that was not delivered."""
+    delivery = outcome.delivery
+    if verdict.wait_ms is None:
+        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
+    if owned[delivery.id].cancel_requested:
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason)
+
+
+def _fence(delivery: Delivery) -> int:
+    return delivery.fence
 
 
 def _is_lost(row: Any) -> bool:
