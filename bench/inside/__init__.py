@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bench.base import Place, Run
+from bench.inside.add import add
 from bench.inside.depth import depth
 from bench.inside.floor import floor
+from bench.inside.idle import idle
+from bench.inside.memory import memory
 from bench.inside.tenants import tenants
 
 WORKLOADS: dict[str, Callable[[Place, int, bool], Iterator[Run]]] = {
     "floor": floor,
+    "add": add,
     "depth": depth,
     "tenants": tenants,
+    "idle": idle,
+    "memory": memory,
 }
 """By name: each is given a place, how many runs to make, and whether it shall be quick."""
