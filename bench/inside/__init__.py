@@ -10,6 +10,7 @@ from bench.inside.depth import depth
 from bench.inside.floor import floor
 from bench.inside.idle import idle
 from bench.inside.memory import memory
+from bench.inside.profile import profile
 from bench.inside.slow_disk import slow_disk
 from bench.inside.tenants import tenants
 
@@ -21,5 +22,6 @@ WORKLOADS: dict[str, Callable[[Place, int, bool], Iterator[Run]]] = {
     "idle": idle,
     "memory": memory,
     "slow-disk": slow_disk,
+    "profile": profile,
 }
 """By name: each is given a place, how many runs to make, and whether it shall be quick."""
