@@ -97,11 +97,8 @@ def render(results: Path) -> None:
     if not (results / "runs.jsonl").exists():
         say("nothing was measured: there is no report")
         return
-    try:
-        from bench import report
-    except ImportError as error:
-        say(f"there is no report: {error}")
-        return
+    from bench import report
+
     report.write(results)
     click.echo((results / "table.txt").read_text(encoding="utf-8"))
     for file in sorted(file for file in results.iterdir() if file.is_file()):

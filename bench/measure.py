@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from bench import machine, receiver, servers, systems, workloads
+from bench import inside, machine, receiver, servers, systems, workloads
 from bench.base import Place, Run, System
 from bench.plan import INSIDE, QUICK_INSTEAD, Plan
 from bench.receiver import Receiver
@@ -28,8 +27,6 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 RUN_SECONDS = 600
 """A run that takes longer hangs, and is given up."""
 INSIDE_SECONDS = 3600
-
-Inside = Callable[[Place, int, bool], Iterator[Run]]
 
 MAIN_FIGURES = {
     "burst": ("drain_per_second", "{:,.0f} deliveries/s"),
@@ -198,9 +195,8 @@ class Measurements:
             return
         with self._place(running) as place:
             try:
-                measure = inside_workloads()[workload]
                 with at_most(INSIDE_SECONDS):
-                    for run in measure(place, self._plan.runs, self._plan.quick):
+                    for run in inside.WORKLOADS[workload](place, self._plan.runs, self._plan.quick):
                         self._keep(run)
             except Exception as error:  # noqa: BLE001 as above
                 self._keep(self._failure(error, Run(workload, "cassata-mariadb", 1, "failed"), place))
@@ -244,11 +240,6 @@ def variant_of(system: str, variant: str) -> Callable[[], System]:
     from bench.systems.cassata import with_one_process
 
     return with_one_process(systems.ALL[system])  # type: ignore[arg-type]
-
-
-def inside_workloads() -> Mapping[str, Inside]:
-    found: Mapping[str, Inside] = importlib.import_module("bench.inside").WORKLOADS
-    return found
 
 
 @contextmanager

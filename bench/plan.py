@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import systems, workloads
+from bench import inside, systems, workloads
 from bench.workloads import Sizes
 
-INSIDE = ("floor", "add", "depth", "tenants", "idle", "memory")
+INSIDE = tuple(inside.WORKLOADS)
 """Workloads that look inside Cassata; the others (workloads.COMMON) are for every system."""
 WORKLOADS = (*workloads.COMMON, *INSIDE)
 
@@ -29,6 +29,8 @@ SECONDS = {
     "tenants": (120, 40),
     "idle": (30, 10),
     "memory": (60, 30),
+    "slow-disk": (60, 40),
+    "profile": (60, 40),
 }
 SLOW_PEERS = {"celery": 2.0, "dramatiq": 1.8, "huey": 1.5, "rq": 2.5, "procrastinate": 2.5, "apscheduler": 2.0}
 """How much longer they take with a full burst, slow and kill."""
