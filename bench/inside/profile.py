@@ -1,8 +1,9 @@
 """profile: which part of the code the CPU of an event goes to: in a worker during a burst, in the service during adds.
 
-py-spy looks at one process 200 times a second, and says in what function each of its threads is. A sample belongs to the
-innermost part of the code that is named here: a JSON encoder, to whoever called it. py-spy often takes a thread that waits for
-one that works, so the places where Cassata's threads wait are named here, too, and do not count.
+py-spy looks 200 times a second at which thread of one process holds the interpreter, and in what function. A sample belongs to
+the innermost part of the code that is named here: a JSON encoder, to whoever called it. CPU that the process spent without
+holding the interpreter is the kernel's and that of C libraries, mostly in reading and writing sockets, and in libcurl: it stands by
+itself. (Without --gil py-spy takes threads for busy that wait for a socket, or for the interpreter after a system call.)
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import machine
@@ -26,16 +28,7 @@ from bench.inside.database import Database, fresh, now_ms
 SAMPLES_PER_SECOND = 200
 PATIENCE_SECONDS = 120
 OTHER = "other"
-
-WAITS = (
-    "SocketIO.readinto (",  # an answer of the database
-    "Connection._read_bytes (",
-    "Selector.select (",  # the network
-    "WorkerThread._go_on_watch (",  # its turn
-    "Wakeup.wait (",  # a signal
-    "_worker (",  # concurrent.futures: the next request
-    "Condition.wait (",
-)
+OUTSIDE = "outside_python"
 
 DATABASE = {
     "/pymysql/": "driver",
@@ -59,6 +52,14 @@ SERVICE = {
 """What part of the code a file belongs to: the first that fits. Shares are named after it: share_sending_percent."""
 
 
+@dataclass(slots=True)
+class Samples:
+    """What py-spy saw, a line for each stack: frames, outermost first, and a count. And what the process spent meanwhile."""
+
+    lines: list[str] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+
+
 def profile(place: Place, runs: int, quick: bool) -> Iterator[Run]:
     """Profile one worker process of four, then one process of the service, of four."""
     with fresh(place) as database:
@@ -69,20 +70,25 @@ def profile(place: Place, runs: int, quick: bool) -> Iterator[Run]:
             yield Run("profile", "cassata-mariadb", number, "service", shares(samples, SERVICE))
 
 
-def _worker(place: Place, database: Database, events: int) -> list[str]:
+def _worker(place: Place, database: Database, events: int) -> Samples:
     database.empty()
     database.add_applications(1)
-    place.receiver.reset()
     with shipped.worker(place.folder, database, PROCESSES) as worker:
         _supervisor, first, *_ = worker.pids()
+        _burst(place, database, 2_000)  # warm: its threads have connected
         with _sampled(place.folder, first) as samples:
-            database.add_events(events, wake_at=str(now_ms() + 2_000), url=place.receiver.url(0).removesuffix("0"))
-            place.receiver.wait_for(events, seconds=PATIENCE_SECONDS)
-            machine.wait_until(database.is_done, seconds=PATIENCE_SECONDS)
+            _burst(place, database, events)
     return samples
 
 
-def _service(place: Place, database: Database, seconds: float) -> list[str]:
+def _burst(place: Place, database: Database, events: int) -> None:
+    place.receiver.reset()
+    database.add_events(events, wake_at=str(now_ms() + 2_000), url=place.receiver.url(0).removesuffix("0"))
+    place.receiver.wait_for(events, seconds=PATIENCE_SECONDS)
+    machine.wait_until(database.is_done, seconds=PATIENCE_SECONDS)
+
+
+def _service(place: Place, database: Database, seconds: float) -> Samples:
     with shipped.service(place.folder, database, PROCESSES) as service:
         client = Client(service.port, requests(service.port, Variant("single")), SINGLE_CONNECTIONS, expected=201)
         try:
@@ -96,41 +102,43 @@ def _service(place: Place, database: Database, seconds: float) -> list[str]:
 
 
 @contextmanager
-def _sampled(folder: Path, pid: int) -> Iterator[list[str]]:
-    """Sample a process until the block ends; then the list holds a line for each stack: frames, outermost first, and a count."""
-    samples: list[str] = []
+def _sampled(folder: Path, pid: int) -> Iterator[Samples]:
+    """Sample a process until the block ends; then it is all there."""
+    samples = Samples()
     with tempfile.TemporaryDirectory(dir=folder) as own:
         output, log = Path(own) / "samples", Path(own) / "log"
         program = Path(sys.executable).with_name("py-spy")
         if not program.exists():
             raise RuntimeError("there is no py-spy here. Type: pip install -e '.[bench]'")
         command = [str(program), "record", "--pid", str(pid), "--rate", str(SAMPLES_PER_SECOND), "--format", "raw"]
-        command += ["--full-filenames", "--output", str(output)]
+        command += ["--gil", "--full-filenames", "--output", str(output)]
         with log.open("wb") as errors:
             spy = subprocess.Popen(command, stdout=errors, stderr=errors, preexec_fn=machine.die_with_parent)
         try:
             begun = machine.wait_until(lambda: spy.poll() is not None or "Sampling process" in log.read_text(errors="replace"), seconds=10)
             if not begun or spy.poll() is not None:
                 raise RuntimeError(f"py-spy did not start: {log.read_text(errors='replace')[-1000:]}")
+            before = machine.cpu_seconds([pid])
             yield samples
+            samples.cpu_seconds = machine.cpu_seconds([pid]) - before
             spy.send_signal(signal.SIGINT)
             spy.wait(30)
         finally:
             machine.end(spy)
-        samples += output.read_text().splitlines()
+        samples.lines = output.read_text().splitlines()
 
 
-def shares(samples: Iterable[str], parts: Mapping[str, str]) -> Mapping[str, float]:
-    """Return for each part what share of the samples was in it, in percent."""
+def shares(samples: Samples, parts: Mapping[str, str]) -> Mapping[str, float]:
+    """Return for each part what share of the process's CPU it had, in percent."""
     counts: Counter[str] = Counter(dict.fromkeys((*parts.values(), OTHER), 0))
-    for line in samples:
+    for line in samples.lines:
         stack, count = line.rsplit(" ", 1)
-        frames = stack.split(";")
-        if not any(wait in frames[-1] for wait in WAITS):
-            counts[_part_of(frames, parts)] += int(count)
-    total = counts.total()
-    figures = {f"share_{part}_percent": count / total * 100 for part, count in counts.items()} if total else {}
-    return {**figures, "samples": total}
+        counts[_part_of(stack.split(";"), parts)] += int(count)
+    inside = counts.total()
+    everything = max(inside, round(samples.cpu_seconds * SAMPLES_PER_SECOND))
+    counts[OUTSIDE] = everything - inside
+    figures = {f"share_{part}_percent": count / max(1, everything) * 100 for part, count in counts.items()}
+    return {**figures, "samples": inside, "cpu_seconds": samples.cpu_seconds}
 
 
 def _part_of(frames: list[str], parts: Mapping[str, str]) -> str:
