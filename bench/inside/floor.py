@@ -3,6 +3,7 @@
 Bare PyMySQL on Cassata's own tables, as well as it can be written: one transaction completes what was claimed before, logs
 the attempts, locks the next events and takes them for a lease. The same batch as the shipped worker's; the events are due at
 one instant, beside a million of the future. Each claimer is a process of its own.
+The variant `sending` is the other half: Cassata's courier in one thread, and no database.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import pymysql
@@ -22,6 +24,9 @@ from bench import machine
 from bench.base import Place, Run
 from bench.inside.database import APPLICATION, Database, connect, fresh, now_ms
 from bench.inside.shipped import CHECKOUT, worker_settings
+from bench.receiver import Receiver
+from cassata.model import Delivery, Status
+from cassata.worker import make_courier
 
 CLAIMERS = (1, 4)
 FUTURE = 1_000_000
@@ -38,7 +43,7 @@ _CLAIM = f"""
 
 
 def floor(place: Place, runs: int, quick: bool) -> Iterator[Run]:
-    """Measure with one claimer and with four, in turn."""
+    """Measure with one claimer and with four, and sending without a database, in turn."""
     batch = worker_settings().num_events_processed_per_transaction
     future, due = (FUTURE // 10, DUE // 4) if quick else (FUTURE, DUE)
     with fresh(place) as database:
@@ -50,6 +55,7 @@ def floor(place: Place, runs: int, quick: bool) -> Iterator[Run]:
         for number in range(1, runs + 1):
             for claimers in CLAIMERS:
                 yield Run("floor", "cassata-mariadb", number, f"claimers-{claimers}", _measure(database, claimers, batch, due))
+            yield Run("floor", "cassata-mariadb", number, "sending", _send(place.receiver, due))
 
 
 def _measure(database: Database, claimers: int, batch: int, due: int) -> Mapping[str, float]:
@@ -62,7 +68,7 @@ def _measure(database: Database, claimers: int, batch: int, due: int) -> Mapping
         database.settle()
         server_before = database.cpu_seconds()
         for process in processes:
-            process.stdin.write("go\n")
+            process.stdin.write(b"go\n")
             process.stdin.flush()
         shares = [Share(**json.loads(process.stdout.readline())) for process in processes]
     database.settle()
@@ -80,13 +86,51 @@ def _measure(database: Database, claimers: int, batch: int, due: int) -> Mapping
 @contextmanager
 def _process(url: str, batch: int, due_at: int) -> Iterator[Any]:
     command = [sys.executable, "-c", f"from bench.inside.floor import claimer; claimer({url!r}, {batch}, {due_at})"]
-    process = subprocess.Popen(
-        command, cwd=CHECKOUT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=machine.die_with_parent
-    )
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=machine.die_with_parent)
     try:
         yield process
     finally:
         machine.end(process)
+
+
+# --- sending -----------------------------------------------------------------------------------------------------------
+
+
+def _send(receiver: Receiver, events: int) -> Mapping[str, float]:
+    """Send with one of the shipped worker's couriers, as many at a time as it may, in one thread."""
+    receiver.reset()
+    courier = make_courier(worker_settings())
+    waiting = (_delivery(receiver, number) for number in range(1, events + 1))
+    ended = 0
+    began, cpu = time.monotonic(), time.process_time()
+    while ended < events:
+        for delivery in islice(waiting, courier.free):
+            courier.submit(delivery, started_at=now_ms())
+        outcomes = courier.poll(1)
+        assert all(outcome.status_code == 200 for outcome in outcomes), outcomes
+        ended += len(outcomes)
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    courier.close()
+    return {"events_per_second": events / seconds, "client_cpu_us_per_event": cpu / events * 1e6}
+
+
+def _delivery(receiver: Receiver, number: int) -> Delivery:
+    return Delivery(
+        id=number,
+        fence=1,
+        application_id="application-1",
+        event_id=f"{number:032x}",
+        number=1,
+        due_at=0,
+        send_at=0,
+        previous=Status.PENDING,
+        method="POST",
+        url=receiver.url(number),
+        headers=(),
+        payload=b'{"order": 7}',
+        timeout_ms=None,
+        retry=None,
+    )
 
 
 # --- one claimer -------------------------------------------------------------------------------------------------------
