@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -89,30 +90,35 @@ def get_what_is_missing(names: Sequence[str]) -> None:
 
 def usable(plan: Plan, results: Results) -> list[str]:
     """Return the systems that can be run, and note their versions and settings; name the others, with the reason."""
-    found: list[str] = []
-    for name in plan.systems:
-        if is_usable(name, results):
-            found.append(name)
-        elif plan.quick and (other := QUICK_INSTEAD.get(name)) and other not in plan.systems:
-            get_what_is_missing([other])
-            if is_usable(other, results):
-                found.append(other)
-    return found
+    about: dict[str, Mapping[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    waiting = list(plan.systems)
+    while waiting:
+        name = waiting.pop(0)
+        try:
+            about[name] = about_system(name)
+        except Exception as error:  # noqa: BLE001 a peer that breaks here is skipped like one that is missing
+            skipped[name] = str(error) if isinstance(error, Missing) else f"{type(error).__name__}: {error}"
+            say(f"{name} is skipped: {skipped[name]}")
+            if plan.quick and (other := QUICK_INSTEAD.get(name)) and other not in plan.systems:
+                get_what_is_missing([other])
+                waiting.append(other)
+    known = results.facts()
+    still_skipped = {name: reason for name, reason in known.get("skipped", {}).items() if name not in about}
+    results.add_facts({"systems": {**known.get("systems", {}), **about}, "skipped": {**still_skipped, **skipped}})
+    return list(about)
 
 
-def is_usable(name: str, results: Results) -> bool:
-    try:
-        system = systems.ALL[name]()
-        reason = system.missing()
-        about = {"label": system.label, "settings": system.settings(), "version": dict(system.version())} if reason is None else {}
-    except Exception as error:  # noqa: BLE001 a peer that breaks here is skipped like one that is missing
-        reason, about = f"{type(error).__name__}: {error}", {}
-    if reason is not None:
-        say(f"{name} is skipped: {reason}")
-        results.add_facts({"skipped": {name: reason}})
-        return False
-    results.add_facts({"systems": {name: about}})
-    return True
+class Missing(Exception):
+    """What a system needs is not there."""
+
+
+def about_system(name: str) -> Mapping[str, Any]:
+    """Describe it for the report. Raises Missing."""
+    system = systems.ALL[name]()
+    if reason := system.missing():
+        raise Missing(reason)
+    return {"label": system.label, "settings": system.settings(), "version": dict(system.version())}
 
 
 def note_facts(plan: Plan, results: Results) -> None:
@@ -191,7 +197,8 @@ class Measurements:
 
     def _measure_inside(self, workload: str, running: Receiver) -> None:
         """Measure all runs of one that looks inside Cassata. If it was interrupted the last time, it begins anew."""
-        if workload in self._results.facts().get("complete", {}):
+        complete = self._results.facts().get("complete", {})
+        if complete.get(workload, 0) >= self._plan.runs:
             return
         with self._place(running) as place:
             try:
@@ -201,7 +208,7 @@ class Measurements:
             except Exception as error:  # noqa: BLE001 as above
                 self._keep(self._failure(error, Run(workload, "cassata-mariadb", 1, "failed"), place))
             else:
-                self._results.add_facts({"complete": {workload: self._plan.runs}})
+                self._results.add_facts({"complete": {**complete, workload: self._plan.runs}})
 
     @contextmanager
     def _place(self, running: Receiver) -> Iterator[Place]:

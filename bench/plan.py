@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from bench import inside, systems, workloads
@@ -23,14 +23,14 @@ SECONDS = {
     "steady": (80, 33),
     "slow": (25, 17),
     "kill": (45, 42),
-    "floor": (40, 10),
-    "add": (60, 20),
-    "depth": (400, 60),
-    "tenants": (120, 40),
-    "idle": (30, 10),
-    "memory": (60, 30),
-    "slow-disk": (60, 40),
-    "profile": (60, 40),
+    "floor": (60, 15),
+    "add": (60, 25),
+    "depth": (400, 20),
+    "tenants": (120, 22),
+    "idle": (60, 30),
+    "memory": (60, 10),
+    "slow-disk": (60, 35),
+    "profile": (40, 16),
 }
 SLOW_PEERS = {"celery": 2.0, "dramatiq": 1.8, "huey": 1.5, "rq": 2.5, "procrastinate": 2.5, "apscheduler": 2.0}
 """How much longer they take with a full burst, slow and kill."""
@@ -87,15 +87,19 @@ class Plan:
 
 def make(*, quick: bool, asked_systems: Sequence[str] | None, asked_workloads: Sequence[str] | None, runs: int | None) -> Plan:
     """Fill in what was not asked for. Raises KeyError, with a sentence, for a name that is not known."""
+    chosen = _known(asked_systems, systems.ALL, "system") or (QUICK_SYSTEMS if quick else tuple(systems.ALL))
+    default = QUICK_WORKLOADS if quick else WORKLOADS
+    if not set(systems.CASSATA) & set(chosen):
+        default = tuple(workload for workload in default if workload not in INSIDE)
     return Plan(
-        systems=_known(asked_systems, systems.ALL, "system") or (QUICK_SYSTEMS if quick else tuple(systems.ALL)),
-        workloads=_known(asked_workloads, WORKLOADS, "workload") or (QUICK_WORKLOADS if quick else WORKLOADS),
+        systems=chosen,
+        workloads=_known(asked_workloads, WORKLOADS, "workload") or default,
         runs=runs or (1 if quick else 3),
         quick=quick,
     )
 
 
-def _known(asked: Sequence[str] | None, known: Sequence[str], what: str) -> Sequence[str]:
+def _known(asked: Sequence[str] | None, known: Collection[str], what: str) -> Sequence[str]:
     for name in asked or ():
         if name not in known:
             raise KeyError(f"there is no {what} {name!r}: choose out of {', '.join(known)}")

@@ -36,12 +36,9 @@ class Results:
         return load_facts(self.folder)
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
-        """Put them beside those that are there; of mappings of a name, those that are there stay, too."""
-        merged = self.facts()
-        for name, value in facts.items():
-            merged[name] = {**merged.get(name, {}), **value} if isinstance(value, Mapping) else value
+        """Write them beside those that are there, in place of those of the same name."""
         new = self.facts_file.with_suffix(".new")
-        new.write_text(json.dumps(merged, indent=2) + "\n", encoding="utf-8")
+        new.write_text(json.dumps({**self.facts(), **facts}, indent=2) + "\n", encoding="utf-8")
         new.replace(self.facts_file)
 
 
