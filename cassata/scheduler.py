@@ -34,7 +34,7 @@ BOTTOM_EVERY_MS = 1_000
 """And this often from the very beginning, for what came even later, or was locked by somebody who then let go of it."""
 
 
-VISITS = 25
+VISITS = 33
 """So many applications a claim visits before it has its fill, if each has enough: fairness is a matter of rotation."""
 
 
@@ -85,7 +85,12 @@ class Reach(NamedTuple):
 
     def visited(self, floor: Floor | None, now: int) -> Reach:
         """Return what is known after a claim that began at `start`, and came to that floor if it found anything."""
-        return self._replace(floor=floor or self.floor, bottom_at=now if _is_long_ago(self.bottom_at, now) else self.bottom_at)
+        is_first = self.bottom_at == 0
+        return Reach(
+            floor or self.floor,
+            now if _is_long_ago(self.bottom_at, now) else self.bottom_at,
+            now if is_first and floor else self.no_suspect_at,  # not the first time, unless there is nothing else
+        )
 
 
 def _is_long_ago(instant: int, now: int) -> bool:
@@ -424,7 +429,7 @@ class Scheduler:
         names = self._names_of(conn, applications)
         visit = _Visit([application for application in applications if application in names], self._reaches, now)
         until = now + terms.look_ahead_ms
-        while visit.waiting and len(visit.rows) < limit:
+        while visit.waiting and limit - len(visit.rows) >= max(1, limit // 4):  # the last few are not worth a statement
             places, share = visit.next_places(limit)
             visit.note(places, share, store.lock_due(conn, places, now, until, share))
         if suspects and len(visit.rows) < limit and (asked := visit.suspected()):

@@ -94,6 +94,7 @@ class Agenda:
         self.interval = interval
         self.longest = longest
         self._last_cost = 0.0
+        self._wasted = self._looked_at = 0.0
         self._turns = count(1)
         self._entries: dict[int, Entry] = {}
         self._later: list[Entry] = []  # a heap; whatever is not in `_entries` any more is void
@@ -104,18 +105,29 @@ class Agenda:
     def replace(self, seen: Mapping[int, int], cost: float) -> None:
         """Take over what a look at the database showed, and plan the next one: later where looks are dear.
 
-        Who is new comes first, in any order, so that processes that look at the same time do not get in each other's way.
+        Those that have had no turn yet come first, from anywhere on, so that several processes do not all begin with the same.
         """
-        before = self._entries
-        turns = {application: entry.turn for application, entry in before.items()}
-        self._entries = {number: Entry(wake_at, turns.get(number, random.random()), number) for number, wake_at in seen.items()}  # noqa: S311
-        still_due = (number for number in self._due if number in seen and seen[number] <= before[number].wake_at)
-        self._due = OrderedDict.fromkeys(still_due)
+        began, before = time.monotonic(), self._entries
+        start = random.random() * len(seen)  # noqa: S311
+        self._entries = {}
+        for place, (number, wake_at) in enumerate(seen.items()):
+            turn = before[number].turn if number in before else 0
+            self._entries[number] = Entry(wake_at, turn if turn >= 1 else (place - start) % len(seen) / len(seen), number)
+        still_due = [number for number in self._due if number in seen and seen[number] <= before[number].wake_at]
+        self._due = OrderedDict.fromkeys(sorted(still_due, key=self._turn))
         self._later = [entry for entry in self._entries.values() if entry.application not in self._due]
         heapq.heapify(self._later)
-        usual, self._last_cost = min(cost, self._last_cost), cost  # one slow look is a database that was away, not a dear one
-        self.next_look = time.monotonic() + min(self.longest, max(self.interval, usual / LOOK_SHARE))
         self.backlog = False
+        self._looked_at, self._wasted = time.monotonic(), 0.0
+        cost += self._looked_at - began
+        usual, self._last_cost = min(cost, self._last_cost), cost  # one slow look is a database that was away, not a dear one
+        self.next_look = self._looked_at + min(self.longest, max(self.interval, usual / LOOK_SHARE))
+
+    def waste(self, seconds: float) -> None:
+        """Note time spent on applications that others had served already. As much as a look costs, and the next one is due."""
+        self._wasted += seconds
+        if self._wasted > self._last_cost:
+            self.next_look = min(self.next_look, self._looked_at + self.interval)
 
     def note(self, wakes: Mapping[int, int | None]) -> None:
         """Put the applications that have just had their turn at the end of the rotation."""
@@ -127,9 +139,14 @@ class Agenda:
                 heapq.heappush(self._later, self._entries[application])
 
     def due(self, until: int, most: int) -> list[int]:
+        fresh = []
         while (entry := self._first_later()) and entry.wake_at <= until:
-            self._due[heapq.heappop(self._later).application] = None
+            fresh.append(heapq.heappop(self._later).application)
+        self._due |= OrderedDict.fromkeys(sorted(fresh, key=self._turn))
         return list(islice((application for application in self._due if self._entries[application].wake_at <= until), most))
+
+    def _turn(self, application: int) -> float:
+        return self._entries[application].turn
 
     def earliest(self) -> int | None:
         """Return when the first application may be looked at; or, where some may be already, when one of those might have been."""
@@ -296,6 +313,8 @@ class WorkerThread(threading.Thread):
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
+            if len(claimed.deliveries) * 2 < len(claimed.wakes):
+                agenda.waste(time.monotonic() - began)
             agenda.backlog = len(claimed.deliveries) == limit
             if agenda.backlog or self._free() < self._courier.free // 2:
                 self._leave_watch()
