@@ -176,7 +176,7 @@ class Cassata:
             for work in works
         ]
         status, answer = self._post("/cassata/add/batch", json.dumps({"events": events}).encode())
-        refused = [result for result in json.loads(answer)["results"] if result["status-code"] != 201] if status == 200 else [answer]
+        refused = [result for result in json.loads(answer)["results"] if result["status-code"] != 201] if status == 200 else [answer.decode()]
         if refused:
             raise RuntimeError(f"{len(refused)} events were not taken, as: {refused[0]}")
 
