@@ -17,7 +17,8 @@ from bench.base import Place
 from bench.servers import Server
 
 APPLICATION = 1
-PURGE_SECONDS = 60
+FLUSH_SECONDS = 120
+FEW_PAGES = 100
 ROWS_PER_INSERT = 250_000
 
 
@@ -79,15 +80,16 @@ class Database:
         """Add `count` rows as the service would have written them, numbered from 1 in their URL.
 
         `wake_at` is an SQL expression of `seq`, the number: milliseconds since 1970, which finished events were due at.
-        The ids are as random as those that Cassata makes.
+        The event ids are as random as those that Cassata makes; the rows' own ids have no gaps.
         """
+        before = self.scalar("SELECT COALESCE(MAX(id), 0) FROM events")
         salt = time.time_ns()
-        columns = "application, event_id, status, due_at, wake_at, fence, attempts, lost_leases, method, url, payload, request_hash"
+        columns = "id, application, event_id, status, due_at, wake_at, fence, attempts, lost_leases, method, url, payload, request_hash"
         for first in range(1, count + 1, ROWS_PER_INSERT):
             last = min(count, first + ROWS_PER_INSERT - 1)
             self.execute(
                 f"""INSERT INTO events ({columns}, created_at, finished_at)
-                    SELECT 1 + seq % {applications}, MD5(CONCAT('{salt}-', seq)), {2 if finished else 0}, {wake_at},
+                    SELECT {before} + seq, 1 + seq % {applications}, MD5(CONCAT('{salt}-', seq)), {2 if finished else 0}, {wake_at},
                         {"NULL" if finished else wake_at}, {1 if finished else 0}, {1 if finished else 0}, 0, 'POST', CONCAT('{url}', seq),
                         '{{"order": 7}}', UNHEX(SHA2(seq, 256)), {wake_at} - 5000, {f"{wake_at} + 5" if finished else "NULL"}
                     FROM seq_{first}_to_{last}"""
@@ -96,6 +98,16 @@ class Database:
     def settle(self) -> None:
         """Wait until purge has removed what earlier statements left behind, so that one measurement does not pay for another."""
         self.execute("SET GLOBAL innodb_max_purge_lag_wait = 0")
+
+    def flush(self) -> None:
+        """Wait until what was made up is in its files, so that no measurement pays for writing it there."""
+        hurried = {"innodb_io_capacity_max": 40_000, "innodb_io_capacity": 20_000, "innodb_max_dirty_pages_pct": 0}
+        usual = {name: self.scalar(f"SELECT @@{name}") for name in hurried}
+        for name, value in hurried.items():
+            self.execute(f"SET GLOBAL {name} = {value}")
+        machine.wait_until(lambda: self.counter("Innodb_buffer_pool_pages_dirty") < FEW_PAGES, seconds=FLUSH_SECONDS, every=0.2)
+        for name in reversed(usual):
+            self.execute(f"SET GLOBAL {name} = {usual[name]}")
 
     def settings_for_filling(self, *, filling: bool) -> None:
         """Commits need not be durable while rows are only made up."""

@@ -58,6 +58,7 @@ def _grow(database: Database, rows: int, wanted: int) -> None:
     )
     database.execute("ANALYZE TABLE events, attempts")
     database.settings_for_filling(filling=False)
+    database.flush()
 
 
 def _waiting(rows: int) -> int:

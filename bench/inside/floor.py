@@ -52,6 +52,7 @@ def floor(place: Place, runs: int, quick: bool) -> Iterator[Run]:
         database.add_events(future, wake_at=f"{now_ms()} + 3600000 + CRC32(seq) % 86400000")
         database.execute("ANALYZE TABLE events")
         database.settings_for_filling(filling=False)
+        database.flush()
         for number in range(1, runs + 1):
             for claimers in CLAIMERS:
                 yield Run("floor", "cassata-mariadb", number, f"claimers-{claimers}", _measure(database, claimers, batch, due))

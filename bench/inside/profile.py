@@ -92,8 +92,10 @@ def _service(place: Place, database: Database, seconds: float) -> Samples:
     with shipped.service(place.folder, database, PROCESSES) as service:
         client = Client(service.port, requests(service.port, Variant("single")), SINGLE_CONNECTIONS, expected=201)
         try:
-            client.run(1)  # warm
-            busiest = max(service.pids(), key=lambda pid: machine.cpu_seconds([pid]))
+            client.run(0.5)  # warm
+            before = {pid: machine.cpu_seconds([pid]) for pid in service.pids()}
+            client.run(0.5)
+            busiest = max(before, key=lambda pid: machine.cpu_seconds([pid]) - before[pid])
             with _sampled(place.folder, busiest) as samples:
                 client.run(seconds)
         finally:
