@@ -15,7 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 from cassata import config, database, store, telemetry
 from cassata.courier.retry import RetryPolicy, Verdict
 from cassata.errors import DatabaseUnavailable, DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
-from cassata.model import WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
+from cassata.model import LATEST_INSTANT, WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
 from cassata.store import BOTTOM, Ending, Floor
 
 T = TypeVar("T")
@@ -275,14 +275,20 @@ class Scheduler:
 
     # --- what workers do ---------------------------------------------------------------------------------------------
 
-    def agenda(self) -> dict[int, int]:
-        """Return for every application (by its number) with something unfinished when it may next be looked at (ms)."""
+    def agenda(self, within_ms: int = LATEST_INSTANT) -> dict[int, int]:
+        """Return for every application (by its number) with something to do within that time when it may next be looked at (ms)."""
+        return self._read(lambda conn: store.agenda(conn, self.clock.now(conn) + within_ms))
 
-        def work(conn: Connection) -> dict[int, int]:
-            self.clock.now(conn)
-            return store.agenda(conn)
+    def newest_row(self) -> int:
+        """Return the row number of the event that was added last, 0 if there is none."""
+        return self._read(store.newest_row)
 
-        return self._read(work)
+    def added_after(self, row: int) -> tuple[dict[int, int], int]:
+        """Return for the applications to which events were added after that row what `agenda` would, and the newest row."""
+        found = self._read(lambda conn: store.added_after(conn, row))
+        return {application: wake_at for application, (wake_at, _) in found.items()}, max(
+            (newest for _, newest in found.values()), default=row
+        )
 
     def record(self, outcomes: Sequence[Outcome]) -> Recorded:
         """Write how deliveries ended, and log the attempts."""

@@ -232,15 +232,26 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
 
 
-def agenda(conn: Connection) -> dict[int, int]:
-    """For every application with something unfinished: when a worker may next look at it (ms)."""
+def agenda(conn: Connection, until: int) -> dict[int, int]:
+    """For every application with something that a worker may look at by `until`: when it first may (ms)."""
+    first = func.min(E.wake_at)
     if conn.dialect.name == "sqlite":
         # No loose index scan here; one dive per application is as good.
-        first = select(func.min(E.wake_at)).where(E.application == applications.c.id, E.wake_at > 0).scalar_subquery()
-        question = select(applications.c.id, first)
+        dive = select(first).where(E.application == applications.c.id, E.wake_at > 0).scalar_subquery()
+        question = select(applications.c.id, dive.label("first")).where(dive <= until)
     else:
-        question = select(E.application, func.min(E.wake_at)).where(E.wake_at > 0).group_by(E.application)
-    return {application: wake_at for application, wake_at in conn.execute(question) if wake_at is not None}
+        question = select(E.application, first).where(E.wake_at > 0).group_by(E.application).having(first <= until)
+    return {row[0]: row[1] for row in conn.execute(question)}
+
+
+def newest_row(conn: Connection) -> int:
+    return conn.execute(select(func.max(E.id))).scalar() or 0
+
+
+def added_after(conn: Connection, row: int) -> dict[int, tuple[int, int]]:
+    """Tell of unfinished events added after that row, by application: when a worker may first look at them, and the newest one."""
+    question = select(E.application, func.min(E.wake_at), func.max(E.id)).where(E.id > row, E.wake_at > 0).group_by(E.application)
+    return {application: (wake_at, newest) for application, wake_at, newest in conn.execute(question)}
 
 
 def _hinted(question: Select[Any], index: str) -> Select[Any]:
