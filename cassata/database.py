@@ -109,6 +109,9 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
             "write_timeout": settings.write_timeout_seconds,
             "charset": "utf8mb4",
         }
+        if _is_on_this_host(parsed) and not any(name.startswith("ssl") for name in parsed.query):
+            # To offer TLS, PyMySQL reads all certificate authorities for every connection: 21 ms of CPU, and 1.1 MB that stay.
+            options["connect_args"]["ssl_disabled"] = True
         prepare = _prepare_mysql
     reading = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     engines = Engines(create_engine(parsed, **options), create_engine(parsed, **reading, **options))
@@ -118,6 +121,10 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
     if parsed.get_backend_name() == "sqlite":
         event.listen(engines.write, "begin", _begin_sqlite)
     return engines
+
+
+def _is_on_this_host(url: URL) -> bool:
+    return "unix_socket" in url.query or url.host in {None, "localhost", "127.0.0.1", "::1"}
 
 
 def check_url(url: str) -> URL:
