@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
@@ -27,6 +27,15 @@ CREDENTIALS = "database.url"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+def _check_processes(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 1 <= value <= 256):
+        return value
+    raise ValueError("should be a whole number from 1 to 256, or auto")
+
+
+Processes = Annotated[int | Literal["auto"], PlainValidator(_check_processes)]
 
 
 class Section(BaseModel):
@@ -48,7 +57,7 @@ class Service(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8085
     create_tables_if_not_exists: bool = False
-    processes: Count = 2
+    processes: Processes = 2
     threads: Count = 16
     receive_timeout_seconds: Seconds = 10
     drain_seconds: Annotated[float, Field(ge=0, le=3_600)] = 0
@@ -66,7 +75,7 @@ class Worker(Section):
     worker_thread_polling_interval: Seconds = 10
     num_events_processed_per_transaction: Annotated[int, Field(ge=1, le=1_000)] = 5
     http_retry_count: Annotated[int, Field(ge=0, le=100)] = 5
-    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    processes: Processes = 1
     courier: Literal["curl", "requests"] = "curl"
     max_in_flight_per_thread: Count = 100
     connect_timeout_seconds: Seconds = 5
@@ -122,6 +131,26 @@ def database_url(settings: Settings) -> tuple[str, bool]:
     if settings.database.url:
         return settings.database.url, False
     return f"sqlite:///{home() / 'var' / 'cassata.db'}", True
+
+
+def service_processes(settings: Settings) -> int:
+    """Return how many processes the service is to have; "auto": as many as there are cores that this one may use."""
+    asked = settings.service.processes
+    return cores() if asked == "auto" else asked
+
+
+def worker_processes(settings: Settings) -> int:
+    """Return how many processes the worker is to have; "auto": one per core, but a single one on SQLite, which has one writer."""
+    asked = settings.worker.processes
+    if asked == "auto":
+        return 1 if database_url(settings)[0].startswith("sqlite") else cores()
+    return asked
+
+
+def cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load(file: Path | None = None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Loaded:
@@ -235,7 +264,8 @@ def _explained(error: ValidationError, origins: Mapping[str, str]) -> Iterator[s
     for problem in error.errors():
         dotted = ".".join(str(step) for step in problem["loc"][:2])
         found = "" if dotted == CREDENTIALS else f", not {problem['input']!r}"
-        yield f"{origins.get(dotted, 'configuration')}: {dotted} {problem['msg'].removeprefix('Input ')}{found}"
+        said = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        yield f"{origins.get(dotted, 'configuration')}: {dotted} {said}{found}"
 
 
 def _known() -> dict[str, dict[str, FieldInfo]]:

@@ -30,6 +30,8 @@ from cassata.scheduler import Scheduler, Terms
 
 LINGER_SECONDS = 0.025
 """So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
+SUBMIT_STEP = 20
+"""Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
 LOOK_SHARE = 0.02
@@ -397,12 +399,17 @@ class WorkerThread(threading.Thread):
             return
         now = self._scheduler.clock.estimate()
         late: list[Held] = []
+        begun = 0
         while self._held and self._held[0].send_at <= now:
             held = heapq.heappop(self._held)
             if time.monotonic() > held.start_by:
                 late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
-            else:
-                self._courier.submit(held.delivery, started_at=now)
+                continue
+            self._courier.submit(held.delivery, started_at=now)
+            begun += 1
+            if begun % SUBMIT_STEP == 0:
+                self._collect(self._courier.poll(0))
+                now = self._scheduler.clock.estimate()
         if late:
             self._put_back(late)
 
@@ -582,7 +589,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     """
     scheduler = open_scheduler(settings, create_tables=create_tables)
     wakeup = Wakeup()
-    if settings.worker.processes > 1:
+    if config.worker_processes(settings) > 1:
         make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other
         scheduler.close()
         supervisor = Supervisor(settings, wakeup)
@@ -596,7 +603,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
 def _announce(on_ready: Callable[[], None] | None, settings: Settings) -> None:
     worker = settings.worker
     url, _ = config.database_url(settings)
-    facts = {"processes": worker.processes, "threads": worker.num_worker_threads, "courier": worker.courier}
+    facts = {"processes": config.worker_processes(settings), "threads": worker.num_worker_threads, "courier": worker.courier}
     telemetry.emit("worker started", database=config.masked(url), pid=os.getpid(), **facts)
     if on_ready is not None:
         on_ready()
@@ -624,7 +631,7 @@ class Supervisor:
         self._wakeup = wakeup
 
     def run(self) -> int:
-        children = [Child(number, self._start(), time.monotonic()) for number in range(1, self._settings.worker.processes + 1)]
+        children = [Child(number, self._start(), time.monotonic()) for number in range(1, config.worker_processes(self._settings) + 1)]
         while not (asked := self._wakeup.wait(0.1)):
             for child in children:
                 self._keep_alive(child)

@@ -205,12 +205,19 @@ def pid_file_option(role: str) -> Decorator:
     return click.option("--pid-file", type=FILE, metavar="FILE", help=f"Default: var/{role}.pid.")
 
 
+class ProcessCount(click.ParamType):  # type: ignore[type-arg]
+    name = "processes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else click.INT.convert(value, param, ctx)
+
+
 def start_options(role: str) -> Decorator:
     options: list[Decorator] = [
         config_option,
         click.option("--database-url", metavar="URL", help="mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:///FILE."),
         click.option("--create-tables", is_flag=True, help="Make missing tables, and bring old ones up to date."),
-        click.option("-p", "--processes", type=int, metavar="N", help="How many processes."),
+        click.option("-p", "--processes", type=ProcessCount(), metavar="N", help="How many processes, or auto: one per core."),
         click.option("-t", "--threads", type=int, metavar="N", help="How many threads in each process."),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="The least that is logged."),
         click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged."),

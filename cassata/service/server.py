@@ -134,7 +134,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         choices: dict[str, Any] = {
             "bind": f"fd://{self._descriptor}",
             "worker_class": PatientWorker,
-            "workers": service.processes,
+            "workers": config.service_processes(self.settings),
             "threads": service.threads,
             "timeout": SILENT_SECONDS,
             "graceful_timeout": GRACEFUL_SECONDS,
@@ -182,7 +182,13 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _announce(self, _master: Any) -> None:
         service, (url, _) = self.settings.service, config.database_url(self.settings)
         facts = {"url": url_of(service.host, service.port), "pid": os.getpid()}
-        telemetry.emit("service started", **facts, database=config.masked(url), processes=service.processes, threads=service.threads)
+        telemetry.emit(
+            "service started",
+            **facts,
+            database=config.masked(url),
+            processes=config.service_processes(self.settings),
+            threads=service.threads,
+        )
 
     def _began(self, _worker: Any) -> None:
         if self._on_ready is not None:

@@ -243,3 +243,20 @@ def test_a_variable_that_is_nearly_a_setting_is_pointed_out_and_a_foreign_one_is
     }
 
     assert [warning.rsplit(" ", 1)[-1] for warning in config.strangers(environment)] == ["CASSATA_DATABASE_URL?", "CASSATA_SERVICE__PORT?"]
+
+
+def test_auto_is_a_process_for_each_core_and_one_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "cores", lambda: 6)
+    environment = {"CASSATA_WORKER__PROCESSES": "auto", "CASSATA_SERVICE__PROCESSES": "auto", "CASSATA_DATABASE_URL": "mysql://host/name"}
+    on_mysql = config.load(environment=environment).settings
+    on_sqlite = config.load(environment=environment | {"CASSATA_DATABASE_URL": "sqlite:///file"}).settings
+
+    assert (config.worker_processes(on_mysql), config.service_processes(on_mysql)) == (6, 6)
+    assert (config.worker_processes(on_sqlite), config.service_processes(on_sqlite)) == (1, 6)
+    assert config.cores() >= 1
+
+
+@pytest.mark.parametrize("written", ["0", "257", "2.0", "true", "many"])
+def test_processes_are_a_whole_number_or_auto(written: str) -> None:
+    with pytest.raises(ConfigError, match=r"worker\.processes should be a whole number from 1 to 256, or auto, not"):
+        config.load(environment={"CASSATA_WORKER__PROCESSES": written})
