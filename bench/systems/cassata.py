@@ -176,7 +176,9 @@ class Cassata:
             for work in works
         ]
         status, answer = self._post("/cassata/add/batch", json.dumps({"events": events}).encode())
-        refused = [result for result in json.loads(answer)["results"] if result["status-code"] != 201] if status == 200 else [answer.decode()]
+        if status != 200:
+            raise RuntimeError(f"the service answered {status}: {answer.decode(errors='replace')[:500]}")
+        refused = [result for result in json.loads(answer)["results"] if result["status-code"] != 201]
         if refused:
             raise RuntimeError(f"{len(refused)} events were not taken, as: {refused[0]}")
 
