@@ -237,8 +237,9 @@ class CassataMariaDb(Cassata):
 class CassataSqlite(Cassata):
     name = "cassata-sqlite"
     label = "Cassata on SQLite"
-    # SQLite has one writer at a time, and the others wait for it by sleeping. Four processes drain a burst 1.8 times as fast as
-    # one (the CPU of sending is shared), but at 200 a second their p99 lateness is 110 ms, against 6 ms with one.
+    # SQLite has one writer at a time, and the others wait for it by sleeping. Four processes drained a burst 1.8 times as fast as
+    # one (two runs of each), but at 200 a second p99 lateness was 110 ms in their one run, and 6 to 41 ms in four runs of one
+    # process, all on a machine that was busy with other things: worth measuring again.
     processes = 1
 
     def _open_database(self) -> str:
