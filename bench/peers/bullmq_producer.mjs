@@ -4,8 +4,11 @@ import { Redis } from 'ioredis';
 import { produce } from './produce.mjs';
 
 const BATCH = 500;
-const queue = new Queue('bench', { connection: new Redis(process.env.BENCH_SERVER, { maxRetriesPerRequest: null }) });
+const connection = new Redis(process.env.BENCH_SERVER, { maxRetriesPerRequest: null });
+const queue = new Queue('bench', { connection });
 await queue.waitUntilReady();
+// A worker waits for the next delayed job in a blocking command, and Redis looks for those that have waited enough `hz` times a second.
+await connection.config('SET', 'hz', '100');
 
 const job = ({ dueAt, url, body }) => {
   const timestamp = Date.now();

@@ -20,7 +20,8 @@ class SayReady(Middleware):
         say_ready()
 
 
-broker = RedisBroker(url=os.environ["BENCH_SERVER"], heartbeat_timeout=30_000)
+# redis-py allows a process 100 connections, and 200 greenlets take one each.
+broker = RedisBroker(url=os.environ["BENCH_SERVER"] + "?max_connections=1000", heartbeat_timeout=30_000)
 broker.add_middleware(SayReady())
 dramatiq.set_broker(broker)
 

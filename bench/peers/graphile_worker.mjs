@@ -4,7 +4,7 @@ import { EventEmitter } from 'node:events';
 import { poster } from './post.mjs';
 import { sayReady } from './ready.mjs';
 
-const { BENCH_SERVER, BENCH_CONCURRENCY, BENCH_LOCAL_QUEUE } = process.env;
+const { BENCH_SERVER, BENCH_CONCURRENCY, BENCH_LOCAL_QUEUE, BENCH_POLL_MS } = process.env;
 const concurrentJobs = Number(BENCH_CONCURRENCY);
 const post = poster(concurrentJobs);
 const events = new EventEmitter();
@@ -17,10 +17,10 @@ const runner = await run({
       connectionString: BENCH_SERVER,
       concurrentJobs,
       maxPoolSize: 10,
-      pollInterval: 100,
+      pollInterval: Number(BENCH_POLL_MS),
       logger: quiet,
       events,
-      localQueue: { size: Number(BENCH_LOCAL_QUEUE), refetchDelay: { durationMs: 50 } },
+      localQueue: { size: Number(BENCH_LOCAL_QUEUE), refetchDelay: { durationMs: Number(BENCH_POLL_MS) / 2 } },
       completeJobBatchDelay: 10,
       failJobBatchDelay: 10,
     },

@@ -12,7 +12,8 @@ from bench.base import Work
 from bench.peers.post import post
 from bench.peers.ready import say_ready
 
-huey = RedisHuey("bench", url=os.environ["BENCH_SERVER"], results=False)
+# redis-py allows a process 100 connections, and 200 greenlets take one each.
+huey = RedisHuey("bench", url=os.environ["BENCH_SERVER"] + "?max_connections=1000", results=False)
 huey.on_startup()(say_ready)
 
 

@@ -60,6 +60,7 @@ class Peer:
         self._started = 0
         self.server: servers.Server
         self.place: Place
+        self.cores = machine.cores()
 
     # --- what is there
 
@@ -78,10 +79,13 @@ class Peer:
         found = {package: importlib.metadata.version(package) for package in self.packages}
         return {**found, self.server_name: VERSION[self.server_name](), "python": platform.python_version()}
 
+    def settings(self) -> str:
+        raise NotImplementedError
+
     # --- the life of one run
 
     def open(self, place: Place) -> None:
-        self.place = place
+        self.place, self.cores = place, place.cores
         (place.folder / "ready").mkdir()
         self.server = self._stack.enter_context(SERVER[self.server_name](place.folder))
         self.prepare()

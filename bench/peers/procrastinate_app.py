@@ -44,7 +44,7 @@ async def work(concurrency: int) -> None:
         asyncio.get_running_loop().call_soon(say_ready)
         await app.run_worker_async(
             concurrency=concurrency,
-            fetch_job_polling_interval=0.1,
+            fetch_job_polling_interval=float(os.environ["BENCH_POLL_SECONDS"]),
             update_heartbeat_interval=10,
             stalled_worker_timeout=30,
             delete_jobs=procrastinate.jobs.DeleteJobCondition.SUCCESSFUL,

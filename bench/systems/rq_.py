@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bench import servers
 from bench.peers.peer import Peer, tool
+
+WORKERS_FOR_EACH_CORE = 2
+WORKERS_SLOW = 48
 
 
 class Rq(Peer):
@@ -12,13 +16,23 @@ class Rq(Peer):
     packages = ("rq", "redis", "requests")
     modules = ("rq", "redis", "requests")
     producer = "rq_jobs"
-    workers = 4
+
+    def settings(self) -> str:
+        return (
+            f"worker-pool of {self._pool_size()} SimpleWorkers, which run jobs in their own process (its default forks for each job); "
+            f"for slow destinations {WORKERS_SLOW} of them, as each runs one job at a time; scheduler on, which looks every second "
+            "and keeps whole seconds only, so that a job may run up to a second early; Retry(max=3), without which the job of a "
+            "killed worker counts as failed; job_timeout 30 s; a look for abandoned jobs every 10 s (default 10 minutes); results "
+            f"not kept. Redis: {servers.REDIS_SETTINGS}"
+        )
 
     def start_workers(self, *, slow: bool = False) -> None:
-        workers = 48 if slow else self.workers
+        workers = WORKERS_SLOW if slow else self._pool_size()
         command = [tool("rq"), "worker-pool", "bench", "-n", str(workers), "-w", "bench.peers.rq_jobs.QuickWorker", "-q"]
-        command += ["-u", self.server.url]
-        self.run_workers([command], ready=workers)
+        self.run_workers([[*command, "-u", self.server.url]], ready=workers)
+
+    def _pool_size(self) -> int:
+        return WORKERS_FOR_EACH_CORE * self.cores
 
     def enqueue_rate(self) -> float:
         return 3_000
