@@ -96,12 +96,12 @@ def step_until(thread: WorkerThread, reached: Callable[[], bool]) -> None:
 
 
 def test_an_event_is_held_until_its_instant_and_not_sent_before(bench: Bench) -> None:
-    bench.scheduler.add(new_event(due_at=NOON + 150))
+    bench.scheduler.add(new_event(due_at=NOON + 90))
     thread, pigeon = bench.thread()
 
     step_until(thread, lambda: bench.status() is Status.PROCESSING)
     assert pigeon.sent == []
-    bench.clock.advance(149)
+    bench.clock.advance(89)
     thread.step()
     assert pigeon.sent == []
     bench.clock.advance(1)
