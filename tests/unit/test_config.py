@@ -21,7 +21,11 @@ from cassata.scheduler import Scheduler, Terms
 from cassata.service import server
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-SET_IN_SHIPPED_FILES = {"worker.numEventsProcessedPerTransaction": (5, 100)}
+SET_IN_SHIPPED_FILES = {
+    "worker.numWorkerThreads": (5, 1),
+    "worker.maxInFlightPerThread": (100, 500),
+    "worker.numEventsProcessedPerTransaction": (5, 200),
+}
 
 
 @pytest.fixture
