@@ -25,7 +25,7 @@ class NodePeer(Peer):
             return f"node {_node_version()} is too old: {'.'.join(map(str, NODE_AT_LEAST))} is needed"
         if self._are_installed():
             return None
-        # Not `npm ci`: it wants an entry for every platform's build of an optional package (msgpackr-extract), and not every registry has them.
+        # `npm ci` wants the builds of an optional package (msgpackr-extract) for all platforms, which not every registry has.
         command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts"]
         done = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=False)
         return None if done.returncode == 0 else f"npm install in bench/peers failed: {done.stderr.strip()[:500]}"

@@ -30,7 +30,7 @@ async def deliver(url: str, body: str) -> None:
         await response.read()
 
 
-@app.periodic(cron="*/10 * * * * *")
+@app.periodic(cron="* * * * * */10")
 @app.task(name="rescue", queueing_lock="rescue", pass_context=True)
 async def rescue(context: procrastinate.JobContext, timestamp: int) -> None:  # noqa: ARG001
     """Give back what dead workers had begun, as its documentation tells its users to do by a task of their own."""

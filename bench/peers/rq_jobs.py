@@ -17,10 +17,10 @@ from bench.peers.ready import say_ready
 
 
 class QuickWorker(SimpleWorker):
-    """Runs jobs in its own process, and looks for abandoned ones every 10 s in place of 10 minutes."""
+    """Runs jobs in its own process, and looks every 10 s, even if idle, whether jobs or the scheduler have been left alone."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "maintenance_interval": 10})
+        super().__init__(*args, **{**options, "maintenance_interval": 10, "worker_ttl": 25})
 
     def work(self, *args: Any, **options: Any) -> bool:
         say_ready()
@@ -41,6 +41,6 @@ def enqueue(works: Sequence[Work]) -> None:
     with queue.connection.pipeline() as pipeline:
         for work in works:
             due = datetime.fromtimestamp(work.due_at / 1000, UTC)
-            options = {"result_ttl": 0, "job_timeout": 30, "retry": Retry(max=3)}
+            options = {"result_ttl": 0, "job_timeout": 10, "retry": Retry(max=3)}
             queue.enqueue_at(due, deliver, work.url, work.body.decode(), pipeline=pipeline, **options)
         pipeline.execute()

@@ -7,7 +7,7 @@ import subprocess
 from bench import servers
 from bench.peers.node import NodePeer
 
-CONCURRENCY, LOCAL_QUEUE = 24, 500
+CONCURRENCY, LOCAL_QUEUE = 24, 250
 CONCURRENCY_SLOW, LOCAL_QUEUE_SLOW = 250, 250
 POLL_MS = 25
 

@@ -19,11 +19,12 @@ class Rq(Peer):
 
     def settings(self) -> str:
         return (
-            f"worker-pool of {self._pool_size()} SimpleWorkers, which run jobs in their own process (its default forks for each job); "
-            f"for slow destinations {WORKERS_SLOW} of them, as each runs one job at a time; scheduler on, which looks every second "
-            "and keeps whole seconds only, so that a job may run up to a second early; Retry(max=3), without which the job of a "
-            "killed worker counts as failed; job_timeout 30 s; a look for abandoned jobs every 10 s (default 10 minutes); results "
-            f"not kept. Redis: {servers.REDIS_SETTINGS}"
+            f"worker-pool of {self._pool_size()} SimpleWorkers, which run jobs in their own process (its default forks for each "
+            f"job); for slow destinations {WORKERS_SLOW} of them, as each runs one job at a time; scheduler on, which looks every "
+            "second and keeps whole seconds only, so that a job may run up to a second early; Retry(max=3), without which the job "
+            "of a killed worker counts as failed; job_timeout 10 s and worker_ttl 25 s (default 180 and 420 s), and a look for "
+            "abandoned jobs and the scheduler every 10 s (default 10 minutes): a dead worker's job comes back after 70 s, a dead "
+            f"scheduler's lock ends after 61 s; results not kept. Redis: {servers.REDIS_SETTINGS}"
         )
 
     def start_workers(self, *, slow: bool = False) -> None:
