@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
@@ -66,14 +66,15 @@ class Terms:
 
 
 class Reach(NamedTuple):
-    """How far claims have come in the index of an application, and when one last began at its very bottom, or found
-    no suspect (ms).
+    """How far claims have come in the index of an application; whether the last one left something there; and when one last
+    began at its very bottom, or found no suspect (ms).
 
     Below the floor lie only entries that earlier claims have left and that purge has not yet removed: stepping over them is
     what makes a claim dear.
     """
 
     floor: Floor = BOTTOM
+    has_more: bool = False
     bottom_at: int = 0
     no_suspect_at: int = 0
 
@@ -83,13 +84,13 @@ class Reach(NamedTuple):
             return BOTTOM
         return min(self.floor, Floor(max(0, now - FLOOR_LAG_MS), 0))
 
-    def visited(self, floor: Floor | None, now: int) -> Reach:
-        """Return what is known after a claim that began at `start`, and came to that floor if it found anything."""
-        is_first = self.bottom_at == 0
+    def visited(self, now: int, *, found: bool) -> Reach:
+        """Return what is known after a claim that began at `start`."""
         return Reach(
-            floor or self.floor,
+            self.floor,
+            self.has_more,
             now if _is_long_ago(self.bottom_at, now) else self.bottom_at,
-            now if is_first and floor else self.no_suspect_at,  # not the first time, unless there is nothing else
+            now if found and self.bottom_at == 0 else self.no_suspect_at,  # the first time only if there is nothing else
         )
 
 
@@ -461,13 +462,17 @@ class Scheduler:
 
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
         names = self._names_of(conn, applications)
-        visit = _Visit([application for application in applications if application in names], self._reaches, now)
+        visit = _Visit([application for application in applications if application in names], self._reaches, now, limit)
         until = now + terms.look_ahead_ms
-        while visit.waiting and limit - len(visit.rows) >= max(1, limit // 4):  # the last few are not worth a statement
-            places, share = visit.next_places(limit)
-            visit.note(places, share, store.lock_due(conn, places, now, until, share))
-        if suspects and len(visit.rows) < limit and (asked := visit.suspected()):
-            visit.note_suspects(asked, store.lock_suspects(conn, asked, now))
+        while visit.wants_more():
+            floors = visit.next_turn()
+            if visit.asks_each:
+                visit.note(floors, store.lock_due_of_each(conn, floors, now, until, visit.share))
+            else:
+                visit.note(floors, store.lock_due_of_many(conn, floors, min(floors.values()).wake_at, now, until, visit.room))
+        visit.fill()
+        if suspects and visit.room and (asked := visit.suspected()):
+            visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
         wakes: dict[int, int | None] = {application: None for application in applications if application not in names}
         if visit.emptied:
             wakes |= store.next_wakes(conn, visit.emptied, until)
@@ -568,44 +573,92 @@ class Scheduler:
 class _Visit:
     """The way of one claim through the applications: everybody gets a fair share; what some leave goes to those who have more."""
 
-    def __init__(self, applications: Iterable[int], reaches: Mapping[int, Reach], now: int) -> None:
-        self.waiting = deque(applications)  # those who have not had their turn, or may have more
-        self.rows: list[Row[Any]] = []
+    def __init__(self, applications: Collection[int], reaches: Mapping[int, Reach], now: int, limit: int) -> None:
+        self.rows: list[Row[Any]] = []  # to be claimed
         self.emptied: list[int] = []
         self.reaches: dict[int, Reach] = {}  # as they are after the visit
-        self._before = {application: reaches.get(application, Reach()) for application in self.waiting}
+        self.asks_each = False  # in this turn: those that had more the last time are asked one by one, the others together
+        self.share = limit
+        self._limit = limit
         self._now = now
-        self._floors: dict[int, Floor] = {}
+        self._waiting = deque(applications)
+        self._before = {application: reaches.get(application, Reach()) for application in applications}
+        self._rest: dict[int, list[Row[Any]]] = {}  # locked beyond the share of those who were asked together
 
-    def next_places(self, limit: int) -> tuple[dict[int, Floor], int]:
-        """Return who is asked next, each from where, and for how many."""
-        left = limit - len(self.rows)
-        share = max(1, left // len(self.waiting), min(left, limit // VISITS))
-        turn = [self.waiting.popleft() for _ in range(min(len(self.waiting), left // share))]
-        return {application: self._floors.get(application) or self._before[application].start(self._now) for application in turn}, share
+    @property
+    def room(self) -> int:
+        return self._limit - len(self.rows)
 
-    def note(self, turn: Iterable[int], share: int, found: Sequence[Row[Any]]) -> None:
-        self.rows += found
-        counts: Counter[int] = Counter()
+    def wants_more(self) -> bool:
+        """Whether it goes on: the last few places are not worth another statement."""
+        return bool(self._waiting) and self.room >= max(1, self._limit // 4)
+
+    def next_turn(self) -> dict[int, Floor]:
+        """Return who is asked next, each from where on: all that are like the first one, or as many of them as fit."""
+        had_more = self._before[self._waiting[0]].has_more
+        self.asks_each = had_more or len(self._waiting) == 1
+        self.share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
+        turn = [application for application in self._waiting if self._before[application].has_more == had_more]
+        if self.asks_each:
+            del turn[self.room // self.share :]
+        asked = set(turn)
+        self._waiting = deque(application for application in self._waiting if application not in asked)
+        return {application: self._place(application) for application in turn}
+
+    def _place(self, application: int) -> Floor:
+        """Go on exactly where this claim has come to: what it has locked looks unclaimed until the end."""
+        reach = self.reaches.get(application)
+        return reach.floor if reach else self._before[application].start(self._now)
+
+    def note(self, turn: Iterable[int], found: Sequence[Row[Any]]) -> None:
+        """Take the share of each, and see who may have more."""
+        is_cut = not self.asks_each and len(found) == self.room
+        last = found[-1].application if is_cut else None
+        of: dict[int, list[Row[Any]]] = {application: [] for application in turn}
         for row in found:
-            counts[row.application] += 1
-            self._floors[row.application] = max(self._floors.get(row.application, BOTTOM), Floor(row.wake_at, row.id))
-        for application in turn:
-            self.reaches[application] = self._before[application].visited(self._floors.get(application), self._now)
-            (self.emptied if counts[application] < share else self.waiting).append(application)
+            of[row.application].append(row)
+        for application, rows in of.items():
+            before = self._before[application]
+            if last is not None and application > last:  # not reached, since others have much: it is asked by itself
+                self._before[application] = before._replace(has_more=True)
+                self._waiting.append(application)
+                continue
+            has_more = len(rows) > self.share or application == last or (self.asks_each and len(rows) == self.share)
+            so_far = self.reaches.get(application) or before.visited(self._now, found=bool(rows))
+            self.reaches[application] = so_far._replace(has_more=has_more)
+            self._take(application, rows[: self.share])
+            if not has_more:
+                self.emptied.append(application)
+            elif self.asks_each:
+                self._before[application] = before._replace(has_more=True)
+                self._waiting.append(application)
+            else:
+                self._rest[application] = rows[self.share :]
+
+    def fill(self) -> None:
+        """Give the places that are left to those who have more."""
+        for application, rows in self._rest.items():
+            self._take(application, rows[: self.room])
+
+    def _take(self, application: int, rows: Sequence[Row[Any]]) -> None:
+        if rows:
+            self.rows += rows
+            self.reaches[application] = self.reaches[application]._replace(floor=Floor(rows[-1].wake_at, rows[-1].id))
 
     def suspected(self) -> list[int]:
         """Return who is to be asked for suspects: nobody who had none less than a second ago."""
         return [application for application in self.emptied if _is_long_ago(self.reaches[application].no_suspect_at, self._now)]
 
-    def note_suspects(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
-        self.rows += found[:1]
-        for application in set(asked) - {row.application for row in found}:
-            self.reaches[application] = self.reaches[application]._replace(no_suspect_at=self._now)
+    def note_suspect(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
+        self.rows += found
+        if not found:
+            for application in asked:
+                self.reaches[application] = self.reaches[application]._replace(no_suspect_at=self._now)
 
     def unfinished(self) -> dict[int, int | None]:
-        """Say when those may be looked at again that had their share and may have more: at once."""
-        return {application: floor.wake_at for application, floor in self._floors.items() if application in self.waiting}
+        """Say when those may be looked at again that have more: at once."""
+        visited = (application for application in self._waiting if application in self.reaches)
+        return {application: self.reaches[application].floor.wake_at for application in (*visited, *self._rest)}
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:

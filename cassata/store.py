@@ -9,16 +9,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     BindParameter,
     ColumnElement,
     Connection,
-    CursorResult,
     Dialect,
     Insert,
     Row,
     Select,
-    SelectBase,
     and_,
     bindparam,
     delete,
@@ -260,70 +257,75 @@ def _hinted(question: Select[Any], index: str) -> Select[Any]:
     return question.with_hint(events, hint, "mysql").with_hint(events, hint, "mariadb")
 
 
-_APPLICATION = E.application == bindparam("of")
+_FIT = or_(E.status != Status.PROCESSING, and_(E.wake_at <= bindparam("now"), E.lost_leases == 0))
+_LOST_AGAIN = and_(E.wake_at > 0, E.wake_at <= bindparam("now"), E.status == Status.PROCESSING, E.lost_leases > 0)
+_ONE_OF_APPLICATIONS = E.application.in_(_IDS)
+
+
+def _waking(which: ColumnElement[bool], *order: ColumnElement[int]) -> Select[Any]:
+    """Begin a question for events to lock, in the order of the hot index."""
+    question = select(*_FOR_DELIVERY).where(which).order_by(*order, E.wake_at, E.id).limit(bindparam("most"))
+    return _hinted(question.with_for_update(skip_locked=True), "events_wake")
+
+
 # Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
 _REACH = or_(
     and_(E.wake_at == bindparam("floor"), E.id > bindparam("floor_id")),
     and_(E.wake_at > bindparam("floor"), E.wake_at <= bindparam("until")),
 )
-_FIT = or_(E.status != Status.PROCESSING, and_(E.wake_at <= bindparam("now"), E.lost_leases == 0))
-_LOST_AGAIN = and_(E.wake_at > 0, E.wake_at <= bindparam("now"), E.status == Status.PROCESSING, E.lost_leases > 0)
+_SPAN = and_(E.wake_at >= bindparam("floor"), E.wake_at <= bindparam("until"))
+_DUE = _waking(and_(E.application == bindparam("of"), _REACH, _FIT))
+_DUE_OF_MANY = _waking(and_(_ONE_OF_APPLICATIONS, _SPAN, _FIT), E.application)
+_SUSPECT = _waking(and_(_ONE_OF_APPLICATIONS, _LOST_AGAIN), E.application)
 
 
-def _waking(which: ColumnElement[bool], most: BindParameter[int] | int) -> Select[Any]:
-    question = select(*_FOR_DELIVERY).where(_APPLICATION, which).order_by(E.wake_at, E.id).limit(most)
-    return _hinted(question.with_for_update(skip_locked=True), "events_wake")
-
-
-_DUE = _waking(and_(_REACH, _FIT), bindparam("most"))
-_SUSPECT = _waking(_LOST_AGAIN, 1)
-_NEXT_WAKE = select(bindparam("of", type_=BigInteger), func.min(E.wake_at)).where(_APPLICATION, E.wake_at > bindparam("after"))
-
-
-def next_wakes(conn: Connection, applications: Iterable[int], after: int) -> dict[int, int | None]:
-    """Tell for each application when its first event later than `after` may be looked at; None if there is none."""
-    rows: Sequence[Any] = _ask_each(conn, _NEXT_WAKE, [{"of": application, "after": after} for application in applications]).all()
-    return dict(rows)
-
-
-def lock_due(conn: Connection, places: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock up to `limit` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
+def lock_due(conn: Connection, application: int, floor: Floor, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock up to `limit` events of one application that may be looked at by `until`, oldest first, passing over locked ones.
 
     A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
     """
-    common = {"now": now, "most": limit}
-    # An empty second range would make MariaDB sort, and lock, everything that is due.
-    asked = [
-        {"of": application, "floor": floor.wake_at, "floor_id": floor.id, "until": max(until, floor.wake_at + 1), **common}
-        for application, floor in places.items()
-    ]
-    return _ask_each(conn, _DUE, asked).all()
+    return lock_due_of_each(conn, {application: floor}, now, until, limit)
 
 
-def lock_suspects(conn: Connection, applications: Iterable[int], now: int) -> Sequence[Row[Any]]:
-    """Lock the oldest event of each application, if there is one, whose owners have been lost before and that has lost another one."""
-    return _ask_each(conn, _SUSPECT, [{"of": application, "now": now} for application in applications]).all()
+def lock_due_of_each(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock likewise up to `limit` events of each application, in one statement.
 
-
-def _ask_each(conn: Connection, question: SelectBase, each: Sequence[Mapping[str, Any]]) -> CursorResult[Any]:
-    """Ask the same question with each set of parameters in one statement.
-
-    One by one, the round trips of a claim that visits 25 applications cost seven times as much. The statement is joined from
-    text, since Core would take longer over a UNION of 25 than the database does.
+    It is joined from text: a UNION of 30 takes Core longer to write than the database to answer.
     """
-    text, names, constants = _compiled(question, conn.dialect)
+    text, names, constants = _written_out(_DUE, conn.dialect)
     # SQLite takes no parentheses here, and locks no rows; MariaDB and MySQL lock only where the branch itself says so.
     opening = "SELECT * FROM (" if conn.dialect.name == "sqlite" else "("
-    statement = " UNION ALL ".join([f"{opening}{text})"] * len(each)) if len(each) > 1 else text
-    return conn.exec_driver_sql(statement, tuple(asked.get(name, constants.get(name)) for asked in each for name in names))
+    statement = " UNION ALL ".join([f"{opening}{text})"] * len(floors)) if len(floors) > 1 else text
+    common = constants | {"now": now, "most": limit}
+    parameters = []
+    for application, floor in floors.items():
+        # An empty second range would make MariaDB sort, and lock, everything that is due.
+        asked = common | {"of": application, "floor": floor.wake_at, "floor_id": floor.id, "until": max(until, floor.wake_at + 1)}
+        parameters += [asked[name] for name in names]
+    return conn.exec_driver_sql(statement, tuple(parameters)).all()
 
 
-@lru_cache
-def _compiled(statement: SelectBase | Insert, dialect: Dialect) -> tuple[str, Sequence[str], Mapping[str, Any]]:
-    """Write a statement out for the driver: its text, the names of its parameters in their places, and those that are constants."""
-    by_place = dialect if dialect.positional else type(dialect)(paramstyle="format")  # type: ignore[call-arg]
-    compiled = statement.compile(dialect=by_place)
-    return str(compiled), compiled.positiontup or (), compiled.params
+def lock_due_of_many(conn: Connection, applications: Collection[int], floor: int, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock likewise, from the wake_at `floor` on, the first `limit` events of many applications, by the applications' numbers.
+
+    For applications that have little it is cheap: 10 microseconds of the database for each, where `lock_due_of_each` takes 45.
+    """
+    asked = {"ids": sorted(applications), "floor": floor, "now": now, "until": until, "most": limit}
+    return conn.execute(_DUE_OF_MANY, asked).all()
+
+
+def lock_suspect(conn: Connection, applications: Collection[int], now: int) -> Sequence[Row[Any]]:
+    """Lock one event, if there is one, whose owners have been lost before and that has lost another one."""
+    return conn.execute(_SUSPECT, {"ids": sorted(applications), "now": now, "most": 1}).all()
+
+
+_NEXT_WAKES = select(E.application, func.min(E.wake_at)).where(_ONE_OF_APPLICATIONS, E.wake_at > bindparam("after")).group_by(E.application)
+
+
+def next_wakes(conn: Connection, applications: Collection[int], after: int) -> dict[int, int | None]:
+    """Tell for each application when its first event later than `after` may be looked at; None if there is none."""
+    rows = conn.execute(_NEXT_WAKES, {"ids": sorted(applications), "after": after})
+    return dict.fromkeys(applications) | {row[0]: row[1] for row in rows}
 
 
 _ONE_OF_IDS = E.id.in_(_IDS)
@@ -443,8 +445,16 @@ def log_attempts(conn: Connection, outcomes: Iterable[Outcome]) -> None:
 
 def _insert(conn: Connection, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows. Core's own executemany takes 16 microseconds a row of attempts, this takes 7."""
-    text, names, _ = _compiled(statement, conn.dialect)
+    text, names, _ = _written_out(statement, conn.dialect)
     conn.exec_driver_sql(text, [tuple(row[name] for name in names) for row in rows])
+
+
+@lru_cache
+def _written_out(statement: Insert | Select[Any], dialect: Dialect) -> tuple[str, Sequence[str], dict[str, Any]]:
+    """Write a statement as its driver takes it, name its parameters in their order, and give those that are constants."""
+    by_place = dialect if dialect.positional else type(dialect)(paramstyle="format")  # type: ignore[call-arg]
+    compiled = statement.compile(dialect=by_place)
+    return str(compiled), compiled.positiontup or (), compiled.params
 
 
 def _clipped(text: str | None, longest: int) -> str | None:

@@ -86,7 +86,7 @@ def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, 
     with statements(engines) as seen:
         ACTS[act](scheduler)
 
-    examined = [(s, p) for s, p in seen if s.lstrip(" (\n").startswith(("SELECT", "UPDATE")) and "events" in s]
+    examined = [(s, p) for s, p in seen if s.lstrip().startswith(("SELECT", "UPDATE")) and "events" in s]
     assert examined
     for statement, parameters in examined:
         for step in explain(engines, statement, parameters):
@@ -115,7 +115,7 @@ def test_a_claim_locks_little_more_than_it_takes_and_leaves_the_next_ones_to_oth
     application = next(application for application, wake_at in scheduler.agenda().items() if wake_at <= NOON)
 
     def due(conn: Connection) -> list[int]:
-        return [row.id for row in store.lock_due(conn, {application: store.BOTTOM}, NOON, NOON, 5)]
+        return [row.id for row in store.lock_due(conn, application, store.BOTTOM, NOON, NOON, 5)]
 
     with engines.write.connect() as one, engines.write.connect() as two:
         mine, yours = due(one), due(two)
