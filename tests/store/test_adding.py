@@ -5,9 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pymysql
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from cassata import database
+from cassata import database, store
 from cassata.errors import DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, UnknownEvent
 from cassata.model import Event, NewEvent, RetryOptions, Status
 from cassata.scheduler import Scheduler
@@ -306,3 +308,36 @@ def test_an_invalid_event_cannot_be_made() -> None:
     assert {problem.field for problem in refusal.value.problems} == {
         "application_id", "event_id", "url", "method", "headers", "timeout_ms", "due_at",
     }  # fmt: skip
+
+
+def test_an_add_whose_answer_was_lost_is_told_as_stored(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row is there, the connection is gone: the duplicate that the next try finds is the very event that was to be added."""
+    scheduler.add(new_event("e0"))
+    working, losses = store.insert_events, iter([True])
+
+    def lose_the_answer(conn: Any, rows: Any) -> None:
+        working(conn, rows)
+        if next(losses, False):
+            raise OperationalError("INSERT", {}, pymysql.err.OperationalError(2013, "Lost connection"))
+
+    monkeypatch.setattr(store, "insert_events", lose_the_answer)
+
+    assert scheduler.add(new_event("e1")) == scheduler.status("shop", "e1")
+    with pytest.raises(DuplicateEvent):
+        scheduler.add(new_event("e1"))
+
+
+def test_an_add_that_was_not_stored_before_its_connection_was_lost_is_stored_by_the_next_try(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.add(new_event("e0"))
+    working, losses = store.insert_events, iter([True])
+
+    def lose_the_question(conn: Any, rows: Any) -> None:
+        if next(losses, False):
+            raise OperationalError("INSERT", {}, pymysql.err.OperationalError(2006, "Gone away"))
+        working(conn, rows)
+
+    monkeypatch.setattr(store, "insert_events", lose_the_question)
+
+    assert scheduler.add(new_event("e1")) == scheduler.status("shop", "e1")

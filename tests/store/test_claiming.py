@@ -510,3 +510,40 @@ def test_six_workers_with_stalled_finishers_lose_nothing_and_overwrite_nothing(d
     assert sum(len(log) for log in logs) == claims  # every attempt is a row
     assert {attempt.error for log in logs for attempt in log[:-1]} == {ErrorKind.WORKER_LOST}
     assert {(log[-1].status_code, log[-1].number) for log in logs} == {(200, n) for n in range(1, LOST_LEASES + 1)}
+
+
+# --- many applications at once -----------------------------------------------------------------------------------------------
+
+
+def test_a_crowd_of_applications_is_claimed_from_fairly_and_whole(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    """Some have one event, some have many: nobody waits for those who have many, and every event is claimed exactly once."""
+    counts = {f"app-{number}": 60 if number % 10 == 0 else number % 4 for number in range(60)}
+    scheduler.add_all([new_event(f"e{n}", application_id) for application_id, count in counts.items() for n in range(count)])
+
+    claimed: list[str] = []
+    while batch := hand.claim(limit=50):
+        assert len(batch) <= 50
+        claimed += [f"{delivery.application_id}/{delivery.event_id}" for delivery in batch]
+        clock.advance(3)
+
+    assert Counter(key.split("/")[0] for key in claimed) == Counter({key: count for key, count in counts.items() if count})
+    assert len(claimed) == len(set(claimed))
+    light = [position for position, key in enumerate(claimed) if counts[key.split("/")[0]] < 4]
+    assert max(light) < 6 * 50
+
+
+def test_the_newest_rows_tell_what_was_added(scheduler: Scheduler, hand: Hand) -> None:
+    assert scheduler.newest_row() == 0
+    scheduler.add_all([new_event("e1", "a"), new_event("e2", "b", due_at=NOON + 9)])
+    before = scheduler.newest_row()
+    assert scheduler.added_after(before) == ({}, before)
+    scheduler.add_all([new_event("e3", "b", due_at=NOON + 5), new_event("e4", "b", due_at=NOON + 7), new_event("e5", "c")])
+    numbers = dict(zip("abc", sorted(scheduler.agenda()), strict=True))
+
+    assert scheduler.added_after(before) == ({numbers["b"]: NOON + 5, numbers["c"]: NOON}, before + 3)
+
+
+def test_the_agenda_can_leave_out_what_lies_far_ahead(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event("e1", "soon", due_at=NOON + 900), new_event("e1", "late", due_at=NOON + 90_000)])
+
+    assert list(scheduler.agenda(within_ms=1_000).values()) == [NOON + 900]
