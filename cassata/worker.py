@@ -30,6 +30,8 @@ from cassata.scheduler import Scheduler, Terms
 
 LINGER_SECONDS = 0.025
 """So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
+USUAL_TRANSACTION_SECONDS = 0.005
+"""What is due in less time would be late if a transaction were begun before it."""
 SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 LONGEST_POLL_SECONDS = 0.25
@@ -257,6 +259,8 @@ class WorkerThread(threading.Thread):
             self._drain()
             return
         self._go_on_watch()
+        if self._puts_off():
+            return
         if self._on_watch:
             self._look()
         applications = self._claimable()
@@ -278,6 +282,8 @@ class WorkerThread(threading.Thread):
         now = time.monotonic()
         if self._held:
             yield self._until(self._held[0].send_at)
+        if self._puts_off():
+            return
         if self._outcomes:
             yield self._first_outcome_at + LINGER_SECONDS - now
         agenda = self._agenda
@@ -288,6 +294,15 @@ class WorkerThread(threading.Thread):
                 yield self._until(earliest - self._terms.look_ahead_ms // 2)
         elif self._free():
             yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
+
+    def _puts_off(self) -> bool:
+        """Whether a transaction had better wait: something held is due before it would be over, and nothing is pressing."""
+        if not self._held or self._until(self._held[0].send_at) > USUAL_TRANSACTION_SECONDS:
+            return False
+        earliest = self._agenda.earliest() if self._on_watch else None
+        is_due_soon = earliest is not None and self._until(earliest) < self._terms.look_ahead_ms / 4000
+        is_recorded_late = bool(self._outcomes) and time.monotonic() - self._first_outcome_at > 2 * LINGER_SECONDS
+        return not (is_due_soon or is_recorded_late or len(self._outcomes) >= self._batch)
 
     def _until(self, instant: int) -> float:
         return (instant - self._scheduler.clock.estimate()) / 1000
