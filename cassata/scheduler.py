@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Row
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from cassata import config, database, store, telemetry
@@ -32,8 +32,6 @@ FLOOR_LAG_MS = 250
 """A claim looks this far behind where it has been: an add or a retry may become visible that long after its wake_at."""
 BOTTOM_EVERY_MS = 1_000
 """And this often from the very beginning, for what came even later, or was locked by somebody who then let go of it."""
-
-
 VISITS = 33
 """So many applications a claim visits before it has its fill, if each has enough: fairness is a matter of rotation."""
 
@@ -277,9 +275,8 @@ class Scheduler:
     def added_after(self, row: int) -> tuple[dict[int, int], int]:
         """Return for the applications to which events were added after that row what `agenda` would, and the newest row."""
         found = self._read(lambda conn: store.added_after(conn, row))
-        return {application: wake_at for application, (wake_at, _) in found.items()}, max(
-            (newest for _, newest in found.values()), default=row
-        )
+        newest = max((newest for _, newest in found.values()), default=row)
+        return {application: wake_at for application, (wake_at, _) in found.items()}, newest
 
     def record(self, outcomes: Sequence[Outcome]) -> Recorded:
         """Write how deliveries ended, and log the attempts."""
@@ -334,7 +331,7 @@ class Scheduler:
         """
         stored: Event | None = None
         try:
-            with self._engines.read.connect() as conn:
+            with database.explained(), self._engines.read.connect() as conn:
                 now = self.clock.now(conn)
                 if refusal := self._refusal(new, now):
                     return refusal
@@ -344,7 +341,7 @@ class Scheduler:
                 return stored
         except IntegrityError:
             return self._add_together([new])[0]
-        except DBAPIError:
+        except DatabaseUnavailable:
             added = self._add_together([new])[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
             is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
