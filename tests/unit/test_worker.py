@@ -14,7 +14,7 @@ from cassata import database, telemetry
 from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, Outcome, Status
 from cassata.scheduler import Scheduler, Terms
-from cassata.worker import LOOK_SHARE, Agenda, Outage, WorkerThread
+from cassata.worker import LATE_COMMIT_SECONDS, LOOK_SHARE, SUBMIT_STEP, Agenda, Outage, WorkerThread
 from tests.words import NOON, ManualClock, new_event, outcome
 
 
@@ -309,6 +309,92 @@ def test_one_slow_look_at_a_database_that_was_away_delays_no_other() -> None:
     agenda.replace({}, cost=9.0)
 
     assert agenda.next_look <= time.monotonic() + 0.2
+
+
+def dear_agenda(seen: dict[int, int]) -> Agenda:
+    agenda = Agenda(interval=0.2)
+    agenda.replace(seen, cost=1)
+    agenda.replace(seen, cost=1, newest=100)
+    return agenda
+
+
+def test_cheap_looks_need_no_glances_and_dear_ones_do() -> None:
+    cheap = Agenda(interval=0.2)
+    cheap.replace({1: 10}, cost=0.001, newest=100)
+
+    assert cheap.surely_known is None
+    assert dear_agenda({1: 10}).surely_known == 100
+
+
+def test_what_has_been_added_is_noticed_if_it_is_new_or_earlier() -> None:
+    agenda = dear_agenda({1: 30, 2: 20})
+
+    agenda.notice({1: 10, 2: 25, 3: 15}, newest=103, now=time.monotonic())
+
+    assert agenda.earliest() == 10
+    assert sorted(agenda.due(20, most=9)) == [1, 2, 3]
+    assert agenda.due(19, most=9) == [application for application in agenda.due(20, most=9) if application != 2]
+
+
+def test_rows_that_are_committed_late_are_looked_for_again() -> None:
+    agenda = dear_agenda({})
+    began = time.monotonic()
+
+    agenda.notice({}, newest=110, now=began + LATE_COMMIT_SECONDS / 2)
+    assert agenda.surely_known == 100
+    agenda.notice({}, newest=120, now=began + 2 * LATE_COMMIT_SECONDS)
+    assert agenda.surely_known == 110
+
+
+def test_time_wasted_on_what_others_have_served_brings_the_next_look_nearer() -> None:
+    agenda = dear_agenda(dict.fromkeys(range(50), 10))
+    planned = agenda.next_look
+
+    agenda.waste(0.5)
+    assert agenda.next_look == planned
+    agenda.waste(5)
+
+    assert agenda.next_look < planned
+
+
+def test_several_processes_do_not_begin_with_the_same_applications() -> None:
+    seen = dict.fromkeys(range(1_000), 10)
+    firsts = set()
+    for _ in range(20):
+        agenda = Agenda(interval=1)
+        agenda.replace(seen, cost=0)
+        first, second = agenda.due(10, most=2)
+        assert second == (first + 1) % 1_000
+        firsts.add(first)
+
+    assert len(firsts) > 10
+
+
+def test_nothing_is_begun_with_the_database_just_before_something_is_due(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event("first"), new_event("soon", due_at=NOON + 90)])
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: len(pigeon.sent) == 1)
+    pigeon.answer_all()
+    bench.clock.advance(88)
+
+    thread.step()
+    assert bench.status("first") is Status.PROCESSING
+    bench.clock.advance(2)
+    step_until(thread, lambda: bench.status("first") is Status.COMPLETED)
+
+    assert [delivery.event_id for delivery in pigeon.sent] == ["first", "soon"]
+
+
+def test_of_many_that_are_due_the_first_ones_move_along_before_the_last_are_submitted(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(f"e{number}") for number in range(3 * SUBMIT_STEP)])
+    thread, pigeon = bench.thread(batch=1_000, slots=1_000)
+    sent_at_poll: list[int] = []
+    working = pigeon.poll
+    pigeon.poll = lambda timeout: sent_at_poll.append(len(pigeon.sent)) or working(timeout)  # type: ignore[method-assign, func-returns-value]
+
+    step_until(thread, lambda: len(pigeon.sent) == 3 * SUBMIT_STEP)
+
+    assert {SUBMIT_STEP, 2 * SUBMIT_STEP} <= set(sent_at_poll)
 
 
 def test_a_thread_whose_slots_are_all_given_up_waits_and_does_not_spin(bench: Bench) -> None:
