@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,12 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from matplotlib.transforms import Bbox
 
 from bench.summary import CASSATA, LABELS, PEERS, Spread, Summaries, Summary, label, number
 
 TITLES = {
-    "drain": "Burst: deliveries per second, 20,000 due at one instant",
+    "drain": "Burst: deliveries per second, all due at one instant",
     "cpu": "Burst: CPU time of a delivery",
     "lateness": "Steady: how late deliveries come, at 200 a second",
     "depth": "Cost of claiming and recording an event, against rows in the table",
@@ -191,31 +190,43 @@ def _colour(system: str) -> str:
     return STRONG.get(system) or dict(zip(PEERS, MUTED, strict=True)).get(system, PEER_BAR)
 
 
+SHARES = (0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995)
+LAST_QUANTILE = 0.995
+"""The last but one that is measured; the last, the very latest event, has no place on this scale, and stands in the table."""
+
+
 def _lateness(all_: Summaries) -> Figure | None:
     systems = [summary for summary in _usual(all_, "steady", "early") if len(summary.series.get("lateness_ms_quantiles", ())) > 1]
     if not systems:
         return None
-    figure, axes = _lines(TITLES["lateness"], height=4.2)
+    figure, axes = _lines(TITLES["lateness"], height=5.0)
     shortest = _shortest_shown(systems)
     curves = [_lateness_curve(summary, shortest) for summary in systems]
     for curve in curves:
         axes.plot(curve.across, curve.up, color=curve.colour, linewidth=2.6 if curve.strong else 1.5, zorder=3 if curve.strong else 2)
     axes.set_xscale("log")
     axes.set_xlim(shortest, max(max(curve.across) for curve in curves) * 1.25)
-    axes.set_ylim(0, 101)
+    axes.set_ylim(0, _stretched(LAST_QUANTILE))
     axes.grid(visible=True, axis="x")
-    axes.set_xlabel("late by at most, ms")
-    axes.set_yticks([0, 25, 50, 75, 99], ["0 %", "25 %", "50 %", "75 %", "99 %"])
+    axes.set_xlabel("ms late at most")
+    axes.set_ylabel("share of events")
+    axes.set_yticks([_stretched(part) for part in SHARES], [f"{100 * part:g} %" for part in SHARES])
     _readable_log_axis(axes)
-    _label_curves(figure, axes, curves)
+    _label_tops(axes, curves)
     return figure
 
 
 def _lateness_curve(summary: Summary, shortest: float) -> Curve:
     quantiles = summary.series["lateness_ms_quantiles"]
-    parts = [100 * place / (len(quantiles) - 1) for place in range(len(quantiles))]
-    shown = [max(shortest, late) for late in quantiles]
-    return Curve(_lateness_label(summary), _colour(summary.system), summary.system in CASSATA, shown, parts)
+    shares = [place / (len(quantiles) - 1) for place in range(len(quantiles))]
+    shown = [(max(shortest, late), _stretched(share)) for late, share in zip(quantiles, shares, strict=True) if share <= LAST_QUANTILE]
+    across, up = zip(*shown, strict=True)
+    return Curve(_lateness_label(summary), _colour(summary.system), summary.system in CASSATA, across, up)
+
+
+def _stretched(share: float) -> float:
+    """Return where a share of all events stands: 90 % is as far above 0 as 99 % is above 90, since the last ones are what matters."""
+    return -log10(1 - share)
 
 
 def _shortest_shown(systems: Sequence[Summary]) -> float:
@@ -225,11 +236,12 @@ def _shortest_shown(systems: Sequence[Summary]) -> float:
 
 
 def _lateness_label(summary: Summary) -> str:
-    early = summary.figures["early"].high
-    if not early:
-        return label(summary.system)
+    """Return a name that is short, since there are many; and how early it was, if it was."""
+    name = label(summary.system) if summary.system in CASSATA else label(summary.system).split(" (")[0]
     earliest = summary.figures.get("earliest_ms")
-    return f"{label(summary.system)}: {number(early)} early" + ("" if earliest is None else f", by up to {number(-earliest.low)} ms")
+    if not summary.figures["early"].high:
+        return name
+    return f"{name} (some early)" if earliest is None else f"{name} (up to {number(-earliest.low)} ms early)"
 
 
 def _readable_log_axis(axes: Axes) -> None:
@@ -239,10 +251,7 @@ def _readable_log_axis(axes: Axes) -> None:
 
 def _short(value: float) -> str:
     """Write 10,000,000 as 10 M."""
-    for size, sign in ((1e6, " M"), (1e4, " k")):
-        if value >= size:
-            return f"{value / (1e3 if sign == ' k' else size):,g}{sign}"
-    return f"{value:,g}"
+    return f"{value / 1e6:,g} M" if value >= 1e6 else f"{value:,g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,63 +263,40 @@ class Curve:
     up: Sequence[float]
 
 
-def _label_curves(figure: Figure, axes: Axes, curves: Sequence[Curve]) -> None:
-    """Write each curve's name beside it, where it covers no other name, and as little as possible of other curves."""
-    figure.canvas.draw()
-    inside = axes.get_window_extent()
-    points = [point for curve in curves for point in axes.transData.transform(list(zip(curve.across, curve.up, strict=True)))]
-    taken: list[Bbox] = []
-
-    def badness(text: Annotation) -> float:
-        box = _box(text)
-        outside = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
-        return 1000 * (outside + sum(box.overlaps(other) for other in taken)) + sum(box.contains(*point) for point in points)
-
-    for curve in curves:
-        candidates = [_name(axes, curve, place, align) for place, align in _places(curve.up)]
-        best = min(candidates, key=badness)
-        for text in candidates:
-            if text is not best:
-                text.remove()
-        taken.append(_box(best))
-
-
-def _name(axes: Axes, curve: Curve, place: int, align: str) -> Annotation:
-    """Write a curve's name to the right (`left` aligned) or to the left of one of its points."""
-    return axes.annotate(
-        curve.name,
-        (curve.across[place], curve.up[place]),
-        (7 if align == "left" else -7, 0),
-        textcoords="offset points",
-        horizontalalignment=align,
-        verticalalignment="center",
-        color=curve.colour,
-        fontweight="bold" if curve.strong else "normal",
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
-        zorder=5,
-    )
+def _label_tops(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Write the curves' names aslant above their upper ends, joined to them where they have to stand aside."""
+    ordered = sorted(curves, key=lambda curve: curve.across[-1])
+    ends = [axes.transData.transform((curve.across[-1], curve.up[-1])) for curve in ordered]
+    ends_across = [axes.transAxes.inverted().transform(end)[0] for end in ends]
+    for curve, end, place in zip(ordered, ends_across, _apart(ends_across, 0.048), strict=True):
+        axes.plot([end, place], [1.005, 1.035], transform=axes.transAxes, color=curve.colour, linewidth=1, clip_on=False)
+        axes.text(
+            place - 0.004,
+            1.04,
+            curve.name,
+            transform=axes.transAxes,
+            rotation=45,
+            rotation_mode="anchor",
+            verticalalignment="center",
+            color=curve.colour,
+            fontweight="bold" if curve.strong else "normal",
+        )
 
 
-def _box(text: Annotation) -> Bbox:
-    return Text.get_window_extent(text).padded(3)
-
-
-def _places(up: Sequence[float]) -> Iterator[tuple[int, str]]:
-    """Yield where a name may stand: at which point of its curve, and with which end beside it."""
-    for height in range(90, 5, -3):
-        place = min(range(len(up)), key=lambda index: abs(up[index] - height))
-        for align in ("left", "right"):
-            yield place, align
+def _apart(values: Sequence[float], least: float) -> list[float]:
+    """Move ascending values up, as little as it takes for each to be `least` above the one before."""
+    moved: list[float] = []
+    for value in values:
+        moved.append(max(value, moved[-1] + least) if moved else value)
+    return moved
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[str, str, float, float]], *, apart: float) -> None:
     """Write names at the right ends of lines, at least `apart` of the axes' height from one another."""
     low, high = axes.get_ylim()
-    least = (high - low) * apart
-    above = float("-inf")
-    for name, colour, x, y in sorted(ends, key=lambda end: end[3]):
-        above = max(y, above + least)
-        axes.annotate(name, (x, above), (8, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+    ends = sorted(ends, key=lambda end: end[3])
+    for (name, colour, x, _), y in zip(ends, _apart([end[3] for end in ends], (high - low) * apart), strict=True):
+        axes.annotate(name, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
 
 
 def _rows(variant: str) -> float | None:
