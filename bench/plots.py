@@ -371,7 +371,7 @@ def _memory(all_: Summaries) -> Figure | None:
     ends = []
     for summary in found:
         series, events = summary.series["pss_mb"], summary.figures["events"].median
-        x = [events * place / (len(series) - 1) for place in range(len(series))]
+        x = [events * place / len(series) for place in range(1, len(series) + 1)]
         colour = STRONG.get(summary.system, PEER_BAR)
         axes.plot(x, series, color=colour, linewidth=2.6)
         name = f"{number(series[-1])} MB" if len(found) == 1 else f"{label(summary.system)} {summary.variant}".strip()

@@ -25,12 +25,10 @@ from typing import Any
 
 from bench import plots, targets
 from bench.runs import load_facts, load_runs
-from bench.summary import CASSATA, Summaries, Summary, label, number, spread
+from bench.summary import CASSATA, WIDTH, Summaries, Summary, aligned, label, number, right_aligned, spread
 
 PAGE_IMAGES = "images/performance"
 """Where a page's plots are, beside the page."""
-WIDTH = 138
-"""Of table.txt, in characters, remarks of targets aside."""
 
 
 # --- which figures a table shows ---------------------------------------------------------------------------------------
@@ -150,7 +148,7 @@ TABLES = {
     ),
     "floor": Table(
         "Floor",
-        "claim and record in one transaction, without HTTP and without Cassata's worker",
+        "claim and record in one transaction without HTTP and without Cassata's code; and sending alone, by one thread",
         "events_per_second",
         [
             Column("events_per_second", "events/s", ranged=True),
@@ -188,7 +186,12 @@ TABLES = {
         "Idle",
         "a worker with nothing due",
         "",
-        [Column("worker_cpu_percent", "% of a core", ranged=True), Column("queries_per_second", "database queries/s", ranged=True)],
+        [
+            Column("worker_cpu_percent", "worker, % of a core", ranged=True),
+            Column("server_cpu_percent", "database, % of a core", ranged=True),
+            Column("queries_per_second", "database queries/s", ranged=True),
+            Column("worker_processes", "processes", exact=True),
+        ],
     ),
     "memory": Table(
         "Memory",
@@ -201,6 +204,7 @@ TABLES = {
             Column("events", "events", exact=True),
         ],
     ),
+    "profile": Table("Profile", "where the CPU time of a worker in a burst, and of the service in adds one by one, goes", "", []),
 }
 
 
@@ -213,6 +217,8 @@ def _table_of(workload: str, summaries: Sequence[Summary]) -> Table:
 
 def _cells(workload: str, summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of a workload's table; columns nobody has a figure for are left out."""
+    if workload == "profile":
+        return _profile_cells(summaries)
     table = _table_of(workload, summaries)
     with_figures = [summary for summary in summaries if summary.figures]
     columns = [column for column in table.columns if any(column.figure in summary.figures for summary in with_figures)]
@@ -235,6 +241,18 @@ def _in_order(table: Table, summaries: Sequence[Summary]) -> list[Summary]:
 def _workloads(all_: Summaries) -> list[str]:
     there = dict.fromkeys(summary.workload for summary in all_)
     return [name for name in TABLES if name in there] + [name for name in there if name not in TABLES]
+
+
+SHARE = re.compile(r"share_(\w+)_percent")
+
+
+def _profile_cells(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+    """Return a row for each part of the code, the largest first, and a column for each process that was looked at."""
+    profiled = [summary for summary in summaries if summary.figures]
+    shares = {name: match[1] for summary in profiled for name in summary.figures if (match := SHARE.fullmatch(name))}
+    ordered = sorted(shares, key=lambda name: [-(summary.median(name) or 0) for summary in profiled])
+    rows = [[shares[name].replace("_", " "), *(spread(summary.figures.get(name)) for summary in profiled)] for name in ordered]
+    return ["part", *(f"{summary.variant or label(summary.system)}, % of its CPU" for summary in profiled)], rows
 
 
 # --- on a slow disk ----------------------------------------------------------------------------------------------------
@@ -265,47 +283,14 @@ def _slow_disk_cells(all_: Summaries) -> tuple[list[str], list[list[str]]]:
     return ["workload", "system", "figure", "as it is", "fsync + 1 ms", "ratio"], rows
 
 
-# --- text and Markdown -------------------------------------------------------------------------------------------------
-
-
-def _is_figure(cell: str) -> bool:
-    return cell == "-" or cell[:1].isdigit() or (cell[:1] == "-" and cell[1:2].isdigit())
-
-
-def _right_aligned(rows: Sequence[Sequence[str]], column: int) -> bool:
-    return all(_is_figure(row[column]) for row in rows)
-
-
-def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = WIDTH) -> str:
-    """Write a table for the terminal. Headings take as many lines as they need; the last column is wrapped if it is text and too wide."""
-    if not rows:
-        return ""
-    right = [_right_aligned(rows, column) for column in range(len(headings))]
-    widths = [
-        max([*(len(row[column]) for row in rows), *(len(word) for word in headings[column].split())]) for column in range(len(headings))
-    ]
-    if not right[-1]:
-        widths[-1] = min(widths[-1], max(30, width - sum(widths[:-1]) - 2 * (len(widths) - 1)))
-    heads = [textwrap.wrap(heading, max(1, size)) for heading, size in zip(headings, widths, strict=True)]
-    tallest = max(len(head) for head in heads)
-    lines = [[([""] * (tallest - len(head)) + head)[line] for head in heads] for line in range(tallest)]
-    lines.append(["-" * size for size in widths])
-    for row in rows:
-        wrapped = textwrap.wrap(row[-1], widths[-1]) or [""]
-        lines.append([*row[:-1], wrapped[0]])
-        lines.extend([*[""] * (len(row) - 1), rest] for rest in wrapped[1:])
-
-    def padded(line: Sequence[str]) -> Iterable[str]:
-        return (cell.rjust(size) if is_right else cell.ljust(size) for cell, size, is_right in zip(line, widths, right, strict=True))
-
-    return "\n".join("  ".join(padded(line)).rstrip() for line in lines)
+# --- Markdown ----------------------------------------------------------------------------------------------------------
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     if not rows:
         return ""
-    rules = ["---:" if _right_aligned(rows, column) else "---" for column in range(len(headings))]
+    rules = ["---:" if right_aligned(rows, column) else "---" for column in range(len(headings))]
     lines = [list(headings), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     written = [f"| {' | '.join(cell for cell in line)} |" for line in lines]
     return "\n".join([written[0], f"|{'|'.join(rules)}|", *written[1:]])
@@ -385,7 +370,7 @@ def table_text(measured: Measured) -> str:
             parts.append(f"{table.title.upper()}{f': {table.about}' if table.about else ''}\n\n{written}")
     if written := aligned(*_slow_disk_cells(measured.all)):
         parts.append(f"ON A SLOW DISK: every fsync of the database takes 1 ms longer\n\n{written}")
-    parts.append(f"TARGETS\n\n{aligned(targets.HEADINGS, targets.rows(measured.targets), width=WIDTH)}\n\n{_score(measured.targets)}")
+    parts.append(f"TARGETS\n\n{aligned(targets.HEADINGS, targets.rows(measured.targets))}\n\n{_score(measured.targets)}")
     if remarks := _remarks(measured.all, measured.facts):
         parts.append("REMARKS\n\n" + "\n".join(textwrap.fill(remark, WIDTH, subsequent_indent="  ") for remark in remarks))
     return "\n\n\n".join(parts) + "\n"
@@ -416,12 +401,16 @@ def report_text(measured: Measured, pictures: Iterable[str]) -> str:
     lines = ["# Cassata and its peers, measured", parts["machine"], _runs_note(measured.facts), "## Targets", parts["targets"]]
     for workload in _workloads(measured.all):
         table = _table_of(workload, measured.all.of(workload))
-        lines += [f"## {table.title}", f"{table.about}.".capitalize() if table.about else "", parts[workload]]
+        lines += [f"## {table.title}", _sentence(table.about), parts[workload]]
         lines += [f"![{plots.TITLES[name]}]({name}.svg)" for name in plots.OF_WORKLOAD.get(workload, ()) if name in pictures]
     for name, title in (("slow-disk", "On a slow disk"), ("systems", "Versions and settings"), ("remarks", "Remarks")):
         if parts[name]:
             lines += [f"## {title}", parts[name]]
     return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def _sentence(about: str) -> str:
+    return f"{about[:1].upper()}{about[1:]}." if about else ""
 
 
 def results_object(measured: Measured) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -112,6 +113,10 @@ def _median_series(series: Sequence[Sequence[float]]) -> Sequence[float]:
     return [median(values) for values in zip(*series, strict=False)]
 
 
+WIDTH = 138
+"""Of what is read in a terminal, in characters."""
+
+
 # --- how figures are written -------------------------------------------------------------------------------------------
 
 
@@ -137,3 +142,40 @@ def spread(value: Spread | None, *, ranged: bool = True, exact: bool = False) ->
     if not ranged or low == high:
         return middle
     return f"{middle} ({low} to {high})" if value.low < 0 else f"{middle} ({low}-{high})"
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _is_figure(cell: str) -> bool:
+    return cell == "-" or cell[:1].isdigit() or (cell[:1] == "-" and cell[1:2].isdigit())
+
+
+def right_aligned(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Tell whether a column holds nothing but figures."""
+    return all(_is_figure(row[column]) for row in rows)
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = WIDTH) -> str:
+    """Write a table for the terminal. Headings take as many lines as they need; the last column is wrapped if it is text and too wide."""
+    if not rows:
+        return ""
+    right = [right_aligned(rows, column) for column in range(len(headings))]
+    widths = [
+        max([*(len(row[column]) for row in rows), *(len(word) for word in headings[column].split())]) for column in range(len(headings))
+    ]
+    if not right[-1]:
+        widths[-1] = min(widths[-1], max(30, width - sum(widths[:-1]) - 2 * (len(widths) - 1)))
+    heads = [textwrap.wrap(heading, max(1, size)) for heading, size in zip(headings, widths, strict=True)]
+    tallest = max(len(head) for head in heads)
+    lines = [[([""] * (tallest - len(head)) + head)[line] for head in heads] for line in range(tallest)]
+    lines.append(["-" * size for size in widths])
+    for row in rows:
+        wrapped = textwrap.wrap(row[-1], widths[-1]) or [""]
+        lines.append([*row[:-1], wrapped[0]])
+        lines.extend([*[""] * (len(row) - 1), rest] for rest in wrapped[1:])
+
+    def padded(line: Sequence[str]) -> Iterable[str]:
+        return (cell.rjust(size) if is_right else cell.ljust(size) for cell, size, is_right in zip(line, widths, right, strict=True))
+
+    return "\n".join("  ".join(padded(line)).rstrip() for line in lines)
