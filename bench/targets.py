@@ -131,7 +131,7 @@ class SharedFloor:
         shared per second = cores / (cores / floor_per_second + sending + receiving)
 
     `receiving` is the receiver's own CPU per event in the burst. `sending` is the client CPU per event of the floor's variant
-    `sending`: Cassata's courier, and no database.
+    `sending`: Cassata's courier, and no database. So this says nothing about how dear the courier is; the target for a worker's CPU does.
 
     Where that was not measured, `sending` lies between nothing and all of a worker's CPU in the burst that is not the floor's client
     CPU. The latter would excuse whatever a worker wastes. So there is a share at least and a share at most; the target is met only if
