@@ -366,7 +366,7 @@ class Measured:
 
 def table_text(measured: Measured) -> str:
     """Return what is read in a terminal."""
-    parts = [f"{_machine(measured.facts)}\n{_runs_note(measured.facts)}".strip()]
+    parts = ["\n".join(textwrap.fill(text, WIDTH) for text in (_machine(measured.facts), _runs_note(measured.facts)) if text)]
     for workload in _workloads(measured.all):
         summaries = measured.all.of(workload)
         table = _table_of(workload, summaries)
