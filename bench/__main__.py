@@ -32,6 +32,8 @@ def called_from() -> Path:
 
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+RATIOS = CHECKOUT / "bench" / "ratios.json"
 
 
 @click.command()
@@ -43,10 +45,19 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--into", type=FOLDER, callback=folder, metavar="FOLDER", help="Where to; what is there already is not measured again.")
 @click.option("--check", "checking", is_flag=True, help="Compare with the stored ratios, and fail if one has fallen.")
 @click.option("--render", "rendered", type=FOLDER, callback=folder, metavar="FOLDER", help="Only write the report of FOLDER again.")
-def main(quick: bool, full: bool, checking: bool, rendered: Path | None, into: Path | None, **asked: Any) -> None:
+@click.option("--page", type=FILE, callback=folder, metavar="FILE", help="With --render: fill this page with the figures, too.")
+@click.option("--store-check", "kept", type=FOLDER, callback=folder, metavar="FOLDER", help="Only store the ratios of FOLDER for --check.")
+def main(
+    quick: bool, full: bool, checking: bool, rendered: Path | None, page: Path | None, kept: Path | None, into: Path | None, **asked: Any
+) -> None:
     """Measure Cassata and its peers on this machine, on loopback, and write a report, by default below bench-results/."""
+    if page is not None and rendered is None:
+        raise click.UsageError("--page goes with --render FOLDER")
     if rendered is not None:
-        render(rendered)
+        render(rendered, page)
+        return
+    if kept is not None:
+        store_check(kept)
         return
     if full and (quick or checking):
         raise click.UsageError("--full goes with neither --quick nor --check")
@@ -83,16 +94,24 @@ def check(into: Path | None, **asked: Any) -> int:
     """Measure what is compared, and compare; return the exit code."""
     from bench import check
 
-    asked["asked_systems"] = asked["asked_systems"] or getattr(check, "SYSTEMS", None)
-    asked["asked_workloads"] = asked["asked_workloads"] or getattr(check, "WORKLOADS", None)
+    asked["asked_systems"] = asked["asked_systems"] or check.SYSTEMS
+    asked["asked_workloads"] = asked["asked_workloads"] or check.WORKLOADS
     chosen = make_plan(quick=True, **asked)
     results = open_results(into, chosen)
     if not measure(chosen, results):
         return INTERRUPTED
-    return check.check(results.folder, CHECKOUT / "bench" / "ratios.json")
+    return check.check(results.folder, RATIOS)
 
 
-def render(results: Path) -> None:
+def store_check(results: Path) -> None:
+    from bench import check
+
+    for name in check.store(results, RATIOS):
+        say(f"not stored, since it was not measured: {name}")
+    say(f"written: {shown(RATIOS)}")
+
+
+def render(results: Path, page: Path | None = None) -> None:
     """Write the report anew, and show its table and the targets."""
     if not (results / "runs.jsonl").exists():
         say("nothing was measured: there is no report")
@@ -100,6 +119,8 @@ def render(results: Path) -> None:
     from bench import report
 
     report.write(results)
+    if page is not None:
+        report.fill(page, results)
     click.echo((results / "table.txt").read_text(encoding="utf-8"))
     for file in sorted(file for file in results.iterdir() if file.is_file()):
         say(f"written: {shown(file)}")
