@@ -458,8 +458,7 @@ class Scheduler:
         return len(endings)
 
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
-        names = self._names_of(conn, applications)
-        visit = _Visit([application for application in applications if application in names], self._reaches, now, limit)
+        visit = _Visit(applications, self._reaches, now, limit)
         until = now + terms.look_ahead_ms
         while visit.wants_more():
             floors = visit.next_turn()
@@ -470,17 +469,17 @@ class Scheduler:
         visit.fill()
         if suspects and visit.room and (asked := visit.suspected()):
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
-        wakes: dict[int, int | None] = {application: None for application in applications if application not in names}
-        if visit.emptied:
-            wakes |= store.next_wakes(conn, visit.emptied, until)
-        claimed = self._take(conn, visit.rows, names, now, terms)
+        wakes = store.next_wakes(conn, visit.emptied, until) if visit.emptied else {}
+        claimed = self._take(conn, visit.rows, now, terms)
         claimed.reaches = visit.reaches
-        claimed.wakes = wakes | visit.unfinished()
+        gone = {row.application for row in visit.rows} - self._names.keys()  # their events are nobody's
+        claimed.wakes = wakes | visit.unfinished() | dict.fromkeys(gone)
         return claimed
 
-    def _take(self, conn: Connection, rows: Sequence[Row[Any]], names: Mapping[int, str], now: int, terms: Terms) -> Claimed:
+    def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
-        found = [(store.to_delivery(row, names[row.application]), row) for row in rows]
+        names = self._names_of(conn, {row.application for row in rows})
+        found = [(store.to_delivery(row, names[row.application]), row) for row in rows if row.application in names]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -516,7 +515,7 @@ class Scheduler:
             raise UnknownEvent
         return number
 
-    def _names_of(self, conn: Connection, numbers: Sequence[int]) -> Mapping[int, str]:
+    def _names_of(self, conn: Connection, numbers: Collection[int]) -> Mapping[int, str]:
         unknown = [number for number in numbers if number not in self._names]
         if unknown:
             self._names.update(store.application_ids(conn, unknown))
