@@ -29,10 +29,13 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
+MOST_PROCESSES = 256
+
+
 def _check_processes(value: Any) -> Any:
-    if value == "auto" or (type(value) is int and 1 <= value <= 256):
+    if value == "auto" or (type(value) is int and 1 <= value <= MOST_PROCESSES):
         return value
-    raise ValueError("should be a whole number from 1 to 256, or auto")
+    raise ValueError(f"should be a whole number from 1 to {MOST_PROCESSES}, or auto")
 
 
 Processes = Annotated[int | Literal["auto"], PlainValidator(_check_processes)]
@@ -148,9 +151,9 @@ def worker_processes(settings: Settings) -> int:
 
 
 def cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use, and no more than there may be processes."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has no affinity
+    return min(allowed or 1, MOST_PROCESSES)
 
 
 def load(file: Path | None = None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None) -> Loaded:

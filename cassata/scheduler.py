@@ -58,6 +58,11 @@ class Terms:
     lease_margin_ms: int = 10_000
     look_ahead_ms: int = 200
 
+    @property
+    def claim_ahead_ms(self) -> int:
+        """So long before something is due a claim is made. It takes all that is due within the look-ahead: many at a time."""
+        return self.look_ahead_ms // 2
+
     def lease_ms(self, timeout_ms: int | None) -> int:
         """Return a lease that outlasts the wait until the event is due, and its whole deadline."""
         return self.look_ahead_ms + (timeout_ms or self.request_timeout_ms) + self.lease_margin_ms
@@ -82,14 +87,18 @@ class Reach(NamedTuple):
             return BOTTOM
         return min(self.floor, Floor(max(0, now - FLOOR_LAG_MS), 0))
 
-    def visited(self, now: int, *, found: bool) -> Reach:
-        """Return what is known after a claim that began at `start`."""
+    def visited(self, now: int, *, from_bottom: bool, found: bool, has_more: bool) -> Reach:
+        """Return what is known after a claim."""
         return Reach(
             self.floor,
-            self.has_more,
-            now if _is_long_ago(self.bottom_at, now) else self.bottom_at,
-            now if found and self.bottom_at == 0 else self.no_suspect_at,  # the first time only if there is nothing else
+            has_more,
+            now if from_bottom else self.bottom_at,
+            now if found and self.is_new else self.no_suspect_at,  # the first time only if there is nothing else
         )
+
+    @property
+    def is_new(self) -> bool:
+        return self.bottom_at == 0
 
 
 def _is_long_ago(instant: int, now: int) -> bool:
@@ -98,12 +107,15 @@ def _is_long_ago(instant: int, now: int) -> bool:
 
 @dataclass(slots=True)
 class Claimed:
-    """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known)."""
+    """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known), `has_more`
+    whether one of them has more already.
+    """
 
     deliveries: list[Delivery] = field(default_factory=list)
     wakes: dict[int, int | None] = field(default_factory=dict)
     reaches: dict[int, Reach] = field(default_factory=dict)
     buried: int = 0
+    has_more: bool = False
 
 
 class Recorded(NamedTuple):
@@ -114,8 +126,8 @@ class Recorded(NamedTuple):
     failed: tuple[tuple[Delivery, str | None], ...] = ()
 
 
-class NotOurs(AssertionError):
-    """What was taken to be ours has been taken by somebody else: the transaction must not be committed."""
+class NotOurs(Exception):
+    """What was taken to be ours has been taken by somebody else: the transaction has to be begun anew, looking first."""
 
 
 class Scheduler:
@@ -341,7 +353,9 @@ class Scheduler:
                 return stored
         except IntegrityError:
             return self._add_together([new])[0]
-        except DatabaseUnavailable:
+        except DatabaseUnavailable as error:
+            if not (error.__cause__ and (database.is_stale(error.__cause__) or database.is_conflict(error.__cause__))):
+                raise
             added = self._add_together([new])[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
             is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
@@ -430,8 +444,8 @@ class Scheduler:
         verdicts = [(outcome, self._retry.verdict(outcome)) for outcome in outcomes]
         unsure = [outcome for outcome, verdict in verdicts if looking or verdict.status is not Status.COMPLETED]
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
-        lost = {outcome.delivery.id for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
-        kept = [(outcome, verdict) for outcome, verdict in verdicts if outcome.delivery.id not in lost]
+        lost = {_claim_of(outcome) for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
+        kept = [(outcome, verdict) for outcome, verdict in verdicts if _claim_of(outcome) not in lost]
         self._complete(conn, [outcome.delivery for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
         endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
@@ -458,22 +472,23 @@ class Scheduler:
         return len(endings)
 
     def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
-        visit = _Visit(applications, self._reaches, now, limit)
+        visit = _Visit(applications, self._reaches, now, limit, suspects=suspects)
         until = now + terms.look_ahead_ms
-        while visit.wants_more():
-            floors = visit.next_turn()
-            if visit.asks_each:
-                visit.note(floors, store.lock_due_of_each(conn, floors, now, until, visit.share))
+        while turn := visit.next_turn():
+            if turn.together:
+                visit.note(turn, store.lock_due_of_many(conn, turn.floors, turn.lowest.wake_at, now, until, visit.room))
             else:
-                visit.note(floors, store.lock_due_of_many(conn, floors, min(floors.values()).wake_at, now, until, visit.room))
+                visit.note(turn, store.lock_due_of_each(conn, turn.floors, now, until, turn.share))
         visit.fill()
-        if suspects and visit.room and (asked := visit.suspected()):
+        if suspects and (asked := visit.suspected()):
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
         wakes = store.next_wakes(conn, visit.emptied, until) if visit.emptied else {}
         claimed = self._take(conn, visit.rows, now, terms)
-        claimed.reaches = visit.reaches
+        claimed.reaches = visit.seen()
+        unfinished = visit.unfinished()
+        claimed.has_more = bool(unfinished)
         gone = {row.application for row in visit.rows} - self._names.keys()  # their events are nobody's
-        claimed.wakes = wakes | visit.unfinished() | dict.fromkeys(gone)
+        claimed.wakes = wakes | unfinished | dict.fromkeys(gone)
         return claimed
 
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms) -> Claimed:
@@ -566,70 +581,84 @@ class Scheduler:
         raise AssertionError("tenacity returns or raises")
 
 
+class _Turn(NamedTuple):
+    """Who is asked by one statement, each from where on; what is each one's share; and whether they are asked together."""
+
+    floors: dict[int, Floor]
+    share: int
+    together: bool
+
+    @property
+    def lowest(self) -> Floor:
+        return min(self.floors.values())
+
+
 class _Visit:
     """The way of one claim through the applications: everybody gets a fair share; what some leave goes to those who have more."""
 
-    def __init__(self, applications: Collection[int], reaches: Mapping[int, Reach], now: int, limit: int) -> None:
+    def __init__(self, applications: Collection[int], reaches: Mapping[int, Reach], now: int, limit: int, *, suspects: bool) -> None:
         self.rows: list[Row[Any]] = []  # to be claimed
         self.emptied: list[int] = []
-        self.reaches: dict[int, Reach] = {}  # as they are after the visit
-        self.asks_each = False  # in this turn: those that had more the last time are asked one by one, the others together
-        self.share = limit
-        self._limit = limit
-        self._now = now
-        self._waiting = deque(applications)
-        self._before = {application: reaches.get(application, Reach()) for application in applications}
+        self._reaches = {application: reaches.get(application, Reach()) for application in applications}
+        self._visited: set[int] = set()
+        self._waiting = deque(applications)  # some of them again: those that have more
         self._rest: dict[int, list[Row[Any]]] = {}  # locked beyond the share of those who were asked together
+        self._now = now
+        self._most = limit
+        # Now and then a place is kept for a suspect, which would otherwise wait for as long as there is a backlog.
+        keeps_place = suspects and limit > 1 and any(not reach.is_new and self._may_be_suspected(reach) for reach in self._reaches.values())
+        self._limit = limit - 1 if keeps_place else limit
 
     @property
     def room(self) -> int:
         return self._limit - len(self.rows)
 
-    def wants_more(self) -> bool:
-        """Whether it goes on: the last few places are not worth another statement."""
-        return bool(self._waiting) and self.room >= max(1, self._limit // 4)
+    def next_turn(self) -> _Turn | None:
+        """Return who is asked next: as many as fit of those that had more the last time, one by one; or the others, together.
 
-    def next_turn(self) -> dict[int, Floor]:
-        """Return who is asked next, each from where on: all that are like the first one, or as many of them as fit."""
-        had_more = self._before[self._waiting[0]].has_more
-        self.asks_each = had_more or len(self._waiting) == 1
-        self.share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
-        turn = [application for application in self._waiting if self._before[application].has_more == had_more]
-        if self.asks_each:
-            del turn[self.room // self.share :]
+        None if nobody is left, or so little room that it is not worth a statement.
+        """
+        if not self._waiting or self.room < max(1, self._limit // 4):
+            return None
+        first = self._waiting[0]
+        had_more = self._reaches[first].has_more
+        together = not had_more and len(self._waiting) > 1
+        share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
+        alike = [application for application in self._waiting if self._reaches[application].has_more == had_more]
+        # Together they are read in the order of their numbers, for as long as there is room: whose turn it is must be reached.
+        turn = [application for application in alike if application >= first] if together else alike[: self.room // share]
         asked = set(turn)
         self._waiting = deque(application for application in self._waiting if application not in asked)
-        return {application: self._place(application) for application in turn}
+        return _Turn({application: self._start(application) for application in turn}, share, together)
 
-    def _place(self, application: int) -> Floor:
+    def _start(self, application: int) -> Floor:
         """Go on exactly where this claim has come to: what it has locked looks unclaimed until the end."""
-        reach = self.reaches.get(application)
-        return reach.floor if reach else self._before[application].start(self._now)
+        reach = self._reaches[application]
+        return reach.floor if application in self._visited else reach.start(self._now)
 
-    def note(self, turn: Iterable[int], found: Sequence[Row[Any]]) -> None:
+    def note(self, turn: _Turn, found: Sequence[Row[Any]]) -> None:
         """Take the share of each, and see who may have more."""
-        is_cut = not self.asks_each and len(found) == self.room
-        last = found[-1].application if is_cut else None
-        of: dict[int, list[Row[Any]]] = {application: [] for application in turn}
+        of: dict[int, list[Row[Any]]] = {application: [] for application in turn.floors}
         for row in found:
             of[row.application].append(row)
+        last = found[-1].application if turn.together and len(found) == self.room else None
         for application, rows in of.items():
-            before = self._before[application]
+            reach = self._reaches[application]
             if last is not None and application > last:  # not reached, since others have much: it is asked by itself
-                self._before[application] = before._replace(has_more=True)
+                self._reaches[application] = reach._replace(has_more=True)
                 self._waiting.append(application)
                 continue
-            has_more = len(rows) > self.share or application == last or (self.asks_each and len(rows) == self.share)
-            so_far = self.reaches.get(application) or before.visited(self._now, found=bool(rows))
-            self.reaches[application] = so_far._replace(has_more=has_more)
-            self._take(application, rows[: self.share])
+            has_more = len(rows) > turn.share or application == last or (not turn.together and len(rows) == turn.share)
+            from_bottom = (turn.lowest if turn.together else turn.floors[application]) == BOTTOM
+            self._reaches[application] = reach.visited(self._now, from_bottom=from_bottom, found=bool(rows), has_more=has_more)
+            self._visited.add(application)
+            self._take(application, rows[: turn.share])
             if not has_more:
                 self.emptied.append(application)
-            elif self.asks_each:
-                self._before[application] = before._replace(has_more=True)
-                self._waiting.append(application)
+            elif turn.together:
+                self._rest[application] = rows[turn.share :]
             else:
-                self._rest[application] = rows[self.share :]
+                self._waiting.append(application)
 
     def fill(self) -> None:
         """Give the places that are left to those who have more."""
@@ -639,22 +668,32 @@ class _Visit:
     def _take(self, application: int, rows: Sequence[Row[Any]]) -> None:
         if rows:
             self.rows += rows
-            self.reaches[application] = self.reaches[application]._replace(floor=Floor(rows[-1].wake_at, rows[-1].id))
+            furthest = max(Floor(row.wake_at, row.id) for row in rows)
+            self._reaches[application] = self._reaches[application]._replace(floor=furthest)
+
+    def _may_be_suspected(self, reach: Reach) -> bool:
+        return _is_long_ago(reach.no_suspect_at, self._now)
 
     def suspected(self) -> list[int]:
         """Return who is to be asked for suspects: nobody who had none less than a second ago."""
-        return [application for application in self.emptied if _is_long_ago(self.reaches[application].no_suspect_at, self._now)]
+        if len(self.rows) == self._most:
+            return []
+        return [application for application in self._visited if self._may_be_suspected(self._reaches[application])]
 
     def note_suspect(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
         self.rows += found
         if not found:
             for application in asked:
-                self.reaches[application] = self.reaches[application]._replace(no_suspect_at=self._now)
+                self._reaches[application] = self._reaches[application]._replace(no_suspect_at=self._now)
+
+    def seen(self) -> dict[int, Reach]:
+        """Return what is known of those that were visited."""
+        return {application: self._reaches[application] for application in self._visited}
 
     def unfinished(self) -> dict[int, int | None]:
         """Say when those may be looked at again that have more: at once."""
-        visited = (application for application in self._waiting if application in self.reaches)
-        return {application: self.reaches[application].floor.wake_at for application in (*visited, *self._rest)}
+        visited = (application for application in self._waiting if application in self._visited)
+        return {application: self._reaches[application].floor.wake_at for application in (*visited, *self._rest)}
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:
@@ -698,6 +737,11 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
     if owned[delivery.id].cancel_requested:
         return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
     return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason)
+
+
+def _claim_of(outcome: Outcome) -> tuple[int, int]:
+    """Two claims of one event may be recorded together, by a worker that has waited for its database for longer than a lease."""
+    return outcome.delivery.id, outcome.delivery.fence
 
 
 def _fence(delivery: Delivery) -> int:

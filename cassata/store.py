@@ -235,10 +235,10 @@ def agenda(conn: Connection, until: int) -> dict[int, int]:
     if conn.dialect.name == "sqlite":
         # No loose index scan here; one dive per application is as good.
         dive = select(first).where(E.application == applications.c.id, E.wake_at > 0).scalar_subquery()
-        question = select(applications.c.id, dive.label("first")).where(dive <= until)
-    else:
-        question = select(E.application, first).where(E.wake_at > 0).group_by(E.application).having(first <= until)
-    return {row[0]: row[1] for row in conn.execute(question)}
+        rows = conn.execute(select(applications.c.id, dive))
+        return {application: wake_at for application, wake_at in rows if wake_at is not None and wake_at <= until}
+    rows = conn.execute(select(E.application, first).where(E.wake_at > 0).group_by(E.application).having(first <= until))
+    return {row[0]: row[1] for row in rows}
 
 
 def newest_row(conn: Connection) -> int:
@@ -247,11 +247,13 @@ def newest_row(conn: Connection) -> int:
 
 def added_after(conn: Connection, row: int) -> dict[int, tuple[int, int]]:
     """Tell of unfinished events added after that row, by application: when a worker may first look at them, and the newest one."""
-    question = select(E.application, func.min(E.wake_at), func.max(E.id)).where(E.id > row, E.wake_at > 0).group_by(E.application)
-    return {application: (wake_at, newest) for application, wake_at, newest in conn.execute(question)}
+    application_id = E.application + 0  # by the name alone SQLite would take the other index, and read all of it
+    question = select(application_id, func.min(E.wake_at), func.max(E.id)).where(E.id > row, E.wake_at > 0).group_by(application_id)
+    rows: Iterable[Any] = conn.execute(_hinted(question, "PRIMARY"))
+    return {application: (wake_at, newest) for application, wake_at, newest in rows}
 
 
-def _hinted(question: Select[Any], index: str) -> Select[Any]:
+def _hinted(question: Any, index: str) -> Any:
     """Pin the index: one plan with a filesort locks hundreds of rows and starves every other worker."""
     hint = f"FORCE INDEX ({index})"
     return question.with_hint(events, hint, "mysql").with_hint(events, hint, "mariadb")
@@ -265,7 +267,8 @@ _ONE_OF_APPLICATIONS = E.application.in_(_IDS)
 def _waking(which: ColumnElement[bool], *order: ColumnElement[int]) -> Select[Any]:
     """Begin a question for events to lock, in the order of the hot index."""
     question = select(*_FOR_DELIVERY).where(which).order_by(*order, E.wake_at, E.id).limit(bindparam("most"))
-    return _hinted(question.with_for_update(skip_locked=True), "events_wake")
+    hinted: Select[Any] = _hinted(question.with_for_update(skip_locked=True), "events_wake")
+    return hinted
 
 
 # Two plain ranges of (wake_at, id), which is what MariaDB's range optimizer can use; a comparison of pairs is not.
@@ -319,11 +322,15 @@ def lock_suspect(conn: Connection, applications: Collection[int], now: int) -> S
     return conn.execute(_SUSPECT, {"ids": sorted(applications), "now": now, "most": 1}).all()
 
 
+_NEXT_WAKE = select(func.min(E.wake_at)).where(E.application == bindparam("of"), E.wake_at > bindparam("after"))
 _NEXT_WAKES = select(E.application, func.min(E.wake_at)).where(_ONE_OF_APPLICATIONS, E.wake_at > bindparam("after")).group_by(E.application)
 
 
 def next_wakes(conn: Connection, applications: Collection[int], after: int) -> dict[int, int | None]:
     """Tell for each application when its first event later than `after` may be looked at; None if there is none."""
+    if len(applications) == 1:  # a single dive into the index, however much there is
+        (application,) = applications
+        return {application: conn.execute(_NEXT_WAKE, {"of": application, "after": after}).scalar()}
     rows = conn.execute(_NEXT_WAKES, {"ids": sorted(applications), "after": after})
     return dict.fromkeys(applications) | {row[0]: row[1] for row in rows}
 
@@ -451,7 +458,10 @@ def _insert(conn: Connection, statement: Insert, rows: Sequence[Mapping[str, Any
 
 @lru_cache
 def _written_out(statement: Insert | Select[Any], dialect: Dialect) -> tuple[str, Sequence[str], dict[str, Any]]:
-    """Write a statement as its driver takes it, name its parameters in their order, and give those that are constants."""
+    """Write a statement as its driver takes it, name its parameters in their order, and give those that are constants.
+
+    SQLAlchemy's dialect for PyMySQL names parameters; one that counts them is made for the occasion.
+    """
     by_place = dialect if dialect.positional else type(dialect)(paramstyle="format")  # type: ignore[call-arg]
     compiled = statement.compile(dialect=by_place)
     return str(compiled), compiled.positiontup or (), compiled.params

@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -109,7 +109,7 @@ class Agenda:
         self._last_cost = 0.0
         self._wasted = self._looked_at = 0.0
         self._newest: deque[Newest] = deque()
-        self._turns = count(1)
+        self._last_turn = 0
         self._entries: dict[int, Entry] = {}
         self._later: list[Entry] = []  # a heap; whatever is not in `_entries` any more is void
         # Whose wake has come, in the order of the rotation. An OrderedDict, since the first key of a dict takes the longer
@@ -131,22 +131,24 @@ class Agenda:
 
         `newest` is the newest row there was before the look, if that was asked.
 
-        Those that have had no turn yet come first, from anywhere on, so that several processes do not all begin with the same.
+        Those that have had no turn yet stand in a ring that begins anywhere, so that several processes do not all begin with the same.
         """
         began, before = time.monotonic(), self._entries
         start = random.random() * len(seen)  # noqa: S311
         self._entries = {}
         for place, (number, wake_at) in enumerate(seen.items()):
-            turn = before[number].turn if number in before else 0
-            self._entries[number] = Entry(wake_at, turn if turn >= 1 else (place - start) % len(seen) / len(seen), number)
+            turn = before[number].turn if number in before else self._last_turn + (place - start) % len(seen) / len(seen)
+            self._entries[number] = Entry(wake_at, turn, number)
         still_due = [number for number in self._due if number in seen and seen[number] <= before[number].wake_at]
         self._due = OrderedDict.fromkeys(sorted(still_due, key=self._turn))
         self._later = [entry for entry in self._entries.values() if entry.application not in self._due]
         heapq.heapify(self._later)
         self.backlog = False
         self._looked_at, self._wasted = time.monotonic(), 0.0
-        self._newest = deque([] if newest is None else [Newest(began, newest)])
-        self.next_glance = self._looked_at + self.interval
+        if newest is None:
+            self._newest.clear()
+        else:
+            self._remember(newest, began - cost)
         cost += self._looked_at - began
         usual, self._last_cost = min(cost, self._last_cost), cost  # one slow look is a database that was away, not a dear one
         self.next_look = self._looked_at + min(self.longest, max(self.interval, usual / LOOK_SHARE))
@@ -156,11 +158,15 @@ class Agenda:
         for number, wake_at in added.items():
             entry = self._entries.get(number)
             if entry is None or wake_at < entry.wake_at:
-                self._entries[number] = Entry(wake_at, entry.turn if entry else 0, number)
+                self._entries[number] = Entry(wake_at, entry.turn if entry else self._last_turn, number)
                 if number not in self._due:
                     heapq.heappush(self._later, self._entries[number])
-        self._newest.append(Newest(now, newest))
-        while len(self._newest) > 1 and now - self._newest[1].seen_at > LATE_COMMIT_SECONDS:
+        self._remember(newest, now)
+
+    def _remember(self, newest: int, seen_at: float) -> None:
+        """Keep the newest row in mind, and those before it for as long as rows may lie between that are still to be committed."""
+        self._newest.append(Newest(seen_at, newest))
+        while len(self._newest) > 1 and seen_at - self._newest[1].seen_at > LATE_COMMIT_SECONDS:
             self._newest.popleft()
         self.next_glance = time.monotonic() + self.interval
 
@@ -173,10 +179,11 @@ class Agenda:
     def note(self, wakes: Mapping[int, int | None]) -> None:
         """Put the applications that have just had their turn at the end of the rotation."""
         for application, wake_at in wakes.items():
+            self._last_turn += 1
             self._due.pop(application, None)
             self._entries.pop(application, None)
             if wake_at is not None:
-                self._entries[application] = Entry(wake_at, next(self._turns), application)
+                self._entries[application] = Entry(wake_at, self._last_turn, application)
                 heapq.heappush(self._later, self._entries[application])
 
     def due(self, until: int, most: int) -> list[int]:
@@ -190,9 +197,9 @@ class Agenda:
         return self._entries[application].turn
 
     def earliest(self) -> int | None:
-        """Return when the first application may be looked at; or, where some may be already, when one of those might have been."""
-        entry = next((self._entries[application] for application in self._due), self._first_later())
-        return entry and entry.wake_at
+        """Return when the first application may be looked at; where several may be already, when one of those might have been."""
+        due = (self._entries[application] for application in islice(self._due, 1))
+        return min((entry.wake_at for entry in (*due, self._first_later()) if entry), default=None)
 
     def _first_later(self) -> Entry | None:
         while self._later and self._entries.get(self._later[0].application) is not self._later[0]:
@@ -291,7 +298,7 @@ class WorkerThread(threading.Thread):
             yield (agenda.next_look if agenda.surely_known is None else min(agenda.next_look, agenda.next_glance)) - now
             earliest = agenda.earliest()
             if earliest is not None and self._free():
-                yield self._until(earliest - self._terms.look_ahead_ms // 2)
+                yield self._until(earliest - self._terms.claim_ahead_ms)
         elif self._free():
             yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
 
@@ -300,7 +307,7 @@ class WorkerThread(threading.Thread):
         if not self._held or self._until(self._held[0].send_at) > USUAL_TRANSACTION_SECONDS:
             return False
         earliest = self._agenda.earliest() if self._on_watch else None
-        is_due_soon = earliest is not None and self._until(earliest) < self._terms.look_ahead_ms / 4000
+        is_due_soon = earliest is not None and self._until(earliest) * 1000 < self._terms.claim_ahead_ms / 2
         is_recorded_late = bool(self._outcomes) and time.monotonic() - self._first_outcome_at > 2 * LINGER_SECONDS
         return not (is_due_soon or is_recorded_late or len(self._outcomes) >= self._batch)
 
@@ -351,9 +358,9 @@ class WorkerThread(threading.Thread):
         room = min(self._batch, self._free())
         if not self._on_watch or not room:
             return []
-        # At half of the look-ahead all of it is claimed: in a trickle of 200 a second that is 10 claims, not one for each event.
+        # In a trickle of 200 a second that is 10 claims a second, not one for each event.
         now, earliest = self._scheduler.clock.estimate(), self._agenda.earliest()
-        if earliest is None or earliest > now + self._terms.look_ahead_ms // 2:
+        if earliest is None or earliest > now + self._terms.claim_ahead_ms:
             return []
         return self._agenda.due(now + self._terms.look_ahead_ms, room)
 
@@ -378,7 +385,7 @@ class WorkerThread(threading.Thread):
             agenda.note(claimed.wakes)
             if len(claimed.deliveries) * 2 < len(claimed.wakes):
                 agenda.waste(time.monotonic() - began)
-            agenda.backlog = len(claimed.deliveries) == limit
+            agenda.backlog = claimed.has_more
             if agenda.backlog or self._free() < self._courier.free // 2:
                 self._leave_watch()
         if claimed.buried:
@@ -419,18 +426,20 @@ class WorkerThread(threading.Thread):
         now = self._scheduler.clock.estimate()
         late: list[Held] = []
         begun = 0
-        while self._held and self._held[0].send_at <= now:
-            held = heapq.heappop(self._held)
-            if time.monotonic() > held.start_by:
-                late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
-                continue
-            self._courier.submit(held.delivery, started_at=now)
-            begun += 1
-            if begun % SUBMIT_STEP == 0:
-                self._collect(self._courier.poll(0))
-                now = self._scheduler.clock.estimate()
-        if late:
-            self._put_back(late)
+        try:
+            while self._held and self._held[0].send_at <= now:
+                held = heapq.heappop(self._held)
+                if time.monotonic() > held.start_by:
+                    late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
+                    continue
+                self._courier.submit(held.delivery, started_at=now)
+                begun += 1
+                if begun % SUBMIT_STEP == 0:
+                    self._collect(self._courier.poll(0))
+                    now = self._scheduler.clock.estimate()
+        finally:
+            if late:
+                self._put_back(late)
 
     def _put_back(self, held: list[Held]) -> None:
         deliveries = [each.delivery for each in held]

@@ -209,7 +209,9 @@ class ProcessCount(click.ParamType):  # type: ignore[type-arg]
     name = "processes"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else click.INT.convert(value, param, ctx)
+        if value == "auto" or isinstance(value, int):
+            return value
+        return int(value) if value.isdecimal() else self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
 
 
 def start_options(role: str) -> Decorator:

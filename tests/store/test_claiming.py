@@ -547,3 +547,43 @@ def test_the_agenda_can_leave_out_what_lies_far_ahead(scheduler: Scheduler, hand
     scheduler.add_all([new_event("e1", "soon", due_at=NOON + 900), new_event("e1", "late", due_at=NOON + 90_000)])
 
     assert list(scheduler.agenda(within_ms=1_000).values()) == [NOON + 900]
+
+
+def test_of_many_that_have_little_none_is_passed_over_for_its_number(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    """A claim reads them in the order of their numbers, and whoever was not reached has to be the first one of the next claim."""
+    numbers: dict[str, int] = {}
+    for number in range(30):
+        scheduler.add(new_event("e", f"app-{number:02}"))
+        numbers[f"app-{number:02}"] = max(scheduler.agenda())
+    rotation = [*range(20, 30), *range(20)]
+    asked = [numbers[f"app-{number:02}"] for number in rotation]
+
+    first = scheduler.record_and_claim((), asked, 8, hand.terms)[1]
+
+    assert [delivery.application_id for delivery in first.deliveries] == [f"app-{number:02}" for number in range(20, 28)]
+
+
+def test_a_suspect_is_served_in_the_midst_of_a_backlog(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.add(new_event("poison"))
+    for _ in range(2):
+        assert ids(hand.claim()) == ["poison"]
+        clock.advance(hand.lease_ms)
+    scheduler.add_all([new_event(f"e{number}", due_at=clock.instant) for number in range(100)])
+
+    claimed = [event_id for _ in range(5) for event_id in ids(hand.claim(limit=4))]
+
+    assert "poison" in claimed
+    assert len(claimed) == 20 - 1 or len(claimed) == 20
+
+
+def test_two_claims_of_one_event_recorded_together_keep_the_one_that_counts(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    """A worker that waited for its database for longer than a lease may hold the outcomes of both."""
+    scheduler.add(new_event())
+    before = hand.claim_one()
+    clock.advance(hand.lease_ms)
+    after = hand.claim_one()
+
+    recorded = scheduler.record([outcome(before), outcome(after)])
+
+    assert (recorded.kept, recorded.fenced) == (1, 1)
+    assert scheduler.status("shop", "e1").status is Status.COMPLETED

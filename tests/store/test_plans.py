@@ -128,3 +128,28 @@ def test_a_claim_locks_little_more_than_it_takes_and_leaves_the_next_ones_to_oth
     assert (len(mine), len(yours)) == (5, 5)
     assert not set(mine) & set(yours)
     assert locked <= 2 * 5 + 2
+
+
+def test_what_was_added_is_found_by_row_number(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        scheduler.added_after(ROWS - 10)
+
+    (step,) = explain(engines, *seen[0])
+
+    assert (step["key"], step["type"]) == ("PRIMARY", "range")
+    assert int(step["rows"]) <= 20
+
+
+def test_when_many_applications_have_more_is_found_without_reading_what_they_have(
+    filled: tuple[database.Engines, Scheduler, ManualClock],
+) -> None:
+    engines, scheduler, _ = filled
+    numbers = list(scheduler.agenda())
+    with statements(engines) as seen, engines.read.connect() as conn:
+        many = store.next_wakes(conn, numbers, NOON)
+        one = store.next_wakes(conn, numbers[:1], NOON)
+
+    assert many.items() >= one.items()
+    assert "Using index for group-by" in explain(engines, *seen[0])[0]["Extra"]
+    assert "optimized away" in explain(engines, *seen[1])[0]["Extra"]

@@ -265,13 +265,13 @@ def test_the_rotation_survives_a_look_and_moves_on_with_every_claim() -> None:
 
     agenda.replace({1: 10, 2: 10, 4: 10}, cost=0)
 
-    assert agenda.due(10, most=9) == [4, 2, 1]
-    assert agenda.due(10, most=2) == [4, 2]
+    assert agenda.due(10, most=9) == [2, 1, 4]
+    assert agenda.due(10, most=2) == [2, 1]
     assert agenda.due(9, most=9) == []
     agenda.note({2: None, 4: 20})
     assert agenda.due(10, most=9) == [1]
     agenda.replace({1: 10, 2: 10, 4: 15}, cost=0)
-    assert agenda.due(20, most=9) == [1, 2, 4]
+    assert agenda.due(20, most=9) == [1, 4, 2]
     agenda.replace({1: 40, 2: 10, 4: 30}, cost=0)
     assert agenda.due(20, most=9) == [2]
     agenda.note({2: None})
@@ -344,6 +344,30 @@ def test_rows_that_are_committed_late_are_looked_for_again() -> None:
     assert agenda.surely_known == 100
     agenda.notice({}, newest=120, now=began + 2 * LATE_COMMIT_SECONDS)
     assert agenda.surely_known == 110
+
+
+def test_a_dear_look_forgets_no_row_that_was_still_to_be_committed() -> None:
+    agenda = dear_agenda({})
+    agenda.notice({}, newest=110, now=time.monotonic())
+
+    agenda.replace({}, cost=0.1, newest=120)
+
+    assert agenda.surely_known == 100
+
+
+def test_who_comes_again_and_again_does_not_come_before_those_who_wait() -> None:
+    agenda = Agenda(interval=1)
+    lights = range(100)
+    agenda.replace({1000: 5, **dict.fromkeys(lights, 10)}, cost=0)
+    agenda.note({1000: 5})
+    served = 0
+    for _ in range(20):
+        for application in agenda.due(10, most=30):
+            served += application == 1000
+            agenda.note({application: 5 if application == 1000 else None})
+        agenda.replace({1000: 5, **dict.fromkeys(lights, 10)}, cost=0)
+
+    assert served >= 4
 
 
 def test_time_wasted_on_what_others_have_served_brings_the_next_look_nearer() -> None:
