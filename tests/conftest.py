@@ -123,11 +123,11 @@ def _own_temporary_folder(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder)}
 
 
-def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[bytes]:
+def _serve(server: str, folder: Path, user: str, port: int, *options: str) -> subprocess.Popen[bytes]:
     command = [server, "--no-defaults", f"--user={user}", f"--datadir={folder / 'data'}", f"--port={port}"]
     command += ["--bind-address=127.0.0.1", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"]
     command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
-    command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400"]
+    command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400", *options]
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
             command, env=_own_temporary_folder(folder), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
@@ -136,14 +136,20 @@ def _serve(server: str, folder: Path, user: str, port: int) -> subprocess.Popen[
 
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    with running_mariadb(tmp_path_factory.mktemp("db")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
+    """Run a private server; skip the test where there is none."""
     server = _program("mariadbd", "mysqld")
     if server is None:
         pytest.skip(NO_MARIADB)
-    folder = tmp_path_factory.mktemp("db")
     user = pwd.getpwuid(os.getuid()).pw_name
     _initialise(server, folder / "data", user)
     port = _unused_port()
-    running = MariaDB(_serve(server, folder, user, port), port, folder)
+    running = MariaDB(_serve(server, folder, user, port, *options), port, folder)
     try:
         _await_server(running)
         yield running

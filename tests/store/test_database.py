@@ -5,8 +5,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pymysql
 import pytest
 from sqlalchemy import text
@@ -15,7 +18,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalErr
 from cassata import database, store
 from cassata.errors import DatabaseUnavailable
 from cassata.scheduler import Scheduler
-from tests.conftest import MariaDB
+from tests.conftest import MariaDB, running_mariadb
 from tests.words import new_event
 
 
@@ -196,3 +199,43 @@ def test_an_add_beside_a_claim_does_not_wait(mariadb_url: str) -> None:
         scheduler.add(new_event("beside-too", due_at=2))
     engines.dispose()
     scheduler.close()
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------------
+
+
+def self_signed(folder: Path) -> tuple[str, str]:
+    """Write a certificate for 127.0.0.1 and its key; return the two files."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+    (folder / "cert.pem").write_bytes(certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    written = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(written)
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+def test_a_server_that_offers_tls_is_spoken_to_by_tls_and_by_many_connections(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    with running_mariadb(tmp_path, f"--ssl-cert={certificate}", f"--ssl-key={key}", "--require-secure-transport=OFF") as server:
+        engines = database.open_engines(server.url("mysql"))
+        with engines.read.connect() as one, engines.read.connect() as two, engines.write.connect() as three:
+            ciphers = [conn.execute(text("SHOW SESSION STATUS LIKE 'Ssl_cipher'")).one()[1] for conn in (one, two, three)]
+        engines.dispose()
+        verifying = database.open_engines(f"{server.url('mysql')}?ssl_ca={certifi.where()}&ssl_verify_cert=true")
+        with pytest.raises(OperationalError, match="certificate verify failed"):
+            verifying.read.connect()
+
+    assert all(ciphers)
+
+
+def test_a_server_without_tls_is_spoken_to_without(mariadb: MariaDB, mariadb_url: str) -> None:
+    engines = database.open_engines(mariadb_url)
+    with engines.read.connect() as conn:
+        assert conn.execute(text("SHOW SESSION STATUS LIKE 'Ssl_cipher'")).one()[1] == ""
+    engines.dispose()
