@@ -478,7 +478,7 @@ class Scheduler:
             if turn.together:
                 visit.note(turn, store.lock_due_of_many(conn, turn.floors, turn.lowest.wake_at, now, until, visit.room))
             else:
-                visit.note(turn, store.lock_due_of_each(conn, turn.floors, now, until, turn.share))
+                visit.note(turn, store.lock_due(conn, turn.floors, now, until, turn.share))
         visit.fill()
         if suspects and (asked := visit.suspected()):
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))

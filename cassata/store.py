@@ -282,18 +282,11 @@ _DUE_OF_MANY = _waking(and_(_ONE_OF_APPLICATIONS, _SPAN, _FIT), E.application)
 _SUSPECT = _waking(and_(_ONE_OF_APPLICATIONS, _LOST_AGAIN), E.application)
 
 
-def lock_due(conn: Connection, application: int, floor: Floor, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock up to `limit` events of one application that may be looked at by `until`, oldest first, passing over locked ones.
+def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock up to `limit` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
 
     A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
-    """
-    return lock_due_of_each(conn, {application: floor}, now, until, limit)
-
-
-def lock_due_of_each(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock likewise up to `limit` events of each application, in one statement.
-
-    It is joined from text: a UNION of 30 takes Core longer to write than the database to answer.
+    One statement, joined from text: a UNION of 30 takes Core longer to write than the database to answer.
     """
     text, names, constants = _written_out(_DUE, conn.dialect)
     # SQLite takes no parentheses here, and locks no rows; MariaDB and MySQL lock only where the branch itself says so.
@@ -311,7 +304,7 @@ def lock_due_of_each(conn: Connection, floors: Mapping[int, Floor], now: int, un
 def lock_due_of_many(conn: Connection, applications: Collection[int], floor: int, now: int, until: int, limit: int) -> Sequence[Row[Any]]:
     """Lock likewise, from the wake_at `floor` on, the first `limit` events of many applications, by the applications' numbers.
 
-    For applications that have little it is cheap: 10 microseconds of the database for each, where `lock_due_of_each` takes 45.
+    For applications that have little it is cheap: 10 microseconds of the database for each, where `lock_due` takes 45.
     """
     asked = {"ids": sorted(applications), "floor": floor, "now": now, "until": until, "most": limit}
     return conn.execute(_DUE_OF_MANY, asked).all()
