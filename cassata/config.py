@@ -10,8 +10,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -21,9 +22,9 @@ from pydantic.fields import FieldInfo
 from cassata.errors import ConfigError, suggestion
 
 ENVIRONMENT_PREFIX = "CASSATA_"
-OTHER_VARIABLES = frozenset({"CASSATA_HOME", "CASSATA_SERVICE_URL", "CASSATA_APPLICATION", "CASSATA_NO_APT"})
+OTHER_VARIABLES = frozenset({"CASSATA_HOME", "CASSATA_SERVICE_URL", "CASSATA_APPLICATION", "CASSATA_KEY", "CASSATA_NO_APT"})
 COMMAND_LINE = "the command line"
-CREDENTIALS = "database.url"
+CREDENTIALS = frozenset({"database.url", "worker.egressProxy"})
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
@@ -39,6 +40,16 @@ def _check_processes(value: Any) -> Any:
 
 
 Processes = Annotated[int | Literal["auto"], PlainValidator(_check_processes)]
+Rate = Annotated[float, Field(ge=0.001, le=1_000_000)]
+
+
+def _check_auto_register(value: Any) -> Any:
+    if value == "auto" or isinstance(value, bool):
+        return value
+    raise ValueError("should be true, false or auto")
+
+
+AutoRegister = Annotated[bool | Literal["auto"], PlainValidator(_check_auto_register)]
 
 
 class Section(BaseModel):
@@ -52,6 +63,7 @@ class Database(Section):
     connect_timeout_seconds: Seconds = 3
     read_timeout_seconds: Seconds = 10
     write_timeout_seconds: Seconds = 10
+    secrets_key_file: str | None = None
 
 
 class Service(Section):
@@ -68,6 +80,10 @@ class Service(Section):
     max_payload_bytes: Annotated[int, Field(ge=1, le=8 * 1024 * 1024)] = 256 * 1024
     max_header_bytes: Annotated[int, Field(ge=1, le=64 * 1024)] = 8 * 1024
     horizon_days: Annotated[int, Field(ge=1, le=36_500)] = 3650
+    max_pending_per_application: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    adds_per_second_per_application: Rate | None = None
+    authentication: Literal["auto", "required"] = "auto"
+    auto_register: AutoRegister = "auto"
     access_log: bool = False
 
 
@@ -91,6 +107,16 @@ class Worker(Section):
     retry_backoff_multiplier: Annotated[float, Field(ge=1, le=100)] = 4
     retry_backoff_maximum_seconds: Annotated[float, Field(ge=0, le=86_400)] = 3600
     ca_bundle: str | None = None
+    max_in_flight_per_application: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    deliveries_per_second_per_application: Rate | None = None
+    max_in_flight_per_host: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    breaker_failure_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    breaker_minimum_requests: Annotated[int, Field(ge=1, le=100_000)] = 10
+    breaker_window_seconds: Seconds = 60
+    breaker_open_seconds: Seconds = 10
+    egress: Literal["internal", "public", "list"] = "internal"
+    egress_allow: list[str] = []
+    egress_proxy: str | None = Field(default=None, repr=False)
 
 
 class Logging(Section):
@@ -148,6 +174,24 @@ def worker_processes(settings: Settings) -> int:
     if asked == "auto":
         return 1 if database_url(settings)[0].startswith("sqlite") else cores()
     return asked
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def authenticates(service: Service) -> bool:
+    """Whether requests need a key: always, unless nobody else can reach the service."""
+    return service.authentication == "required" or not is_loopback(service.host)
+
+
+def registers(service: Service) -> bool:
+    """Whether the first add of an unknown application makes it; "auto": where no keys are needed."""
+    return not authenticates(service) if service.auto_register == "auto" else service.auto_register
 
 
 def cores() -> int:
@@ -255,6 +299,8 @@ def _converted(path: tuple[str, str], text: str) -> Any:
     """Read the text of a variable as YAML would, unless its key holds text anyway."""
     section, key = path
     kind = _known()[section][key].annotation
+    if get_origin(kind) is list:
+        return [part.strip() for part in text.split(",") if part.strip()]
     if kind is str or str in get_args(kind) or any(isinstance(choice, str) for choice in get_args(kind)):
         return text
     try:
@@ -266,7 +312,7 @@ def _converted(path: tuple[str, str], text: str) -> Any:
 def _explained(error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
     for problem in error.errors():
         dotted = ".".join(str(step) for step in problem["loc"][:2])
-        found = "" if dotted == CREDENTIALS else f", not {problem['input']!r}"
+        found = "" if dotted in CREDENTIALS else f", not {problem['input']!r}"
         said = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
         yield f"{origins.get(dotted, 'configuration')}: {dotted} {said}{found}"
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL, ExceptionContext
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random, wait_random_exponential
 
 from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
@@ -25,6 +33,11 @@ IDLE_TRANSACTION_SECONDS = 5
 IDLE_CONNECTION_SECONDS = 60
 SQLITE_BUSY_SECONDS = 10
 UPGRADE_WAIT_SECONDS = 60
+TRANSACTION_TRIES = 5
+TRANSACTION_SECONDS = 4.0
+"""No further try begins after that: one that has waited for a lock to the end of its patience would only wait again."""
+
+T = TypeVar("T")
 
 # --- errors ------------------------------------------------------------------------------------------------------------
 
@@ -208,6 +221,56 @@ def _is_locked(error: BaseException) -> bool:
 def _begin_sqlite(connection: Connection) -> None:
     """Take the write lock at once: a transaction that writes only later fails with SQLITE_BUSY_SNAPSHOT, however long it waits."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- transactions ------------------------------------------------------------------------------------------------------
+
+
+class BeginAnew(Exception):
+    """What a transaction took for granted is not so: it has to be begun anew, this time looking first."""
+
+
+class Transactions:
+    """Runs the work of a use-case: as one transaction, or as questions, and the whole of it again where that may help."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def write(self, work: Callable[[Connection, int], T], *, retry_duplicates: bool = False) -> T:
+        """Run `work(connection, tries)` in a transaction of its own."""
+
+        def once(tries: int) -> T:
+            with self._engines.write.begin() as conn:
+                return work(conn, tries)
+
+        return self._again(once, retry_duplicates=retry_duplicates)
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Run single reading statements, each seeing what is committed when it begins."""
+
+        def once(_tries: int) -> T:
+            with self._engines.read.connect() as conn:
+                return work(conn)
+
+        return self._again(once)
+
+    def _again(self, once: Callable[[int], T], *, retry_duplicates: bool = False) -> T:
+        def may_help(error: BaseException) -> bool:
+            if isinstance(error, IntegrityError):
+                return retry_duplicates
+            return isinstance(error, BeginAnew) or is_conflict(error) or is_stale(error)
+
+        again = Retrying(
+            stop=stop_after_attempt(TRANSACTION_TRIES) | stop_after_delay(TRANSACTION_SECONDS),
+            wait=wait_random_exponential(multiplier=0.01, max=0.2),
+            retry=retry_if_exception(may_help),
+            reraise=True,
+        )
+        with explained():
+            for attempt in again:
+                with attempt:
+                    return once(attempt.retry_state.attempt_number)
+        raise AssertionError("tenacity returns or raises")
 
 
 # --- its clock ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,42 @@ class PayloadTooLarge(InvalidEvent):
     """The payload is larger than this installation accepts."""
 
 
+class ApplicationRefused(CassataError):
+    """The application may not do that."""
+
+
+class UnknownApplication(ApplicationRefused):
+    """There is no such application."""
+
+
+class ApplicationInactive(ApplicationRefused):
+    """The application is deactivated: it takes no new events, and those that it has wait until it is activated again."""
+
+
+class LimitReached(ApplicationRefused):
+    """The application has reached one of its limits. `retry_after_ms` says when to try again."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(message)
+
+
+class ApplicationExists(CassataError):
+    """There is an application with this id already."""
+
+
+class InvalidApplication(CassataError):
+    """The application cannot be kept as it is."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {detail}" for field, detail in self.problems))
+
+
+class UnknownKey(CassataError):
+    """There is no such key."""
+
+
 class UnknownEvent(CassataError):
     """There is no such event."""
 

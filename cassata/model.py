@@ -5,15 +5,19 @@ Instants are integers, milliseconds since 1970-01-01 UTC, and end in `_at`; dura
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from functools import lru_cache
+from ipaddress import ip_network
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from cassata.errors import InvalidEvent, Problem
@@ -93,16 +97,46 @@ class ErrorKind(StrEnum):
     BAD_RESPONSE = "bad_response"
     BLOCKED_ADDRESS = "blocked_address"
     UNSENDABLE = "unsendable"
+    PROXY_FAILED = "proxy_failed"
     WORKER_LOST = "worker_lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one event may ask for."""
+    """What an application may ask for, and how much of it at a time. None is no limit."""
 
     payload_bytes: int = 256 * 1024
     header_bytes: int = 8 * 1024
     horizon_ms: int = 3650 * 86_400_000
+    max_pending: int | None = None
+    adds_per_second: float | None = None
+    max_in_flight: int | None = None
+    deliveries_per_second: float | None = None
+    max_in_flight_per_host: int | None = None
+
+
+LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
+    "payload_bytes": (1, 8 * 1024 * 1024),
+    "header_bytes": (1, 64 * 1024),
+    "horizon_ms": (1_000, 36_500 * 86_400_000),
+    "max_pending": (1, 1_000_000_000),
+    "adds_per_second": (0.001, 1_000_000),
+    "max_in_flight": (1, 100_000),
+    "deliveries_per_second": (0.001, 1_000_000),
+    "max_in_flight_per_host": (1, 100_000),
+}
+"""The smallest and the largest value of each limit."""
+WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
+
+
+def check_limit(name: str, value: float) -> float:
+    """Accept a limit that an application may have of its own."""
+    least, most = LIMIT_RANGES[name]
+    if name in WHOLE_LIMITS and value != int(value):
+        raise ValueError("must be a whole number")
+    if not least <= value <= most:
+        raise ValueError(f"must be from {least:,} to {most:,}")
+    return int(value) if name in WHOLE_LIMITS else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +150,122 @@ class RetryOptions:
 
     def __post_init__(self) -> None:
         _raise_problems(_problems_of(self, _RETRY_CHECKS))
+
+
+class EgressPolicy(StrEnum):
+    """Where requests may go. `internal`: everywhere but to what no application has any business with; `public`: to addresses
+    of the public Internet; `list`: to what is listed.
+    """
+
+    INTERNAL = "internal"
+    PUBLIC = "public"
+    LIST = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """A policy, and, for `list`, what is listed: networks ("10.1.0.0/16"), hosts ("hooks.example.com") and "*.example.com".
+
+    Raises ValueError for what cannot be listed.
+    """
+
+    policy: EgressPolicy = EgressPolicy.INTERNAL
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.allow and self.policy is not EgressPolicy.LIST:
+            raise ValueError("only the policy 'list' has a list of what it allows")
+        if not self.allow and self.policy is EgressPolicy.LIST:
+            raise ValueError("the policy 'list' needs to list what it allows")
+        for entry in self.allow:
+            check_egress_entry(entry)
+
+
+class Scope(StrEnum):
+    """What a key is good for."""
+
+    PUBLISH = "publish"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A signing secret as its receiver knows it ("whsec_..."), and until when it is used (None: for good)."""
+
+    value: str
+    until: int | None = None
+
+    @property
+    def key(self) -> bytes:
+        return _decoded(self.value)
+
+
+@lru_cache(maxsize=20_000)
+def _decoded(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A tenant. `limits` and `egress` are its own ones, which only an operator sets: what is missing is as configured.
+
+    `number` is its row's. `secrets` are those it signs with, the newest first; `is_sealed` says that they cannot be read.
+    """
+
+    number: int
+    application_id: str
+    active: bool = True
+    limits: Mapping[str, float] = field(default_factory=dict)
+    egress: Egress | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    secrets: tuple[Secret, ...] = field(default=(), repr=False)
+    is_sealed: bool = False
+    created_at: int = 0
+    changed_at: int = 0
+
+    def signing_keys(self, now: int) -> tuple[bytes, ...]:
+        return tuple(secret.key for secret in self.secrets if secret.until is None or secret.until > now)
+
+    def limits_within(self, defaults: Limits) -> Limits:
+        return replace(defaults, **self.limits) if self.limits else defaults  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of an API key, but for the secret itself. `application_id` None: an operator's, for all applications."""
+
+    prefix: str
+    application_id: str | None
+    name: str
+    scopes: frozenset[Scope]
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+
+    def is_live(self, now: int) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+
+    def allows(self, scope: Scope) -> bool:
+        """Whoever may administer may also do the rest."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    @property
+    def is_operator(self) -> bool:
+        return self.application_id is None and Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """A circuit breaker that is open: from `opened_at` on nothing is sent to the destination, but for one probe at `retry_at`."""
+
+    application_id: str
+    destination: str
+    opened_at: int
+    retry_at: int
+    openings: int
+    probing: bool
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +336,8 @@ class Event:
 class Delivery:
     """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it.
 
-    A `suspect` has lost its worker twice in a row: it may be what kills them.
+    A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
+    row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
     """
 
     id: int
@@ -204,6 +355,9 @@ class Delivery:
     timeout_ms: int | None
     retry: RetryOptions | None
     suspect: bool = False
+    application: int = 0
+    signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    egress: Egress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +393,13 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 APPLICATION_ID_LENGTH = 64
 EVENT_ID_LENGTH = 128
 URL_LENGTH = 2048
+DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
+KEY_PREFIX_LENGTH = 16
+KEY_NAME_LENGTH = 100
+METADATA_BYTES = 16 * 1024
+EGRESS_ENTRIES = 1_000
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what all secrets begin with (standardwebhooks.com)
+SECRET_BYTES = (24, 64)
 HEADER_COUNT = 32
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
 TIMEOUT_RANGE_MS = (100, 3_600_000)
@@ -309,6 +470,39 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
         return True  # urlsplit has already read the address
     labels = host.removesuffix(".").split(".")
     return len(host) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels)
+
+
+@lru_cache(maxsize=10_000)
+def destination_of(url: str) -> str:
+    """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").removesuffix(".")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_egress_entry(value: str) -> str:
+    """Accept a network in CIDR notation, an address, a host, or a domain with all its hosts as "*.example.com"."""
+    if "/" in value or ":" in value or re.fullmatch(r"[0-9.]+", value):
+        try:
+            ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not a network: {error}") from error
+    elif not _is_host(value.removeprefix("*."), bracketed=False) or value != value.lower():
+        raise ValueError(f"{value!r} is neither a network such as 10.1.0.0/16 nor a host such as hooks.example.com or *.example.com")
+    return value
+
+
+def check_secret(value: str) -> str:
+    """Accept a signing secret: "whsec_" and the base64 of 24 to 64 bytes."""
+    least, most = SECRET_BYTES
+    try:
+        length = len(base64.b64decode(value.removeprefix(SECRET_PREFIX), validate=True)) if value.startswith(SECRET_PREFIX) else 0
+    except binascii.Error:
+        length = 0
+    if not least <= length <= most:
+        raise ValueError(f"must be {SECRET_PREFIX} and the base64 of {least} to {most} bytes")
+    return value
 
 
 def check_headers(value: Headers) -> Headers:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
 
 from cassata import config, database, store, telemetry
 from cassata.courier.retry import RetryPolicy, Verdict
-from cassata.errors import DatabaseUnavailable, DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, Problem, UnknownEvent
+from cassata.errors import (
+    DatabaseUnavailable,
+    DuplicateEvent,
+    EventFinished,
+    InvalidEvent,
+    PayloadTooLarge,
+    Problem,
+    UnknownApplication,
+    UnknownEvent,
+)
 from cassata.model import LATEST_INSTANT, WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
 from cassata.store import BOTTOM, Ending, Floor
+from cassata.tenants import Tenants
+from cassata.vault import Vault
 
 T = TypeVar("T")
 Key = tuple[int, str]
@@ -25,9 +35,6 @@ LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
 sent by itself, so that nothing else is lost with it for the third time."""
 
-TRANSACTION_TRIES = 5
-TRANSACTION_SECONDS = 4.0
-"""No further try begins after that: one that has waited for a lock to the end of its patience would only wait again."""
 FLOOR_LAG_MS = 250
 """A claim looks this far behind where it has been: an add or a retry may become visible that long after its wake_at."""
 BOTTOM_EVERY_MS = 1_000
@@ -126,10 +133,6 @@ class Recorded(NamedTuple):
     failed: tuple[tuple[Delivery, str | None], ...] = ()
 
 
-class NotOurs(Exception):
-    """What was taken to be ours has been taken by somebody else: the transaction has to be begun anew, looking first."""
-
-
 class Scheduler:
     """Adds, cancels, claims and records events in one database. Safe to share between threads."""
 
@@ -140,13 +143,16 @@ class Scheduler:
         limits: Limits = Limits(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
         clock: database.Clock | None = None,
+        vault: Vault = Vault(),  # noqa: B008
+        registers: bool = True,
     ) -> None:
-        self.limits = limits
         self.clock = clock or database.clock_of(engines)
+        self.tenants = Tenants(engines, self.clock, vault)
+        self._limits = limits
+        self._registers = registers
         self._engines = engines
+        self._transactions = database.Transactions(engines)
         self._retry = retry
-        self._numbers: dict[str, int] = {}  # application id -> its row's number; an application keeps it for ever
-        self._names: dict[int, str] = {}
         # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
         self._doubtful: dict[tuple[int, int], Delivery] = {}
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
@@ -162,19 +168,24 @@ class Scheduler:
         pool_size: int = 5,
         limits: Limits = Limits(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+        registers: bool = True,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
+        `registers` says whether the first add of an application makes it.
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
+        settings = settings or config.Database()
+        vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry)
+        scheduler = cls(engines, limits=limits, retry=retry, vault=vault, registers=registers)
         try:
             with database.explained():
                 if create_tables:
                     database.make_tables(engines)
                 if check:
                     database.check(engines, limits.payload_bytes)
+                    scheduler.tenants.give_secrets()
         except BaseException:
             scheduler.close()
             raise
@@ -185,7 +196,7 @@ class Scheduler:
 
     def check_ready(self) -> None:
         """Raise DatabaseUnavailable or one of DatabaseUnfit's kinds unless events can be added now."""
-        self._read(database.check_version)
+        self._transactions.read(database.check_version)
 
     # --- what clients do ---------------------------------------------------------------------------------------------
 
@@ -213,7 +224,7 @@ class Scheduler:
         """Store many events in one transaction; return for each, in order, what became of it."""
         if connection is not None:
             return self._add_within(connection, news)
-        if len(news) == 1 and news[0].application_id in self._numbers:
+        if len(news) == 1 and self.tenants.is_in_mind(news[0].application_id):
             return [self._add_alone(news[0])]
         return self._add_together(news)
 
@@ -230,14 +241,14 @@ class Scheduler:
                 store.request_cancel(conn, application, event_id)
             return store.to_event(self._found(conn, application_id, event_id), application_id)
 
-        event = self._transact(work)
+        event = self._transactions.write(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
             raise EventFinished(event)
         return event
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
-        event = self._read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
+        event = self._transactions.read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
@@ -249,7 +260,7 @@ class Scheduler:
             row = self._found(conn, application_id, event_id, with_payload=True)
             return store.to_event(row, application_id), store.attempts_of(conn, row.id)
 
-        return self._read(work)
+        return self._transactions.read(work)
 
     def events(
         self,
@@ -264,29 +275,29 @@ class Scheduler:
         """List an application's events by due time: `due_from` is included, `due_until` is not (ms)."""
 
         def work(conn: Connection) -> Page:
-            application = self._number(conn, application_id)
+            application = self.tenants.known(conn, application_id)
             if application is None:
                 return Page([], None)
-            rows = store.page(conn, application, status=status, due_from=due_from, due_until=due_until, after=after, limit=limit + 1)
+            rows = store.page(conn, application.number, status=status, due_from=due_from, due_until=due_until, after=after, limit=limit + 1)
             shown = rows[:limit]
             more = Cursor(shown[-1].due_at, shown[-1].id) if len(rows) > limit else None
             return Page([store.to_event(row, application_id) for row in shown], more)
 
-        return self._read(work)
+        return self._transactions.read(work)
 
     # --- what workers do ---------------------------------------------------------------------------------------------
 
     def agenda(self, within_ms: int = LATEST_INSTANT) -> dict[int, int]:
         """Return for every application (by its number) with something to do within that time when it may next be looked at (ms)."""
-        return self._read(lambda conn: store.agenda(conn, self.clock.now(conn) + within_ms))
+        return self._transactions.read(lambda conn: store.agenda(conn, self.clock.now(conn) + within_ms))
 
     def newest_row(self) -> int:
         """Return the row number of the event that was added last, 0 if there is none."""
-        return self._read(store.newest_row)
+        return self._transactions.read(store.newest_row)
 
     def added_after(self, row: int) -> tuple[dict[int, int], int]:
         """Return for the applications to which events were added after that row what `agenda` would, and the newest row."""
-        found = self._read(lambda conn: store.added_after(conn, row))
+        found = self._transactions.read(lambda conn: store.added_after(conn, row))
         newest = max((newest for _, newest in found.values()), default=row)
         return {application: wake_at for application, (wake_at, _) in found.items()}, newest
 
@@ -316,7 +327,7 @@ class Scheduler:
             return recorded
 
         try:
-            recorded = self._transact(work)
+            recorded = self._transactions.write(work)
         except DatabaseUnavailable:
             self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
             raise
@@ -332,7 +343,7 @@ class Scheduler:
 
     def release(self, deliveries: Sequence[Delivery]) -> int:
         """Put back deliveries that were claimed and never begun; return how many still were ours."""
-        return self._transact(lambda conn, _tries: self._release(conn, deliveries))
+        return self._transactions.write(lambda conn, _tries: self._release(conn, deliveries))
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
 
@@ -345,9 +356,12 @@ class Scheduler:
         try:
             with database.explained(), self._engines.read.connect() as conn:
                 now = self.clock.now(conn)
+                application = self.tenants.known(conn, new.application_id)
+                if application is None:
+                    raise UnknownApplication
                 if refusal := self._refusal(new, now):
                     return refusal
-                row = store.new_row(new, self._numbers[new.application_id], now)
+                row = store.new_row(new, application.number, now)
                 stored = _stored(new, row)
                 store.insert_events(conn, [row])
                 return stored
@@ -370,10 +384,9 @@ class Scheduler:
             return self._add(conn, news, numbers, looking=tries > 1)
 
         try:
-            added = self._transact(work, retry_duplicates=True)
+            added = self._transactions.write(work, retry_duplicates=True)
         except IntegrityError as error:
             raise DatabaseUnavailable("others add and cancel the same events at this moment: try again") from error
-        self._numbers.update(numbers)  # only now: the application's row is committed
         return added
 
     def _add(
@@ -406,22 +419,23 @@ class Scheduler:
 
     def _refusal(self, new: NewEvent, now: int) -> InvalidEvent | None:
         size = len(new.payload or b"")
-        if size > self.limits.payload_bytes:
-            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {self.limits.payload_bytes} are accepted")])
+        if size > self._limits.payload_bytes:
+            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {self._limits.payload_bytes} are accepted")])
         problems = []
         header_bytes = sum(len(name) + len(value) for name, value in new.headers)
-        if header_bytes > self.limits.header_bytes:
-            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {self.limits.header_bytes} are accepted"))
+        if header_bytes > self._limits.header_bytes:
+            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {self._limits.header_bytes} are accepted"))
         wait_ms = new.delay_ms if new.due_at is None else new.due_at - now
-        if wait_ms is not None and wait_ms > self.limits.horizon_ms:
-            days = self.limits.horizon_ms // 86_400_000
+        if wait_ms is not None and wait_ms > self._limits.horizon_ms:
+            days = self._limits.horizon_ms // 86_400_000
             problems.append(Problem("delay_ms" if new.due_at is None else "due_at", f"must not be more than {days} days ahead"))
         return InvalidEvent(problems) if problems else None
 
     def _number_for(self, conn: Connection, application_id: str, numbers: dict[str, int], now: int) -> int:
         """Return the application's number, registering it if need be: `numbers` holds what this transaction has seen."""
-        number = self._numbers.get(application_id) or numbers.get(application_id) or store.application_number(conn, application_id)
-        numbers[application_id] = number or store.register_application(conn, application_id, now)
+        if application_id not in numbers:
+            known = self.tenants.known(conn, application_id)
+            numbers[application_id] = known.number if known else self.tenants.register(conn, application_id, now)
         return numbers[application_id]
 
     def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
@@ -439,7 +453,7 @@ class Scheduler:
         """Write how deliveries ended, but for those that somebody else has taken meanwhile.
 
         Nearly all were delivered and are still ours, so unless `looking` only the others are looked up first. The statement that
-        completes them tells if that was wrong (NotOurs): then all of it has to be done again, looking.
+        completes them tells if that was wrong (BeginAnew): then all of it has to be done again, looking.
         """
         verdicts = [(outcome, self._retry.verdict(outcome)) for outcome in outcomes]
         unsure = [outcome for outcome, verdict in verdicts if looking or verdict.status is not Status.COMPLETED]
@@ -461,7 +475,7 @@ class Scheduler:
         for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
             ids = [delivery.id for delivery in same]
             if store.complete(conn, ids, fence, now) != len(ids):
-                raise NotOurs
+                raise database.BeginAnew
 
     def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
@@ -487,14 +501,14 @@ class Scheduler:
         claimed.reaches = visit.seen()
         unfinished = visit.unfinished()
         claimed.has_more = bool(unfinished)
-        gone = {row.application for row in visit.rows} - self._names.keys()  # their events are nobody's
+        gone = {row.application for row in visit.rows if self.tenants.in_mind(row.application) is None}  # their events are nobody's
         claimed.wakes = wakes | unfinished | dict.fromkeys(gone)
         return claimed
 
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
-        names = self._names_of(conn, {row.application for row in rows})
-        found = [(store.to_delivery(row, names[row.application]), row) for row in rows if row.application in names]
+        tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
+        found = [(store.to_delivery(row, tenants[row.application]), row) for row in rows if row.application in tenants]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -516,69 +530,17 @@ class Scheduler:
 
     # --- applications --------------------------------------------------------------------------------------------------
 
-    def _number(self, conn: Connection, application_id: str) -> int | None:
-        number = self._numbers.get(application_id)
-        if number is None:
-            number = store.application_number(conn, application_id)
-            if number is not None:
-                self._numbers[application_id] = number
-        return number
-
     def _known_number(self, conn: Connection, application_id: str) -> int:
-        number = self._number(conn, application_id)
-        if number is None:
+        application = self.tenants.known(conn, application_id)
+        if application is None:
             raise UnknownEvent
-        return number
-
-    def _names_of(self, conn: Connection, numbers: Collection[int]) -> Mapping[int, str]:
-        unknown = [number for number in numbers if number not in self._names]
-        if unknown:
-            self._names.update(store.application_ids(conn, unknown))
-        return self._names
+        return application.number
 
     def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
         if row is None:
             raise UnknownEvent
         return row
-
-    # --- transactions ----------------------------------------------------------------------------------------------------
-
-    def _transact(self, work: Callable[[Connection, int], T], *, retry_duplicates: bool = False) -> T:
-        """Run `work(connection, tries)` in a transaction of its own, and the whole of it again where that may help."""
-
-        def once(tries: int) -> T:
-            with self._engines.write.begin() as conn:
-                return work(conn, tries)
-
-        return self._again(once, retry_duplicates=retry_duplicates)
-
-    def _read(self, work: Callable[[Connection], T]) -> T:
-        """Run single reading statements, each seeing what is committed when it begins."""
-
-        def once(_tries: int) -> T:
-            with self._engines.read.connect() as conn:
-                return work(conn)
-
-        return self._again(once)
-
-    def _again(self, once: Callable[[int], T], *, retry_duplicates: bool = False) -> T:
-        def may_help(error: BaseException) -> bool:
-            if isinstance(error, IntegrityError):
-                return retry_duplicates
-            return isinstance(error, NotOurs) or database.is_conflict(error) or database.is_stale(error)
-
-        again = Retrying(
-            stop=stop_after_attempt(TRANSACTION_TRIES) | stop_after_delay(TRANSACTION_SECONDS),
-            wait=wait_random_exponential(multiplier=0.01, max=0.2),
-            retry=retry_if_exception(may_help),
-            reraise=True,
-        )
-        with database.explained():
-            for attempt in again:
-                with attempt:
-                    return once(attempt.retry_state.attempt_number)
-        raise AssertionError("tenacity returns or raises")
 
 
 class _Turn(NamedTuple):

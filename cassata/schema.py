@@ -18,13 +18,22 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    true,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from cassata.model import APPLICATION_ID_LENGTH, DETAIL_CHARACTERS, EVENT_ID_LENGTH, URL_LENGTH
+from cassata.model import (
+    APPLICATION_ID_LENGTH,
+    DESTINATION_LENGTH,
+    DETAIL_CHARACTERS,
+    EVENT_ID_LENGTH,
+    KEY_NAME_LENGTH,
+    KEY_PREFIX_LENGTH,
+    URL_LENGTH,
+)
 
-VERSION = "0001"
+VERSION = "0002"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
 
 
@@ -48,7 +57,33 @@ applications = Table(
     Column("id", Integer, primary_key=True),
     Column("application_id", ascii_string(APPLICATION_ID_LENGTH), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("active", Boolean, nullable=False, server_default=true()),
+    # Documents (JSON): what is set for this application alone.
+    Column("limits", Text),
+    Column("egress", Text),
+    Column("metadata", Text),
+    Column("secrets", Text),
+    Column("changed_at", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("application_id", name="applications_application_id"),
+    # Whoever keeps applications in mind asks every second which of them have changed.
+    Index("applications_changed", "changed_at"),
+    **OPTIONS,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("prefix", ascii_string(KEY_PREFIX_LENGTH), nullable=False),
+    Column("application", Integer),  # NULL: an operator's, for all of them
+    Column("name", String(KEY_NAME_LENGTH), nullable=False),
+    Column("scopes", ascii_string(32), nullable=False),
+    Column("hash", HASH, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    UniqueConstraint("prefix", name="api_keys_prefix"),
+    Index("api_keys_application", "application"),
     **OPTIONS,
 )
 
@@ -96,5 +131,40 @@ attempts = Table(
     Column("error", ascii_string(32)),
     Column("detail", String(DETAIL_CHARACTERS)),
     Column("excerpt", Text),
+    **OPTIONS,
+)
+
+# What is shared between workers (and services) so that an application's limits hold for all of them together. Only
+# applications that have such a limit have rows here.
+
+paces = Table(
+    "paces",
+    metadata,
+    Column("application", Integer, primary_key=True, autoincrement=False),
+    Column("kind", SmallInteger, primary_key=True, autoincrement=False),
+    Column("next_at", BigInteger, nullable=False),  # microseconds: at 3,000 a second a millisecond is too coarse
+    **OPTIONS,
+)
+
+holdings = Table(
+    "holdings",
+    metadata,
+    Column("application", Integer, primary_key=True, autoincrement=False),
+    Column("holder", ascii_string(32), primary_key=True),
+    Column("events", Integer, nullable=False),
+    Column("held_until", BigInteger, nullable=False),
+    **OPTIONS,
+)
+
+breakers = Table(
+    "breakers",
+    metadata,
+    Column("application", Integer, primary_key=True, autoincrement=False),
+    Column("destination", ascii_string(DESTINATION_LENGTH), primary_key=True),
+    Column("opened_at", BigInteger, nullable=False),
+    Column("retry_at", BigInteger, nullable=False),
+    Column("openings", Integer, nullable=False),
+    Column("probing", Boolean, nullable=False, server_default=false()),
+    Column("reason", String(DETAIL_CHARACTERS)),
     **OPTIONS,
 )

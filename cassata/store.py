@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -31,6 +32,7 @@ from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
     WAITING,
+    Application,
     Attempt,
     Delivery,
     ErrorKind,
@@ -41,7 +43,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.schema import applications, attempts, events
+from cassata.schema import api_keys, applications, attempts, events
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -91,20 +93,78 @@ class Ending(NamedTuple):
 # --- applications ------------------------------------------------------------------------------------------------------
 
 
-def application_number(conn: Connection, application_id: str) -> int | None:
-    return conn.execute(select(applications.c.id).where(applications.c.application_id == application_id)).scalar()
+A = applications.c
 
 
-_APPLICATION_IDS = select(applications.c.id, applications.c.application_id).where(applications.c.id.in_(_IDS))
+def application(conn: Connection, application_id: str) -> Row[Any] | None:
+    return conn.execute(select(*applications.c).where(A.application_id == application_id)).first()
 
 
-def application_ids(conn: Connection, numbers: Collection[int]) -> dict[int, str]:
-    return {row[0]: row[1] for row in conn.execute(_APPLICATION_IDS, {"ids": numbers})}
+_APPLICATIONS = select(*applications.c).where(A.id.in_(_IDS))
 
 
-def register_application(conn: Connection, application_id: str, now: int) -> int:
-    result = conn.execute(insert(applications).values(application_id=application_id, created_at=now))
+def applications_by_number(conn: Connection, numbers: Collection[int]) -> Sequence[Row[Any]]:
+    return conn.execute(_APPLICATIONS, {"ids": sorted(numbers)}).all()
+
+
+def applications_after(conn: Connection, application_id: str, limit: int) -> Sequence[Row[Any]]:
+    """Read applications in the order of their ids, after that one."""
+    return conn.execute(select(*applications.c).where(A.application_id > application_id).order_by(A.application_id).limit(limit)).all()
+
+
+def changed_applications(conn: Connection, since: int) -> dict[int, int]:
+    """Tell of those that have been changed since then (ms), by their numbers, when that was."""
+    rows = conn.execute(select(A.id, A.changed_at).where(A.changed_at >= since))
+    return {row.id: row.changed_at for row in rows}
+
+
+def register_application(conn: Connection, application_id: str, now: int, **columns: Any) -> int:
+    result = conn.execute(insert(applications).values(application_id=application_id, created_at=now, changed_at=now, **columns))
     return int(result.lastrowid)
+
+
+def applications_without_secrets(conn: Connection) -> Sequence[int]:
+    return conn.execute(select(A.id).where(A.secrets.is_(None))).scalars().all()
+
+
+def lock_application(conn: Connection, application_id: str) -> Row[Any] | None:
+    return conn.execute(select(*applications.c).where(A.application_id == application_id).with_for_update()).first()
+
+
+def change_application(conn: Connection, number: int, now: int, columns: Mapping[str, Any]) -> None:
+    """Set columns. The instant of a change only grows: by it others see that there was one."""
+    later = case((A.changed_at >= now, A.changed_at + 1), else_=now)
+    conn.execute(update(applications).where(A.id == number).values({**columns, "changed_at": later}))
+
+
+# --- keys --------------------------------------------------------------------------------------------------------------
+
+K = api_keys.c
+_KEYS: Select[Any] = select(*api_keys.c, A.application_id).join_from(api_keys, applications, K.application == A.id, isouter=True)
+
+
+def insert_key(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(api_keys).values(row))
+
+
+def key(conn: Connection, prefix: str) -> Row[Any] | None:
+    return conn.execute(_KEYS.where(K.prefix == prefix)).first()
+
+
+def keys(conn: Connection, application: int | None = None) -> Sequence[Row[Any]]:
+    """Read the keys of an application, or all there are, in the order in which they were made."""
+    question = _KEYS if application is None else _KEYS.where(K.application == application)
+    return conn.execute(question.order_by(K.id)).all()
+
+
+def operator_keys(conn: Connection, now: int) -> int:
+    """Count the keys by which an operator may come in now."""
+    live = and_(K.application.is_(None), K.revoked_at.is_(None), or_(K.expires_at.is_(None), K.expires_at > now))
+    return conn.execute(select(func.count()).where(live, K.scopes.contains("admin"))).scalar_one()
+
+
+def revoke_key(conn: Connection, prefix: str, now: int) -> None:
+    conn.execute(update(api_keys).where(K.prefix == prefix, K.revoked_at.is_(None)).values(revoked_at=now))
 
 
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
@@ -496,13 +556,13 @@ def to_event(row: Row[Any], application_id: str) -> Event:
     )
 
 
-def to_delivery(row: Row[Any], application_id: str) -> Delivery:
+def to_delivery(row: Row[Any], application: Application) -> Delivery:
     """Read a row of `lock_due` as it is once `claim` has taken it."""
     request = _read_request(row)
     return Delivery(
         id=row.id,
         fence=row.fence + 1,
-        application_id=application_id,
+        application_id=application.application_id,
         event_id=row.event_id,
         number=row.attempts + 1,
         due_at=row.due_at,
@@ -515,6 +575,9 @@ def to_delivery(row: Row[Any], application_id: str) -> Delivery:
         payload=row.payload,
         timeout_ms=request.timeout_ms,
         retry=request.retry,
+        application=row.application,
+        signing_keys=application.signing_keys(row.wake_at),
+        egress=application.egress,
     )
 
 

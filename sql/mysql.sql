@@ -1,4 +1,4 @@
--- Cassata's tables for mysql, at version 0001. 'cassata db upgrade' makes the same.
+-- Cassata's tables for mysql, at version 0002. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -57,3 +57,63 @@ CREATE TABLE attempts (
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 INSERT INTO alembic_version (version_num) VALUES ('0001');
+
+-- Running upgrade 0001 -> 0002
+
+ALTER TABLE applications ADD COLUMN active BOOL NOT NULL DEFAULT true;
+
+ALTER TABLE applications ADD COLUMN limits TEXT;
+
+ALTER TABLE applications ADD COLUMN egress TEXT;
+
+ALTER TABLE applications ADD COLUMN metadata TEXT;
+
+ALTER TABLE applications ADD COLUMN secrets TEXT;
+
+ALTER TABLE applications ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0';
+
+CREATE INDEX applications_changed ON applications (changed_at);
+
+CREATE TABLE api_keys (
+    id INTEGER NOT NULL AUTO_INCREMENT,
+    prefix VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    application INTEGER,
+    name VARCHAR(100) NOT NULL,
+    scopes VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    hash BINARY(32) NOT NULL,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT,
+    PRIMARY KEY (id),
+    CONSTRAINT api_keys_prefix UNIQUE (prefix)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX api_keys_application ON api_keys (application);
+
+CREATE TABLE paces (
+    application INTEGER NOT NULL,
+    kind SMALLINT NOT NULL,
+    next_at BIGINT NOT NULL,
+    PRIMARY KEY (application, kind)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE holdings (
+    application INTEGER NOT NULL,
+    holder VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    events INTEGER NOT NULL,
+    held_until BIGINT NOT NULL,
+    PRIMARY KEY (application, holder)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE breakers (
+    application INTEGER NOT NULL,
+    destination VARCHAR(262) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    opened_at BIGINT NOT NULL,
+    retry_at BIGINT NOT NULL,
+    openings INTEGER NOT NULL,
+    probing BOOL NOT NULL DEFAULT false,
+    reason VARCHAR(500),
+    PRIMARY KEY (application, destination)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';

@@ -1,4 +1,4 @@
--- Cassata's tables for sqlite, at version 0001. 'cassata db upgrade' makes the same.
+-- Cassata's tables for sqlite, at version 0002. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -56,3 +56,63 @@ CREATE TABLE attempts (
 );
 
 INSERT INTO alembic_version (version_num) VALUES ('0001') RETURNING version_num;
+
+-- Running upgrade 0001 -> 0002
+
+ALTER TABLE applications ADD COLUMN active BOOLEAN DEFAULT 1 NOT NULL;
+
+ALTER TABLE applications ADD COLUMN limits TEXT;
+
+ALTER TABLE applications ADD COLUMN egress TEXT;
+
+ALTER TABLE applications ADD COLUMN metadata TEXT;
+
+ALTER TABLE applications ADD COLUMN secrets TEXT;
+
+ALTER TABLE applications ADD COLUMN changed_at BIGINT DEFAULT '0' NOT NULL;
+
+CREATE INDEX applications_changed ON applications (changed_at);
+
+CREATE TABLE api_keys (
+    id INTEGER NOT NULL,
+    prefix VARCHAR(16) NOT NULL,
+    application INTEGER,
+    name VARCHAR(100) NOT NULL,
+    scopes VARCHAR(32) NOT NULL,
+    hash BLOB NOT NULL,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT,
+    PRIMARY KEY (id),
+    CONSTRAINT api_keys_prefix UNIQUE (prefix)
+);
+
+CREATE INDEX api_keys_application ON api_keys (application);
+
+CREATE TABLE paces (
+    application INTEGER NOT NULL,
+    kind SMALLINT NOT NULL,
+    next_at BIGINT NOT NULL,
+    PRIMARY KEY (application, kind)
+);
+
+CREATE TABLE holdings (
+    application INTEGER NOT NULL,
+    holder VARCHAR(32) NOT NULL,
+    events INTEGER NOT NULL,
+    held_until BIGINT NOT NULL,
+    PRIMARY KEY (application, holder)
+);
+
+CREATE TABLE breakers (
+    application INTEGER NOT NULL,
+    destination VARCHAR(262) NOT NULL,
+    opened_at BIGINT NOT NULL,
+    retry_at BIGINT NOT NULL,
+    openings INTEGER NOT NULL,
+    probing BOOLEAN DEFAULT 0 NOT NULL,
+    reason VARCHAR(500),
+    PRIMARY KEY (application, destination)
+);
+
+UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';

@@ -410,17 +410,17 @@ def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(
 ) -> None:
     """Nobody knows whether that COMMIT was carried out. Here it was."""
     scheduler.add(new_event())
-    working = scheduler._transact
+    working = scheduler._transactions.write
 
     def lose_the_answer(*args: Any, **kwargs: Any) -> Any:
         working(*args, **kwargs)
         raise DatabaseUnavailable("Lost connection to server during query")
 
-    monkeypatch.setattr(scheduler, "_transact", lose_the_answer)
+    monkeypatch.setattr(scheduler._transactions, "write", lose_the_answer)
     with pytest.raises(DatabaseUnavailable):
         hand.claim()
     assert scheduler.status("shop", "e1").status is Status.PROCESSING
-    monkeypatch.setattr(scheduler, "_transact", working)
+    monkeypatch.setattr(scheduler._transactions, "write", working)
 
     assert hand.claim_one().number == 1
 

@@ -169,5 +169,5 @@ def test_the_default_file_lies_in_the_home_folder(tmp_path: Path) -> None:
 def test_upgrade_makes_the_tables_and_version_tells_it() -> None:
     assert invoke("db", "version")[0] == 1
     code, output, _ = invoke("db", "upgrade")
-    assert (code, output) == (0, "tables are at version 0001\n")
+    assert (code, output) == (0, "tables are at version 0002\n")
     assert invoke("db", "upgrade")[:2] == invoke("db", "version")[:2] == (0, output)

@@ -1,0 +1,385 @@
+"""Applications and their keys: who they are, what they may do, and by which secrets their receivers know them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+import string
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import Connection, Row
+from sqlalchemy.exc import IntegrityError
+
+from cassata import database, store
+from cassata.errors import ApplicationExists, UnknownApplication, UnknownKey
+from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
+from cassata.vault import SecretsUnreadable, Vault
+
+FRESH_SECONDS = 1.0
+"""What is kept in mind of applications and keys is looked at again after that: so soon a change holds everywhere."""
+LATE_COMMIT_MS = 10_000
+"""So long after its instant a change may become visible."""
+KEYS_IN_MIND = 10_000
+STRANGERS_PER_SECOND = 50
+"""So many keys that are not in mind are looked up in a second; more of them are guesses, and not worth the database's time."""
+SECRET_BYTES = 32
+PREFIX_LETTERS = string.ascii_lowercase + string.digits
+PREFIX_LENGTH = 8
+KEY_SCHEME = "csk"
+LONGEST_TOKEN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` "default" too."""
+
+    active: bool | None = None
+    limits: Mapping[str, float | None] | None = None
+    egress: Egress | Literal["default"] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    def applied_to(self, application: Application) -> Application:
+        limits = {**application.limits, **(self.limits or {})}
+        egress = application.egress if self.egress is None else self.egress
+        return replace(
+            application,
+            active=application.active if self.active is None else self.active,
+            limits={name: value for name, value in limits.items() if value is not None},
+            egress=None if egress == "default" else egress,
+            metadata=application.metadata if self.metadata is None else self.metadata,
+        )
+
+
+class _Known(NamedTuple):
+    key: Key | None
+    hash: bytes
+    looked_at: float
+
+
+class Tenants:
+    """Applications and keys in one database. Safe to share between threads."""
+
+    def __init__(self, engines: database.Engines, clock: database.Clock, vault: Vault) -> None:
+        self._transactions = database.Transactions(engines)
+        self._clock = clock
+        self._vault = vault
+        self._lock = threading.Lock()  # of the three attributes below
+        self._by_number: dict[int, Application] = {}
+        self._by_id: dict[str, Application] = {}
+        self._looked_at = float("-inf")  # monotonic
+        self._seen_until = 0  # changes up to then (ms) are known of
+        self._keys: dict[str, _Known] = {}
+        self._look_ups = 0.0  # of strangers' keys; falls by STRANGERS_PER_SECOND
+        self._last_look_up = time.monotonic()
+
+    # --- applications --------------------------------------------------------------------------------------------------
+
+    def create(self, application_id: str, changes: Changes = Changes()) -> Application:
+        """Make an application. Raises ApplicationExists."""
+
+        def work(conn: Connection, _tries: int) -> Application:
+            now = self._clock.now(conn)
+            new = changes.applied_to(Application(0, application_id))
+            self.register(conn, application_id, now, **self._difference(Application(0, ""), new))
+            return self._found(conn, application_id)
+
+        try:
+            return self._transactions.write(work)
+        except IntegrityError as error:
+            raise ApplicationExists(f"there is an application {application_id!r} already") from error
+
+    def register(self, conn: Connection, application_id: str, now: int, **columns: Any) -> int:
+        """Make an application, with a signing secret, in somebody's transaction; return its number."""
+        return store.register_application(conn, application_id, now, secrets=self._vault.written((new_secret(),)), **columns)
+
+    def application(self, application_id: str) -> Application:
+        """Return an application as it is now. Raises UnknownApplication."""
+        return self._transactions.read(lambda conn: self._found(conn, application_id))
+
+    def applications(self, *, after: str = "", limit: int = 100) -> list[Application]:
+        """List applications in the order of their ids."""
+        rows = self._transactions.read(lambda conn: store.applications_after(conn, after, limit))
+        return [self._read_row(row) for row in rows]
+
+    def change(self, application_id: str, changes: Changes) -> Application:
+        """Change an application. Workers and services follow within two seconds. Raises UnknownApplication."""
+        return self._change(application_id, lambda application, _now: changes.applied_to(application))
+
+    def rotate_secret(self, application_id: str, *, overlap_ms: int, secret: Secret | None = None) -> Application:
+        """Sign with a new secret from now on, and with those before it for that long still.
+
+        Raises UnknownApplication, SecretsUnreadable.
+        """
+
+        def rotated(application: Application, now: int) -> Application:
+            if application.is_sealed:
+                raise SecretsUnreadable
+            ends_at = now + overlap_ms
+            before = [replace(old, until=min(old.until or ends_at, ends_at)) for old in application.secrets]
+            live = tuple(old for old in before if old.until is not None and old.until > now)
+            return replace(application, secrets=(secret or new_secret(), *live))
+
+        return self._change(application_id, rotated)
+
+    def seal_secrets(self) -> int:
+        """Write the secrets of all applications down anew, as the key file says now; return of how many.
+
+        Raises SecretsUnreadable, having changed those before.
+        """
+        after, count = "", 0
+        while page := self.applications(after=after, limit=1_000):
+            after = page[-1].application_id
+            for application in page:
+                self._change(application.application_id, lambda same, _now: same, anew=True)
+                count += 1
+        return count
+
+    def give_secrets(self) -> None:
+        """Make signing secrets for applications that an older Cassata has left without."""
+
+        def work(conn: Connection, _tries: int) -> None:
+            for number in store.applications_without_secrets(conn):
+                store.change_application(conn, number, self._clock.now(conn), {"secrets": self._vault.written((new_secret(),))})
+
+        if self._transactions.read(store.applications_without_secrets):
+            self._transactions.write(work)
+
+    def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
+        def work(conn: Connection, _tries: int) -> Application:
+            now = self._clock.now(conn)
+            before = self._read_row(_there(store.lock_application(conn, application_id)))
+            if anew and before.is_sealed:
+                raise SecretsUnreadable
+            columns = self._difference(before, change(before, now), anew=anew)
+            if columns:
+                store.change_application(conn, before.number, now, columns)
+            return self._found(conn, application_id)
+
+        changed = self._transactions.write(work)
+        self._forget([changed.number])
+        return changed
+
+    def _difference(self, before: Application, after: Application, *, anew: bool = False) -> dict[str, Any]:
+        """Return the columns that differ, as they are to be written."""
+        columns: dict[str, Any] = {}
+        if after.active != before.active:
+            columns["active"] = after.active
+        if after.limits != before.limits:
+            columns["limits"] = json.dumps(dict(after.limits))
+        if after.egress != before.egress:
+            columns["egress"] = after.egress and json.dumps({"policy": after.egress.policy, "allow": after.egress.allow})
+        if after.metadata != before.metadata:
+            columns["metadata"] = json.dumps(after.metadata)
+        if after.secrets != before.secrets or (anew and after.secrets):
+            columns["secrets"] = self._vault.written(after.secrets)
+        return columns
+
+    def _found(self, conn: Connection, application_id: str) -> Application:
+        return self._read_row(_there(store.application(conn, application_id)))
+
+    def _read_row(self, row: Row[Any]) -> Application:
+        application = Application(
+            number=row.id,
+            application_id=row.application_id,
+            active=row.active,
+            limits=json.loads(row.limits) if row.limits else {},
+            egress=_egress(row.egress),
+            metadata=json.loads(row.metadata) if row.metadata else {},
+            created_at=row.created_at,
+            changed_at=row.changed_at,
+        )
+        try:
+            return replace(application, secrets=self._vault.read(row.secrets)) if row.secrets else application
+        except SecretsUnreadable:
+            return replace(application, is_sealed=True)
+
+    # --- applications in mind ------------------------------------------------------------------------------------------
+
+    def known(self, conn: Connection, application_id: str) -> Application | None:
+        """Return an application as it was a second ago at most, None if there is none."""
+        self.refresh(conn)
+        found = self._by_id.get(application_id)
+        if found is None and (row := store.application(conn, application_id)):
+            (found,) = self._remember([row])
+        return found
+
+    def of_numbers(self, conn: Connection, numbers: Collection[int]) -> Mapping[int, Application]:
+        """Return applications by their numbers, as they were a second ago at most, with others; those that are gone are missing."""
+        unknown = [number for number in numbers if number not in self._by_number]
+        if unknown:
+            self._remember(store.applications_by_number(conn, unknown))
+        return self._by_number
+
+    def is_in_mind(self, application_id: str) -> bool:
+        return application_id in self._by_id
+
+    def in_mind(self, number: int) -> Application | None:
+        """Return what is known of an application without asking."""
+        return self._by_number.get(number)
+
+    def refresh(self, conn: Connection) -> None:
+        """Forget what has been changed, if nobody has looked for a second."""
+        now = time.monotonic()
+        if now - self._looked_at < FRESH_SECONDS:
+            return
+        before, self._looked_at = self._looked_at, now
+        try:
+            instant = self._clock.now(conn)
+            changed = store.changed_applications(conn, self._seen_until - LATE_COMMIT_MS) if self._seen_until else {}
+        except BaseException:
+            self._looked_at = before
+            raise
+        self._seen_until = instant
+        in_mind = ((self._by_number.get(number), changed_at) for number, changed_at in changed.items())
+        self._forget([application.number for application, changed_at in in_mind if application and application.changed_at != changed_at])
+
+    def _remember(self, rows: Iterable[Row[Any]]) -> list[Application]:
+        applications = [self._read_row(row) for row in rows]
+        with self._lock:
+            for application in applications:
+                self._by_number[application.number] = application
+                self._by_id[application.application_id] = application
+        return applications
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        with self._lock:
+            for number in numbers:
+                if application := self._by_number.pop(number, None):
+                    self._by_id.pop(application.application_id, None)
+
+    # --- keys ----------------------------------------------------------------------------------------------------------
+
+    def create_key(
+        self, application_id: str | None, scopes: Collection[Scope], *, name: str = "", expires_at: int | None = None
+    ) -> tuple[Key, str]:
+        """Make a key, for an application or (None) an operator's; return it with its token, which nobody can ever read again.
+
+        Raises UnknownApplication.
+        """
+        prefix = "".join(secrets.choice(PREFIX_LETTERS) for _ in range(PREFIX_LENGTH))
+        token = f"{KEY_SCHEME}_{prefix}_{secrets.token_urlsafe(SECRET_BYTES)}"
+
+        def work(conn: Connection, _tries: int) -> Key:
+            application = None if application_id is None else _there(store.application(conn, application_id))
+            row = {
+                "prefix": prefix,
+                "application": application and application.id,
+                "name": name,
+                "scopes": ",".join(sorted(scopes)),
+                "hash": _hash(token),
+                "created_at": self._clock.now(conn),
+                "expires_at": expires_at,
+            }
+            store.insert_key(conn, row)
+            return _key(_there_key(store.key(conn, prefix)))
+
+        return self._transactions.write(work), token
+
+    def keys(self, application_id: str | None = None) -> list[Key]:
+        """List the keys of an application, or all there are. Raises UnknownApplication."""
+
+        def work(conn: Connection) -> list[Key]:
+            number = None if application_id is None else _there(store.application(conn, application_id)).id
+            return [_key(row) for row in store.keys(conn, number)]
+
+        return self._transactions.read(work)
+
+    def revoke_key(self, prefix: str, *, application_id: str | None = None) -> Key:
+        """Make a key worthless, within two seconds everywhere. Raises UnknownKey, also if it is not that application's."""
+
+        def work(conn: Connection, _tries: int) -> Key:
+            found = _key(_there_key(store.key(conn, prefix)))
+            if application_id is not None and found.application_id != application_id:
+                raise UnknownKey
+            store.revoke_key(conn, prefix, self._clock.now(conn))
+            return _key(_there_key(store.key(conn, prefix)))
+
+        revoked = self._transactions.write(work)
+        self._keys.pop(prefix, None)
+        return revoked
+
+    def has_operator_key(self) -> bool:
+        """Whether there is a key by which somebody may make applications and other keys."""
+        return self._transactions.read(lambda conn: store.operator_keys(conn, self._clock.now(conn))) > 0
+
+    def authenticate(self, token: str) -> Key | None:
+        """Return the live key that this token stands for, as it was a second ago at most."""
+        scheme, _, rest = token.partition("_")
+        prefix, _, secret = rest.partition("_")
+        if scheme != KEY_SCHEME or not secret or len(token) > LONGEST_TOKEN or not _is_prefix(prefix):
+            return None
+        known = self._keys.get(prefix)
+        if known is None or time.monotonic() - known.looked_at > FRESH_SECONDS:
+            known = self._look_up(prefix, is_stranger=known is None or known.key is None)
+        if known is None or known.key is None or not hmac.compare_digest(known.hash, _hash(token)):
+            return None
+        return known.key if known.key.is_live(self._clock.estimate()) else None
+
+    def _look_up(self, prefix: str, *, is_stranger: bool) -> _Known | None:
+        if is_stranger and not self._may_look_up():
+            return None
+        looked_at = time.monotonic()
+
+        def work(conn: Connection) -> Row[Any] | None:
+            self._clock.now(conn)  # so that there is an estimate of it
+            return store.key(conn, prefix)
+
+        row = self._transactions.read(work)
+        if len(self._keys) >= KEYS_IN_MIND:
+            self._keys.clear()  # rare, and cheaper than keeping an order for it
+        self._keys[prefix] = known = _Known(row and _key(row), row.hash if row else b"", looked_at)
+        return known
+
+    def _may_look_up(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._look_ups = max(0.0, self._look_ups - (now - self._last_look_up) * STRANGERS_PER_SECOND)
+            self._last_look_up = now
+            if self._look_ups >= STRANGERS_PER_SECOND:
+                return False
+            self._look_ups += 1
+            return True
+
+
+def new_secret() -> Secret:
+    return Secret(SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode())
+
+
+def _there(row: Row[Any] | None) -> Row[Any]:
+    if row is None:
+        raise UnknownApplication
+    return row
+
+
+def _there_key(row: Row[Any] | None) -> Row[Any]:
+    if row is None:
+        raise UnknownKey
+    return row
+
+
+def _key(row: Row[Any]) -> Key:
+    scopes = frozenset(Scope(scope) for scope in row.scopes.split(","))
+    return Key(row.prefix, row.application_id, row.name, scopes, row.created_at, row.expires_at, row.revoked_at)
+
+
+def _hash(token: str) -> bytes:
+    """Fingerprint a token. Its 256 random bits cannot be guessed, so that a slow hash would only be slow."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _is_prefix(text: str) -> bool:
+    return len(text) == PREFIX_LENGTH and set(text) <= set(PREFIX_LETTERS)
+
+
+def _egress(written: str | None) -> Egress | None:
+    if written is None:
+        return None
+    document = json.loads(written)
+    return Egress(EgressPolicy(document["policy"]), tuple(document["allow"]))
