@@ -278,7 +278,12 @@ class Scheduler:
 
     def agenda(self, within_ms: int = LATEST_INSTANT) -> dict[int, int]:
         """Return for every application (by its number) with something to do within that time when it may next be looked at (ms)."""
-        return self._transactions.read(lambda conn: store.agenda(conn, self.clock.now(conn) + within_ms))
+
+        def work(conn: Connection) -> dict[int, int]:
+            self._refresh(conn)
+            return store.agenda(conn, self.clock.now(conn) + within_ms)
+
+        return self._transactions.read(work)
 
     def newest_row(self) -> int:
         """Return the row number of the event that was added last, 0 if there is none."""
