@@ -12,7 +12,7 @@ from bench.summary import CASSATA, NODE_PEERS, PEERS, PYTHON_PEERS, Summaries, l
 MARIADB, SQLITE = CASSATA
 
 BOUND_PER_PROCESS = 500
-"""Requests that a worker process may have under way as shipped: numWorkerThreads x maxInFlightPerThread."""
+"""Requests of one application that a worker process may have under way as shipped: half of numWorkerThreads x maxInFlightPerThread."""
 FLAT_EVENTS = 200_000
 FLOOR = "claimers-4"
 """The variant of the floor that the burst is measured against: as many claimers as do not yet slow each other down."""
@@ -239,7 +239,7 @@ def _slow(all_: Summaries) -> Iterator[Target]:
         number(most, exact=True),
         f"<= {BOUND_PER_PROCESS}",
         _at_most(most, BOUND_PER_PROCESS),
-        "numWorkerThreads x maxInFlightPerThread, as shipped" if most is not None else "",
+        "of one application: half of numWorkerThreads x maxInFlightPerThread, as shipped" if most is not None else "",
     )
 
 
