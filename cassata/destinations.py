@@ -136,6 +136,8 @@ class Destinations:
         changes: list[Change] = []
         with self._lock:
             for outcome, failed in outcomes:
+                if not (failed or self._open or self._tallies or self._queues):
+                    continue  # nearly all of them, nearly always
                 place = place_of(outcome.delivery)
                 if place in self._queues:
                     self._leave_queue(place, outcome)

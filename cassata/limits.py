@@ -27,6 +27,10 @@ BURST_MICROSECONDS = 1_000_000
 """Adds may come in bursts of what a second allows."""
 DRAWS_PER_SECOND = 20
 """An add draws on its application's pace for others to come, so that not each of them has to."""
+SPARE_PART = 64
+"""A worker may hold this part of a large limit in reserve, and a wide pace for so long, so that not each claim has to ask."""
+SPARE_SECONDS = 0.05
+WIDE_PACE = 1_000
 FULL_RETRY_MS = 1_000
 COUNT_SHARE = 0.05
 """Counting what is pending may take this share of the time."""
@@ -45,27 +49,49 @@ class Hands:
 
 @dataclass(slots=True)
 class Allowance:
-    """What one claim may take of an application, and when to ask again (ms) once that is used up; `interval` 0: at any pace."""
+    """What one claim may take of an application, and when to ask again (ms) once that is used up.
+
+    `limits` are those that are shared; `free` is what they leave under way, beside what is under way already; the pace has an
+    interval of microseconds between two, 0 for none.
+    """
 
     most: int
-    retry_at: int | None = None
-    is_counted: bool = False
-    next_at: int = 0  # microseconds, as is the interval
+    limits: Limits | None = None
+    is_locked: bool = False
+    free: int = 0
+    next_at: int = 0  # microseconds
     interval: int = 0
+    retry_at: int | None = None
 
     def begin_at(self, wake_at: int) -> int:
         """Return when the next one may be sent (ms) that is due at `wake_at`."""
-        if not self.interval:
-            return wake_at
         begin = max(wake_at * 1000, self.next_at)
         self.next_at = begin + self.interval
         return -(-begin // 1000)
 
-    def ask_again_at(self, now: int) -> int:
-        """Return when there may be more (ms): not before the pace allows it, which is known; the rest is a guess."""
+    def ask_again_at(self, now: int) -> int | None:
+        """Return when there may be more (ms), if that is known: not before the pace allows it; the rest is a guess."""
         if self.interval and self.next_at // 1000 - PACED_AHEAD_MS > now:
             return self.next_at // 1000 - PACED_AHEAD_MS
-        return self.retry_at or now + 1
+        return self.retry_at
+
+
+@dataclass(slots=True)
+class _Share:
+    """What a worker thread has to itself of an application's limits, as it is written down: so many events at a time, until then
+    (ms); and the pace between two instants (microseconds).
+    """
+
+    events: int = 0
+    held_until: int = 0
+    next_at: int = 0
+    paced_until: int = 0
+
+    def spare_events(self, held: int, now: int, lease_ms: int) -> int:
+        return self.events - held if self.held_until >= now + lease_ms else 0
+
+    def spare_turns(self, interval: int, now: int) -> int:
+        return max(0, self.paced_until - max(self.next_at, now * 1000)) // interval
 
 
 @dataclass(slots=True)
@@ -86,10 +112,17 @@ class Limiter:
         self._defaults = defaults
         self._drawn: dict[int, int] = {}  # adds that may be made without asking, by application
         self._pending: dict[int, _Count] = {}
-        self._holders: set[str] = set()  # those in this process of which something is written down
+        self._shares: dict[tuple[str, int], _Share] = {}  # by holder, each a thread of this process, and application
+        self._holders: set[str] = set()  # those of which something is written down
+        self._effective: dict[int, tuple[Application, Limits]] = {}
 
     def of(self, application: Application | None) -> Limits:
-        return application.limits_within(self._defaults) if application else self._defaults
+        if application is None or not application.limits:
+            return self._defaults
+        known = self._effective.get(application.number)
+        if known is None or known[0] is not application:
+            known = self._effective[application.number] = application, application.limits_within(self._defaults)
+        return known[1]
 
     # --- adds ----------------------------------------------------------------------------------------------------------
 
@@ -149,75 +182,123 @@ class Limiter:
         return known is None or (known.active and not known.is_sealed)
 
     def allowances(
-        self, conn: Connection, applications: Collection[int], limit: int, hands: Hands, now: int, until: int
+        self, conn: Connection, applications: Collection[int], limit: int, hands: Hands, now: int, until: int, lease_ms: int
     ) -> dict[int, Allowance]:
         """Return what a claim of up to `limit` may take of each application, of what is to be sent by `until`.
 
-        Of those that are missing it may take all there is.
-
-        Applications with a limit that is shared stay locked until the end of the transaction.
+        Of those that are missing it may take all there is. Applications of whose shared limits the worker needs more than it
+        has to itself stay locked until the end of the transaction.
         """
         tenants = self._tenants.of_numbers(conn, applications)
         found: dict[int, Allowance] = {}
-        shared: dict[int, Limits] = {}
+        short: dict[int, Allowance] = {}
         for number in applications:
             application = tenants.get(number)
-            if application is None or not self.may_claim(number):
-                found[number] = Allowance(0)
-                continue
-            if (room := hands.room(number)) < limit:
-                found[number] = Allowance(max(0, room))
+            room = hands.room(number) if application is not None and self.may_claim(number) else 0
             limits = self.of(application)
             if limits.max_in_flight is not None or limits.deliveries_per_second is not None:
-                shared[number] = limits
-        if shared:
-            self._allow_shared(conn, shared, found, hands, now, until)
+                found[number] = Allowance(min(room, limit), limits)
+                if room > 0 and not self._allow_own(number, found[number], hands, now, lease_ms):
+                    short[number] = Allowance(min(room, limit), limits)
+            elif room < limit:
+                found[number] = Allowance(max(0, room))
+        for number in store.lock_applications(conn, short) if short else ():
+            found[number] = short[number]
+            found[number].is_locked = True
+        if short:
+            self._allow_more(conn, {number: found[number] for number in short}, hands, now, until)
         return found
 
-    def _allow_shared(
-        self, conn: Connection, shared: Mapping[int, Limits], found: dict[int, Allowance], hands: Hands, now: int, until: int
-    ) -> None:
-        ours = store.lock_applications(conn, shared)
-        counted = [number for number in ours if shared[number].max_in_flight is not None]
-        paced = [number for number in ours if shared[number].deliveries_per_second is not None]
-        elsewhere = store.held_by_others(conn, counted, hands.holder, now) if counted else {}
-        paces = store.paces_of(conn, paced, PaceKind.DELIVERIES) if paced else {}
-        for number, limits in shared.items():
-            allowance = found.setdefault(number, Allowance(sys.maxsize))
-            if number not in ours:
-                allowance.most, allowance.retry_at = 0, now + BUSY_MS
+    def _allow_own(self, number: int, allowance: Allowance, hands: Hands, now: int, lease_ms: int) -> bool:
+        """Allow what the worker has to itself; say whether that is enough."""
+        wanted, limits = allowance.most, allowance.limits or self._defaults
+        share = self._shares.get((hands.holder, number), _Share())
+        if limits.max_in_flight is not None:
+            allowance.most = min(allowance.most, share.spare_events(hands.held.get(number, 0), now, lease_ms))
+        if limits.deliveries_per_second is not None:
+            allowance.interval = _interval(limits.deliveries_per_second)
+            allowance.next_at = max(share.next_at, now * 1000)
+            allowance.most = min(allowance.most, share.spare_turns(allowance.interval, now))
+        return allowance.most >= wanted
+
+    def _allow_more(self, conn: Connection, short: Mapping[int, Allowance], hands: Hands, now: int, until: int) -> None:
+        """Allow what the limits leave, for those that are locked; others are being claimed from at this moment."""
+        locked = [number for number, allowance in short.items() if allowance.is_locked]
+        elsewhere = store.held_by_others(conn, locked, hands.holder, now) if locked else {}
+        paces = store.paces_of(conn, locked, PaceKind.DELIVERIES) if locked else {}
+        for number, allowance in short.items():
+            limits = allowance.limits or self._defaults
+            allowance.retry_at = now + (FULL_MS if allowance.is_locked else BUSY_MS)
+            if not allowance.is_locked:
                 continue
             if limits.max_in_flight is not None:
-                allowance.is_counted = True
-                allowance.most = min(allowance.most, max(0, limits.max_in_flight - elsewhere.get(number, 0) - hands.held.get(number, 0)))
-                allowance.retry_at = now + FULL_MS
+                allowance.free = max(0, limits.max_in_flight - elsewhere.get(number, 0) - hands.held.get(number, 0))
+                allowance.most = min(allowance.most, allowance.free)
             if limits.deliveries_per_second is not None:
-                allowance.interval = int(1_000_000 / limits.deliveries_per_second)
+                allowance.interval = _interval(limits.deliveries_per_second)
                 allowance.next_at = max(paces.get(number, 0), now * 1000)
                 allowance.most = min(allowance.most, max(0, (until * 1000 - allowance.next_at) // allowance.interval + 1))
 
     def settle(
-        self, conn: Connection, allowances: Mapping[int, Allowance], taken: Mapping[int, int], hands: Hands, now: int, held_until: int
-    ) -> dict[int, int]:
-        """Write down what a claim has taken of each; return those with nothing left, and when to ask again (ms)."""
-        held_back: dict[int, int] = {}
+        self,
+        conn: Connection,
+        allowances: Mapping[int, Allowance],
+        taken: Mapping[int, int],
+        hands: Hands,
+        now: int,
+        held_until: int,
+        lease_ms: int,
+    ) -> None:
+        """Write down what a claim has taken of each application with shared limits, and keep some more in reserve if they are large."""
         for number, allowance in allowances.items():
             count = taken.get(number, 0)
-            if count and allowance.is_counted:
-                self._holders.add(hands.holder)
-                if store.hold(conn, number, hands.holder, hands.held.get(number, 0) + count, held_until):
-                    store.forget_holders(conn, number, now)
-            if count and allowance.interval:
-                store.set_pace(conn, number, PaceKind.DELIVERIES, allowance.next_at)
-            if count >= allowance.most and (allowance.retry_at or allowance.interval):
-                held_back[number] = allowance.ask_again_at(now)
-        return held_back
+            if not count or allowance.limits is None:
+                continue
+            share = self._shares.setdefault((hands.holder, number), _Share())
+            if allowance.limits.max_in_flight is not None:
+                spare = min(allowance.limits.max_in_flight // SPARE_PART, allowance.free - count) if allowance.is_locked else 0
+                until = max(held_until, now + 2 * lease_ms) if spare else held_until
+                if allowance.is_locked:
+                    share.events, share.held_until = hands.held.get(number, 0) + count + spare, until
+                    self._write_held(conn, number, share, hands, now)
+                elif until > share.held_until:
+                    share.held_until = until
+                    self._write_held(conn, number, share, hands, now)
+            if allowance.limits.deliveries_per_second is not None:
+                share.next_at = allowance.next_at
+                if allowance.is_locked:
+                    rate = allowance.limits.deliveries_per_second
+                    reserve = int(rate * SPARE_SECONDS) if rate >= WIDE_PACE else 0
+                    share.paced_until = allowance.next_at + reserve * allowance.interval
+                    store.set_pace(conn, number, PaceKind.DELIVERIES, share.paced_until)
+
+    def _write_held(self, conn: Connection, number: int, share: _Share, hands: Hands, now: int) -> None:
+        self._holders.add(hands.holder)
+        if store.hold(conn, number, hands.holder, share.events, share.held_until):
+            store.forget_holders(conn, number, now)
 
     def settle_ended(self, conn: Connection, applications: Iterable[int], hands: Hands) -> None:
-        """Write down how much is still under way of those applications for which it counts."""
-        counted = [number for number in applications if self.of(self._tenants.in_mind(number)).max_in_flight is not None]
-        if counted and hands.holder in self._holders:
-            store.hold_less(conn, hands.holder, {number: hands.held.get(number, 0) for number in counted})
+        """Leave to others what the worker does not need any more, now that something of these applications has ended."""
+        less: dict[int, int] = {}
+        for number in applications:
+            share = self._shares.get((hands.holder, number))
+            if share is None or not share.events:
+                continue
+            held = hands.held.get(number, 0)
+            spare = (self.of(self._tenants.in_mind(number)).max_in_flight or 0) // SPARE_PART if held else 0
+            if share.events > held + 4 * spare:
+                less[number] = share.events = held + spare
+        if less:
+            store.hold_less(conn, hands.holder, less)
 
-    def is_written_down(self, hands: Hands) -> bool:
+    def forget(self, hands: Hands) -> None:
+        """What has not surely been written down is not the worker's own."""
+        if hands.holder in self._holders:
+            self._shares = {key: share for key, share in self._shares.items() if key[0] != hands.holder}
+
+    def has_shares(self, hands: Hands) -> bool:
         return hands.holder in self._holders
+
+
+def _interval(rate: float) -> int:
+    return max(1, int(1_000_000 / rate))

@@ -136,6 +136,7 @@ class Scheduler:
         self._retry = retry
         # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
         self._doubtful: dict[tuple[int, int], Delivery] = {}
+        self._noted: set[tuple[int, int]] = set()  # outcomes that have been noticed, and are still to be recorded
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -322,6 +323,8 @@ class Scheduler:
         def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
             now = self.clock.now(conn)
+            if tries > 1:
+                self.limiter.forget(hands)
             if doubtful:
                 self._release(conn, list(doubtful.values()))
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
@@ -334,18 +337,19 @@ class Scheduler:
 
         try:
             recorded = self._transactions.write(work)
-        except DatabaseUnavailable:
-            self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
+        except BaseException as error:
+            self.limiter.forget(hands)
+            self._noted.update(map(_claim_of, outcomes))
+            if isinstance(error, DatabaseUnavailable):
+                self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
             raise
+        self._noted.difference_update(map(_claim_of, outcomes))
         for claim in doubtful:
             self._doubtful.pop(claim, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
-        self._tell_apart(claimed.deliveries, breakers)
-        if recorded.fenced:
-            telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
-        for delivery, reason in recorded.failed:
-            names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
-            telemetry.emit("event failed", level="warning", **names, reason=reason)
+        self._count_narrow(claimed.deliveries)
+        _tell(recorded)
+        self._tell_of(breakers)
         return recorded, claimed
 
     def release(self, deliveries: Sequence[Delivery]) -> int:
@@ -356,7 +360,7 @@ class Scheduler:
 
     def let_go(self, hands: Hands) -> None:
         """Say that a worker thread has nothing in hand any more, and is not coming back."""
-        if self.limiter.is_written_down(hands):
+        if self.limiter.has_shares(hands):
             self._transactions.write(lambda conn, _tries: store.let_go(conn, hands.holder))
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
@@ -504,7 +508,8 @@ class Scheduler:
     ) -> Claimed:
         self._refresh(conn)
         until = now + terms.look_ahead_ms
-        allowances = self.limiter.allowances(conn, applications, limit, hands, now, until)
+        lease_ms = terms.lease_ms(None)
+        allowances = self.limiter.allowances(conn, applications, limit, hands, now, until, lease_ms)
         visit = Visit(applications, self._reaches, allowances, now, limit, suspects=suspects)
         while turn := visit.next_turn():
             if turn.together:
@@ -518,10 +523,13 @@ class Scheduler:
         claimed = self._take(conn, visit.rows, now, terms, allowances)
         taken = Counter(delivery.application for delivery in claimed.deliveries)
         held_until = now + max((terms.lease_ms(delivery.timeout_ms) for delivery in claimed.deliveries), default=0)
-        claimed.held_back = self.limiter.settle(conn, allowances, taken, hands, now, held_until)
+        self.limiter.settle(conn, allowances, taken, hands, now, held_until, lease_ms)
+        used_up = {number for number, allowance in allowances.items() if taken[number] >= allowance.most < limit}
+        again = {number: allowances[number].ask_again_at(now) for number in used_up}
+        claimed.held_back = {number: at for number, at in again.items() if at is not None}
         claimed.reaches = visit.seen()
         unfinished = visit.unfinished()
-        claimed.has_more = any(application not in allowances for application in unfinished)
+        claimed.has_more = not unfinished.keys() <= used_up
         gone = {application for application in applications if self.tenants.in_mind(application) is None}  # their events are nobody's
         claimed.wakes = wakes | unfinished | dict.fromkeys(gone)
         return claimed
@@ -559,10 +567,11 @@ class Scheduler:
         """
         postponed: dict[int, int] = {}
         crowds: Counter[Place] = Counter()
+        widths = {number: self.limiter.of(tenants[number]).max_in_flight_per_host for number in {each.application for each in deliveries}}
+        if not self._destinations.any_open and not any(widths.values()):
+            return set()
         for delivery in deliveries:
-            most = self.limiter.of(tenants[delivery.application]).max_in_flight_per_host
-            if most is None and not self._destinations.any_open:
-                continue
+            most = widths[delivery.application]
             place = place_of(delivery)
             opened = self._destinations.opened(place)
             if opened and not self._begins_probe(conn, place, opened, delivery, now, terms):
@@ -585,13 +594,17 @@ class Scheduler:
 
     def _note(self, outcomes: Sequence[Outcome]) -> list[Change]:
         """Take notice of how destinations fare; return what is to be written about it."""
-        return self._destinations.note(((outcome, may_pass(outcome)) for outcome in outcomes), self.clock.estimate())
+        fresh = [outcome for outcome in outcomes if not self._noted or _claim_of(outcome) not in self._noted]
+        return self._destinations.note([(outcome, may_pass(outcome)) for outcome in fresh], self.clock.estimate())
 
-    def _tell_apart(self, deliveries: Sequence[Delivery], breakers: Sequence[Change]) -> None:
-        """Remember what has been claimed where only so much may be under way, and say which breakers have changed."""
-        narrow = [delivery for delivery in deliveries if self.limiter.of(self.tenants.in_mind(delivery.application)).max_in_flight_per_host]
+    def _count_narrow(self, deliveries: Sequence[Delivery]) -> None:
+        """Remember what has been claimed for places that may have only so much under way."""
+        applications = {delivery.application for delivery in deliveries}
+        narrow = {number for number in applications if self.limiter.of(self.tenants.in_mind(number)).max_in_flight_per_host}
         if narrow:
-            self._destinations.enter_queue(narrow)
+            self._destinations.enter_queue(delivery for delivery in deliveries if delivery.application in narrow)
+
+    def _tell_of(self, breakers: Sequence[Change]) -> None:
         for place, opened in breakers:
             application = self.tenants.in_mind(place.application)
             facts = {"application_id": application and application.application_id, "destination": place.destination}
@@ -656,10 +669,21 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
     )
 
 
+def _tell(recorded: Recorded) -> None:
+    if recorded.fenced:
+        telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
+    for delivery, reason in recorded.failed:
+        names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
+        telemetry.emit("event failed", level="warning", **names, reason=reason)
+
+
 def _paced(delivery: Delivery, allowances: Mapping[int, Allowance]) -> Delivery:
     """Put off a delivery to where it does not exceed its application's pace."""
     allowance = allowances.get(delivery.application)
-    return replace(delivery, send_at=allowance.begin_at(delivery.send_at)) if allowance and allowance.interval else delivery
+    if allowance is None or not allowance.interval:
+        return delivery
+    send_at = allowance.begin_at(delivery.send_at)
+    return delivery if send_at == delivery.send_at else replace(delivery, send_at=send_at)
 
 
 def _duration(ms: int) -> str:

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator
 
 from bench.base import Place, Run
-from bench.inside import add, tenants
+from bench.inside.add import Variant, measure_one
 from bench.inside.database import Database, fresh
+from bench.inside.tenants import measure
 from cassata.model import Scope
 from cassata.scheduler import Scheduler
 from cassata.tenants import new_secret
@@ -31,18 +32,18 @@ def guards(place: Place, runs: int, quick: bool) -> Iterator[Run]:
     """Measure deliveries and adds, without guards and with them, in turn, and again."""
     with fresh(place) as database:
         token = _operators_token(database)
-        plain = add.Variant("adds-plain")
-        guarded = add.Variant("adds-guarded", environment=WITH_KEYS, token=token)
+        plain = Variant("adds-plain")
+        guarded = Variant("adds-guarded", environment=WITH_KEYS, token=token)
         for number in range(1, runs + 1):
             for name, is_guarded in (("deliveries-plain", False), ("deliveries-guarded", True)):
-                figures = tenants.measure(place, database, 1, prepare=lambda is_guarded=is_guarded: _guard(database, is_guarded))
+                figures = measure(place, database, 1, prepare=lambda is_guarded=is_guarded: _guard(database, is_guarded))
                 yield Run("guards", "cassata-mariadb", number, name, figures)
             for variant in (plain, guarded):
                 database.empty()
                 database.add_applications(1)
                 _guard(database, variant is guarded)
                 database.execute("UPDATE applications SET application_id = 'bench'")
-                yield from add.measure_one(place, database, variant, "guards", number, seconds=3 if quick else 8)
+                yield from measure_one(place, database, variant, "guards", number, seconds=3 if quick else 8)
 
 
 def _operators_token(database: Database) -> str:
