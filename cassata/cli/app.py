@@ -21,6 +21,7 @@ Document = Mapping[str, Any]
 Command = Callable[..., Any]
 
 PAGE_LENGTH = 1_000
+EGRESS = [*(policy.value for policy in EgressPolicy), "default"]
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 app_argument = click.argument("application_id", metavar="APP")
@@ -31,9 +32,7 @@ def settings_options(command: Command) -> Command:
     for option in reversed(
         [
             click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="A limit of its own; NAME= is the default again."),
-            click.option(
-                "--egress", type=click.Choice([*(policy.value for policy in EgressPolicy), "default"]), help="Where its requests may go."
-            ),
+            click.option("--egress", type=click.Choice(EGRESS), help="Where its requests may go."),
             click.option("--allow", multiple=True, metavar="CIDR_OR_HOST", help="What --egress list allows; may be repeated."),
             click.option("--metadata", metavar="JSON", help="An object to keep with it."),
         ]

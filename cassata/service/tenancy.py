@@ -127,7 +127,7 @@ class Tenancy:
         return answer({"token": token, **key_document(key)}, 201)
 
     def revoke_key(self, application_id: str, prefix: str) -> Response:
-        return answer(key_document(self._tenants.revoke_key(prefix, application_id=_possible(application_id))))
+        return answer(key_document(self._tenants.revoke_key(prefix, application_id=application_id)))
 
     def revoke_any_key(self, prefix: str) -> Response:
         return answer(key_document(self._tenants.revoke_key(prefix)))
