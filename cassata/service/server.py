@@ -58,7 +58,7 @@ class NobodyMayEnter(CassataError):
 
     def __init__(self, service: config.Service, key_command: str) -> None:
         why = f"others can reach {service.host}" if not config.is_loopback(service.host) else "service.authentication is 'required'"
-        super().__init__(f"{why}, so every request needs a key, and there is no operator's key yet: type '{key_command}'")
+        super().__init__(f"{why}, so every request needs a key, and there is no operator's key yet. Type: {key_command}")
 
 
 def run(

@@ -48,6 +48,7 @@ class Tenancy:
             Route(one, ("PATCH",), self.change_application, admin),
             Route(f"{one}/activate", ("POST",), self.activate, admin, operator=True),
             Route(f"{one}/deactivate", ("POST",), self.deactivate, admin, operator=True),
+            Route(f"{one}/breakers", ("GET",), self.breakers, read),
             Route(f"{one}/secrets", ("GET",), self.secrets, admin),
             Route(f"{one}/rotate-secret", ("POST",), self.rotate_secret, admin),
             Route(f"{one}/keys", ("GET",), self.keys, admin),
@@ -89,6 +90,10 @@ class Tenancy:
 
     def _changed(self, application_id: str, changes: Changes) -> Response:
         return answer(application_document(self._tenants.change(_possible(application_id), changes)))
+
+    def breakers(self, application_id: str) -> Response:
+        found = self._scheduler.breakers(_possible(application_id))
+        return answer({"breakers": [tenancy_wire.breaker_document(breaker) for breaker in found]})
 
     # --- signing secrets -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from cassata import errors, telemetry, tenants
 from cassata.config import Service
-from cassata.model import METADATA_BYTES, NewEvent, Scope
+from cassata.model import METADATA_BYTES, Breaker, NewEvent, Scope
 from cassata.scheduler import Scheduler
 from cassata.service import create_app, problems
 from cassata.vault import SecretsUnreadable, Vault
@@ -116,6 +116,7 @@ def test_an_application_that_is_not_there_is_unknown_to_every_call(http: FlaskCl
         ("PATCH", one),
         ("POST", f"{one}/activate"),
         ("POST", f"{one}/deactivate"),
+        ("GET", f"{one}/breakers"),
         ("GET", f"{one}/secrets"),
         ("POST", f"{one}/rotate-secret"),
         ("GET", f"{one}/keys"),
@@ -135,7 +136,7 @@ def test_an_application_that_is_not_there_is_unknown_to_every_call(http: FlaskCl
         ({}, ["/application-id"]),
         ({"application-id": "a b", "active": None}, ["/active", "/application-id"]),
         ({"application-id": "x", "limits": None}, ["/limits"]),
-        ({"application-id": "x", "limits": {"max-pending": 0, "horizon": 0, "max-flight": 1}}, ["/limits/horizon", "/limits/max-flight", "/limits/max-pending"]),
+        ({"application-id": "x", "limits": {"max-pending": 0, "max-flight": 1}}, ["/limits/max-flight", "/limits/max-pending"]),
         ({"application-id": "x", "limits": {"max-pending": 1.5, "payload-bytes": True}}, ["/limits/max-pending", "/limits/payload-bytes"]),
         ({"application-id": "x", "limits": {"horizon": 1e308, "adds-per-second": 10**400}}, ["/limits/adds-per-second", "/limits/horizon"]),
         ({"application-id": "x", "egress": "public"}, ["/egress"]),
@@ -359,6 +360,40 @@ def test_what_an_application_may_not_is_told_with_its_number_alone_and_in_a_batc
         assert (answer.status_code, answer.json["type"]) == (status, f"urn:cassata:problem:{name}")
         assert answer.headers.get("Retry-After") == retry_after
     assert (result["status-code"], result["problem"]) == (status, alone[0].json)
+
+
+def test_limits_and_deactivation_are_kept_and_told(http: FlaskClient) -> None:
+    create(http, limits={"max-pending": 1})
+
+    def add(event_id: str) -> Any:
+        event = {"application-id": "shop", "event-id": event_id, "url": "http://receiver.example/", "delay": 60, "event": "x"}
+        return http.post("/cassata/add/", json=event)
+
+    assert add("e1").status_code == 201
+    full = add("e2")
+    assert (full.status_code, int(full.headers["Retry-After"]) >= 1) == (429, True)
+    assert full.json["retry-after"] == int(full.headers["Retry-After"])
+    http.post("/cassata/applications/shop/deactivate")
+    assert add("e3").json["type"] == "urn:cassata:problem:application-inactive"
+
+
+def test_breakers_that_are_open_are_told(http: FlaskClient, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(http)
+    assert http.get("/cassata/applications/shop/breakers").json == {"breakers": []}
+    opened = Breaker("shop", "receiver.example:80", 1_800_000_000_000, 1_800_000_010_000, 2, False, "HTTP 503")
+    monkeypatch.setattr(scheduler, "breakers", lambda application_id: [opened])
+    assert http.get("/cassata/applications/shop/breakers").json == {
+        "breakers": [
+            {
+                "destination": "receiver.example:80",
+                "opened-at": "2027-01-15T08:00:00.000Z",
+                "retry-at": "2027-01-15T08:00:10.000Z",
+                "openings": 2,
+                "probing": False,
+                "reason": "HTTP 503",
+            }
+        ]
+    }
 
 
 def test_guesses_do_not_drive_out_the_keys_that_are_used(
