@@ -50,14 +50,13 @@ def create(
 ) -> None:
     """Make a key, and show it this once."""
     from cassata.service import tenancy_wire
-    from cassata.service.tenancy import OPERATORS_SCOPES, USUAL_SCOPES
 
     owner = _owner(application_id, operator)
     document = {"name": name} | ({"scopes": list(scopes)} if scopes else {})
     with in_words():
         asked = tenancy_wire.read(tenancy_wire.KeyDocument, document)
     expires_at = None if expires_in is None else time.time_ns() // 1_000_000 + round(expires_in.total_seconds() * 1000)
-    usual = OPERATORS_SCOPES if owner is None else USUAL_SCOPES
+    usual = tenancy_wire.OPERATORS_SCOPES if owner is None else tenancy_wire.USUAL_SCOPES
     with opened_tenants(config, database_url) as tenants:
         made, token = tenants.create_key(owner, asked.scopes or usual, name=asked.name, expires_at=expires_at)
     if output == "json":

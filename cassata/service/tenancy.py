@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 from flask import Response, request
@@ -15,6 +14,8 @@ from cassata.service.answers import answer
 from cassata.service.auth import MissingScope, Route, caller
 from cassata.service.tenancy_wire import (
     OPERATORS_FIELDS,
+    OPERATORS_SCOPES,
+    USUAL_SCOPES,
     ApplicationDocument,
     ChangesDocument,
     KeyDocument,
@@ -25,8 +26,7 @@ from cassata.service.tenancy_wire import (
 from cassata.tenants import Changes
 from cassata.vault import SecretsUnreadable
 
-USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
-OPERATORS_SCOPES = frozenset({Scope.ADMIN})
+USUAL_PAGE_LENGTH = 100
 
 
 class Tenancy:
@@ -62,9 +62,9 @@ class Tenancy:
     # --- applications --------------------------------------------------------------------------------------------------
 
     def applications(self) -> Response:
-        listing: dict[str, Any] = {"limit": 100, **tenancy_wire.read_listing(request.args.items(multi=True))}
-        found = self._tenants.applications(**listing | {"limit": listing["limit"] + 1})
-        return answer(tenancy_wire.page(found, listing["limit"]))
+        listing = tenancy_wire.read_listing(request.args.items(multi=True))
+        limit = listing.pop("limit", USUAL_PAGE_LENGTH)
+        return answer(tenancy_wire.page(self._tenants.applications(**listing, limit=limit + 1), limit))
 
     def create_application(self) -> Response:
         written = tenancy_wire.read(ApplicationDocument, bodies.document())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
@@ -50,6 +50,9 @@ S = TypeVar("S", bound=Shape)
 OVERLAP_MS = 24 * 3600 * 1000
 LONGEST_OVERLAP_MS = 365 * 24 * 3600 * 1000
 METADATA_DEPTH = 32
+USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
+OPERATORS_SCOPES = frozenset({Scope.ADMIN})
+"""What a key is good for that is made without saying it: an application's, and an operator's."""
 
 LIMITS = {"horizon" if name == "horizon_ms" else hyphenated(name): name for name in LIMIT_RANGES}
 """Limits by the names that clients write. The horizon is in seconds there."""
@@ -280,7 +283,7 @@ def secrets_document(secrets: Iterable[Secret]) -> dict[str, Any]:
     return {"secrets": [{"secret": secret.value, "until": instant(secret.until)} for secret in secrets]}
 
 
-def breaker_document(breaker: Breaker) -> Mapping[str, Any]:
+def breaker_document(breaker: Breaker) -> dict[str, Any]:
     """A destination that gets nothing at the moment."""
     return {
         "destination": breaker.destination,
