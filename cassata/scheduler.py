@@ -573,7 +573,7 @@ class Scheduler:
                 if position >= 0:
                     postponed[delivery.id] = self._destinations.turn_at(place, position, most, now)
         if postponed:
-            store.postpone(conn, list(postponed.items()))
+            store.postpone(conn, postponed)
         return set(postponed)
 
     def _begins_probe(self, conn: Connection, place: Place, opened: Opened, delivery: Delivery, now: int, terms: Terms) -> bool:

@@ -412,13 +412,10 @@ def bury(conn: Connection, ids: Collection[int], status: Status, reason: str, no
     _expect(result.rowcount, len(ids), "bury")
 
 
-def postpone(conn: Connection, rows: Sequence[tuple[int, int]]) -> None:
-    """Have locked events, that nobody is sending, looked at later: (row number, wake_at). It is no attempt."""
-    result = conn.execute(_POSTPONE, [{"of": id_, "wake": wake_at} for id_, wake_at in rows])
-    _expect(result.rowcount, len(rows), "postpone")
-
-
-_POSTPONE = update(events).where(E.id == bindparam("of"), E.status.in_(WAITING)).values(wake_at=bindparam("wake"))
+def postpone(conn: Connection, wakes: Mapping[int, int]) -> None:
+    """Have locked events, that nobody is sending, looked at later: wake_at by row number. It is no attempt."""
+    waiting = update(events).where(E.id.in_(sorted(wakes)), E.status.in_(WAITING))
+    _expect(conn.execute(waiting.values(wake_at=case(wakes, value=E.id))).rowcount, len(wakes), "postpone")
 
 
 # --- what workers and services share so that limits hold for all of them ----------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import os
 import random
+import resource
 import select
 import signal
 import subprocess
@@ -37,8 +38,8 @@ USUAL_TRANSACTION_SECONDS = 0.005
 """What is due in less time would be late if a transaction were begun before it."""
 SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
-SHARE_OF_FREE = 19
-"""An application may have so many times as much in hand as there is room left: 95 % of all, if it is alone."""
+SPARE_DESCRIPTORS = 128
+"""Files and sockets of a process that are not requests under way."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
 LOOK_SHARE = 0.02
@@ -336,10 +337,10 @@ class WorkerThread(threading.Thread):
     def _room(self, application: int) -> int:
         """Say for how many more of an application there is room.
 
-        One that hangs must not take every slot: what it may have depends on what is left. (Dynamic thresholds: A. Choudhury and
-        E. Hahne, 1998.) Alone it may have 95 % of all, the next one 95 % of the rest.
+        It may have as much in hand as is left for others: alone half of all slots, beside another one that has its half, a
+        quarter. So nobody who hangs can take every slot. (Dynamic thresholds: A. Choudhury and E. Hahne, 1998.)
         """
-        return SHARE_OF_FREE * self._free() - self._in_hand[application]
+        return (self._free() - self._in_hand[application] + 1) // 2
 
     def _may_claim(self, application: int) -> bool:
         return application not in self._agenda.held_back and self._room(application) > 0 and self._scheduler.limiter.may_claim(application)
@@ -631,6 +632,17 @@ def terms_of(worker: config.Worker) -> Terms:
     )
 
 
+def raise_descriptor_limit(worker: config.Worker) -> None:
+    """Have as many descriptors as requests may be under way: usually a process is given 1,024, and may take more."""
+    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
+
+
 def make_courier(worker: config.Worker) -> Courier:
     if worker.ca_bundle is not None and not Path(worker.ca_bundle).is_file():
         raise ConfigError(f"worker.caBundle: there is no file {worker.ca_bundle!r}")
@@ -690,6 +702,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     raises, and ConfigError.
     """
     scheduler = open_scheduler(settings, create_tables=create_tables)
+    raise_descriptor_limit(settings.worker)
     wakeup = Wakeup()
     if config.worker_processes(settings) > 1:
         make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other
