@@ -9,10 +9,13 @@ from collections.abc import Callable
 
 from flask import Flask
 
+from cassata import config
 from cassata.config import Service
 from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
+from cassata.service.auth import Gate
+from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
 
@@ -26,7 +29,10 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    Api(scheduler).register(app)
-    health.register(app, scheduler, draining)
+    app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
+    gate.stand_before(app)
+    gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Tenancy(scheduler).routes)
+    health.register(app, gate, scheduler, draining)
     problems.register(app)
     return app
