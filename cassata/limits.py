@@ -28,9 +28,11 @@ BURST_MICROSECONDS = 1_000_000
 DRAWS_PER_SECOND = 20
 """An add draws on its application's pace for others to come, so that not each of them has to."""
 SPARE_PART = 64
-"""A worker may hold this part of a large limit in reserve, and a wide pace for so long, so that not each claim has to ask."""
-SPARE_SECONDS = 0.05
+"""A worker may have this part of a large limit to itself in reserve, so that not each claim has to ask."""
 WIDE_PACE = 1_000
+"""From so many a second on, deliveries are not spaced out one by one: workers draw what is allowed in `DRAWN_SECONDS`."""
+DRAWN_SECONDS = 0.05
+DRAWN_LAST_MS = 500
 FULL_RETRY_MS = 1_000
 COUNT_SHARE = 0.05
 """Counting what is pending may take this share of the time."""
@@ -51,14 +53,15 @@ class Hands:
 class Allowance:
     """What one claim may take of an application, and when to ask again (ms) once that is used up.
 
-    `limits` are those that are shared; `free` is what they leave under way, beside what is under way already; the pace has an
-    interval of microseconds between two, 0 for none.
+    `limits` are those that are shared; `free` is what they leave under way, beside what is under way already; `drawn` is how many
+    deliveries it draws, and `interval` the microseconds between two, where they are spaced out.
     """
 
     most: int
     limits: Limits | None = None
     is_locked: bool = False
     free: int = 0
+    drawn: int = 0
     next_at: int = 0  # microseconds
     interval: int = 0
     retry_at: int | None = None
@@ -71,27 +74,27 @@ class Allowance:
 
     def ask_again_at(self, now: int) -> int | None:
         """Return when there may be more (ms), if that is known: not before the pace allows it; the rest is a guess."""
-        if self.interval and self.next_at // 1000 - PACED_AHEAD_MS > now:
+        if self.next_at // 1000 - PACED_AHEAD_MS > now:
             return self.next_at // 1000 - PACED_AHEAD_MS
         return self.retry_at
 
 
 @dataclass(slots=True)
 class _Share:
-    """What a worker thread has to itself of an application's limits, as it is written down: so many events at a time, until then
-    (ms); and the pace between two instants (microseconds).
+    """What a worker thread has to itself of an application's limits, as it is written down: so many events at a time, and so
+    many deliveries, each until an instant (ms).
     """
 
     events: int = 0
     held_until: int = 0
-    next_at: int = 0
-    paced_until: int = 0
+    deliveries: int = 0
+    drawn_until: int = 0
 
     def spare_events(self, held: int, now: int, lease_ms: int) -> int:
-        return self.events - held if self.held_until >= now + lease_ms else 0
+        return max(0, self.events - held) if self.held_until >= now + lease_ms else 0
 
-    def spare_turns(self, interval: int, now: int) -> int:
-        return max(0, self.paced_until - max(self.next_at, now * 1000)) // interval
+    def spare_deliveries(self, now: int) -> int:
+        return self.deliveries if now < self.drawn_until else 0
 
 
 @dataclass(slots=True)
@@ -216,9 +219,7 @@ class Limiter:
         if limits.max_in_flight is not None:
             allowance.most = min(allowance.most, share.spare_events(hands.held.get(number, 0), now, lease_ms))
         if limits.deliveries_per_second is not None:
-            allowance.interval = _interval(limits.deliveries_per_second)
-            allowance.next_at = max(share.next_at, now * 1000)
-            allowance.most = min(allowance.most, share.spare_turns(allowance.interval, now))
+            allowance.most = min(allowance.most, share.spare_deliveries(now))
         return allowance.most >= wanted
 
     def _allow_more(self, conn: Connection, short: Mapping[int, Allowance], hands: Hands, now: int, until: int) -> None:
@@ -235,9 +236,8 @@ class Limiter:
                 allowance.free = max(0, limits.max_in_flight - elsewhere.get(number, 0) - hands.held.get(number, 0))
                 allowance.most = min(allowance.most, allowance.free)
             if limits.deliveries_per_second is not None:
-                allowance.interval = _interval(limits.deliveries_per_second)
                 allowance.next_at = max(paces.get(number, 0), now * 1000)
-                allowance.most = min(allowance.most, max(0, (until * 1000 - allowance.next_at) // allowance.interval + 1))
+                _pace(allowance, limits.deliveries_per_second, until * 1000)
 
     def settle(
         self,
@@ -265,12 +265,10 @@ class Limiter:
                     share.held_until = until
                     self._write_held(conn, number, share, hands, now)
             if allowance.limits.deliveries_per_second is not None:
-                share.next_at = allowance.next_at
                 if allowance.is_locked:
-                    rate = allowance.limits.deliveries_per_second
-                    reserve = int(rate * SPARE_SECONDS) if rate >= WIDE_PACE else 0
-                    share.paced_until = allowance.next_at + reserve * allowance.interval
-                    store.set_pace(conn, number, PaceKind.DELIVERIES, share.paced_until)
+                    share.deliveries, share.drawn_until = allowance.drawn, now + DRAWN_LAST_MS
+                    store.set_pace(conn, number, PaceKind.DELIVERIES, allowance.next_at)
+                share.deliveries = max(0, share.deliveries - count)
 
     def _write_held(self, conn: Connection, number: int, share: _Share, hands: Hands, now: int) -> None:
         self._holders.add(hands.holder)
@@ -300,5 +298,13 @@ class Limiter:
         return hands.holder in self._holders
 
 
-def _interval(rate: float) -> int:
-    return max(1, int(1_000_000 / rate))
+def _pace(allowance: Allowance, rate: float, until: int) -> None:
+    """Allow what the pace does until then (microseconds): one after the other, or, if there are very many, as many as come together."""
+    if rate < WIDE_PACE:
+        allowance.interval = int(1_000_000 / rate)
+        allowance.most = min(allowance.most, max(0, (until - allowance.next_at) // allowance.interval + 1))
+    elif allowance.next_at > until:
+        allowance.most = 0
+    else:
+        allowance.drawn = max(allowance.most, int(rate * DRAWN_SECONDS))
+        allowance.next_at += int(allowance.drawn * 1_000_000 / rate)

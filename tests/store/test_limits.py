@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -183,6 +184,30 @@ def test_the_defaults_hold_for_applications_without_limits_of_their_own(database
     scheduler.close()
 
 
+def test_whatever_workers_do_they_never_have_more_under_way_than_a_large_limit_allows(
+    scheduler: Scheduler, other: Scheduler, clock: ManualClock
+) -> None:
+    """Of a large limit each keeps some in reserve, so that it need not ask each time."""
+    chance = random.Random(7)
+    limited(scheduler, max_in_flight=130)
+    add(scheduler, 900)
+    workers = [Worker(scheduler, "one"), Worker(scheduler, "two"), Worker(other, "three")]
+    under_way: dict[str, list[Delivery]] = {worker.name: [] for worker in workers}
+    most = ended = 0
+    for _ in range(80):
+        worker = chance.choice(workers)
+        mine = under_way[worker.name]
+        chance.shuffle(mine)
+        done, under_way[worker.name] = mine[: len(mine) // 2], mine[len(mine) // 2 :]
+        under_way[worker.name] += worker.claim(chance.choice((0, 1, 50, 200)), tuple(outcome(delivery) for delivery in done))
+        ended += len(done)
+        most = max(most, sum(map(len, under_way.values())))
+        clock.advance(chance.choice((1, 50)))
+
+    assert 100 < most <= 130
+    assert ended > 400
+
+
 # --- pace --------------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +241,23 @@ def test_a_slow_pace_names_the_instant_of_the_next_one(scheduler: Scheduler, clo
     assert worker.claim() == []
     clock.advance(1)
     assert len(worker.claim()) == 1
+
+
+def test_a_wide_pace_is_kept_by_several_workers_together(scheduler: Scheduler, other: Scheduler, clock: ManualClock) -> None:
+    limited(scheduler, deliveries_per_second=1_000)
+    add(scheduler, 1_000)
+    scheduler.add_all([new_event(f"f{number}") for number in range(3_000)])
+    ahead = Terms(look_ahead_ms=200)
+    workers = [Worker(scheduler, "one", ahead), Worker(other, "two", ahead)]
+    sent = 0
+    for _ in range(40):
+        for worker in workers:
+            claimed = worker.claim(limit=200)
+            sent += len(claimed)
+            worker.claim(limit=0, outcomes=tuple(outcome(delivery) for delivery in claimed))
+        clock.advance(50)
+
+    assert 1_900 <= sent <= 2_500, "two seconds' worth, and what may be claimed ahead"
 
 
 def test_an_event_is_not_sent_before_it_is_due_however_fast_the_pace(scheduler: Scheduler) -> None:
