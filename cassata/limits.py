@@ -29,6 +29,8 @@ DRAWS_PER_SECOND = 20
 """An add draws on its application's pace for others to come, so that not each of them has to."""
 SPARE_PART = 64
 """A worker may have this part of a large limit to itself in reserve, so that not each claim has to ask."""
+RESERVES_TOO_MANY = 3
+"""Having so many reserves too many it leaves them to others."""
 WIDE_PACE = 1_000
 """From so many a second on, deliveries are not spaced out one by one: workers draw what is allowed in `DRAWN_SECONDS`."""
 DRAWN_SECONDS = 0.05
@@ -215,7 +217,7 @@ class Limiter:
     def _allow_own(self, number: int, allowance: Allowance, hands: Hands, now: int, lease_ms: int) -> bool:
         """Allow what the worker has to itself; say whether that is enough."""
         wanted, limits = allowance.most, allowance.limits or self._defaults
-        share = self._shares.get((hands.holder, number), _Share())
+        share = self._share(hands, number)
         if limits.max_in_flight is not None:
             allowance.most = min(allowance.most, share.spare_events(hands.held.get(number, 0), now, lease_ms))
         if limits.deliveries_per_second is not None:
@@ -235,7 +237,7 @@ class Limiter:
             if limits.max_in_flight is not None:
                 allowance.free = max(0, limits.max_in_flight - elsewhere.get(number, 0) - hands.held.get(number, 0))
                 allowance.most = min(allowance.most, allowance.free)
-            if limits.deliveries_per_second is not None:
+            if limits.deliveries_per_second is not None and self._share(hands, number).spare_deliveries(now) < allowance.most:
                 allowance.next_at = max(paces.get(number, 0), now * 1000)
                 _pace(allowance, limits.deliveries_per_second, until * 1000)
 
@@ -252,9 +254,11 @@ class Limiter:
         """Write down what a claim has taken of each application with shared limits, and keep some more in reserve if they are large."""
         for number, allowance in allowances.items():
             count = taken.get(number, 0)
+            if not count and not hands.held.get(number, 0):
+                self._give_up(conn, {number: 0}, hands)
             if not count or allowance.limits is None:
                 continue
-            share = self._shares.setdefault((hands.holder, number), _Share())
+            share = self._share(hands, number)
             if allowance.limits.max_in_flight is not None:
                 spare = min(allowance.limits.max_in_flight // SPARE_PART, allowance.free - count) if allowance.is_locked else 0
                 until = max(held_until, now + 2 * lease_ms) if spare else held_until
@@ -265,7 +269,7 @@ class Limiter:
                     share.held_until = until
                     self._write_held(conn, number, share, hands, now)
             if allowance.limits.deliveries_per_second is not None:
-                if allowance.is_locked:
+                if allowance.next_at:
                     share.deliveries, share.drawn_until = allowance.drawn, now + DRAWN_LAST_MS
                     store.set_pace(conn, number, PaceKind.DELIVERIES, allowance.next_at)
                 share.deliveries = max(0, share.deliveries - count)
@@ -275,19 +279,32 @@ class Limiter:
         if store.hold(conn, number, hands.holder, share.events, share.held_until):
             store.forget_holders(conn, number, now)
 
-    def settle_ended(self, conn: Connection, applications: Iterable[int], hands: Hands) -> None:
-        """Leave to others what the worker does not need any more, now that something of these applications has ended."""
+    def settle_ended(self, conn: Connection, ended: Iterable[int], goes_on: Collection[int], hands: Hands) -> None:
+        """Leave to others what the worker does not need any more, now that something of these applications has ended.
+
+        It keeps its reserve of those that it goes on to claim from.
+        """
+        needed: dict[int, int] = {}
+        for number in ended:
+            if (hands.holder, number) in self._shares:
+                held = hands.held.get(number, 0)
+                most = self.of(self._tenants.in_mind(number)).max_in_flight or 0
+                needed[number] = held + (most // SPARE_PART if held or number in goes_on else 0)
+        if needed:
+            self._give_up(conn, needed, hands)
+
+    def _give_up(self, conn: Connection, needed: Mapping[int, int], hands: Hands) -> None:
+        """Write down that no more than that is needed, if it is much less than what is written down."""
         less: dict[int, int] = {}
-        for number in applications:
-            share = self._shares.get((hands.holder, number))
-            if share is None or not share.events:
-                continue
-            held = hands.held.get(number, 0)
-            spare = (self.of(self._tenants.in_mind(number)).max_in_flight or 0) // SPARE_PART if held else 0
-            if share.events > held + 4 * spare:
-                less[number] = share.events = held + spare
+        for number, need in needed.items():
+            share, reserve = self._share(hands, number), need - hands.held.get(number, 0)
+            if share.events > need + RESERVES_TOO_MANY * reserve:
+                less[number] = share.events = need
         if less:
             store.hold_less(conn, hands.holder, less)
+
+    def _share(self, hands: Hands, number: int) -> _Share:
+        return self._shares.setdefault((hands.holder, number), _Share())
 
     def forget(self, hands: Hands) -> None:
         """What has not surely been written down is not the worker's own."""

@@ -203,6 +203,11 @@ class Scheduler:
             if duplicate.identical:
                 return duplicate.event, False
             raise
+        except ApplicationRefused:  # what is stored already may be said to be so nevertheless: a repeated request adds nothing
+            event = self._transactions.read(lambda conn: self._identical(conn, new))
+            if event is None:
+                raise
+            return event, False
 
     def add_all(self, news: Sequence[NewEvent], *, connection: Connection | None = None) -> list[Added]:
         """Store many events in one transaction; return for each, in order, what became of it."""
@@ -328,7 +333,7 @@ class Scheduler:
             if doubtful:
                 self._release(conn, list(doubtful.values()))
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
-            self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, hands)
+            self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, applications, hands)
             for change in breakers:
                 store.change_breaker(conn, change)
             may_claim = applications and limit > 0
@@ -433,6 +438,14 @@ class Scheduler:
         if rows:
             store.insert_events(conn, rows)
         return added
+
+    def _identical(self, conn: Connection, new: NewEvent) -> Event | None:
+        """Return the event that this one repeats, if there is one."""
+        application = self.tenants.known(conn, new.application_id)
+        row = store.find(conn, application.number, new.event_id, with_payload=False) if application else None
+        if row is None or row.request_hash != new.request_hash or row.status == Status.CANCELLED:
+            return None
+        return store.to_event(row, new.application_id)
 
     def _closed(self, conn: Connection, application: Application | None, adds: int, now: int) -> ApplicationRefused | None:
         """Say why an application takes no events now, or not that many."""

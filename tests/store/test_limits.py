@@ -284,6 +284,16 @@ def test_an_application_has_no_more_events_pending_than_its_limit(scheduler: Sch
     scheduler.add(new_event("fourth"))
 
 
+@pytest.mark.parametrize("changes", [Changes(active=False), Changes(limits={"max_pending": 1})])
+def test_a_repeated_put_is_answered_as_before_even_where_nothing_may_be_added(scheduler: Scheduler, changes: Changes) -> None:
+    scheduler.put(new_event())
+    scheduler.tenants.change("shop", changes)
+
+    assert scheduler.put(new_event())[1] is False
+    with pytest.raises((ApplicationInactive, LimitReached)):
+        scheduler.put(new_event(payload=b"other"))
+
+
 def test_a_batch_that_does_not_fit_is_refused_as_a_whole_and_others_are_not(scheduler: Scheduler) -> None:
     limited(scheduler, max_pending=3)
     news = [new_event(f"e{number}") for number in range(4)] + [new_event("e0", "other")]
