@@ -16,14 +16,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from cassata import config, telemetry
 from cassata.config import Settings
-from cassata.courier import Courier, CourierSettings
+from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
+from cassata.courier.settings import courier_settings
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.model import Delivery, Outcome
 from cassata.scheduler import Scheduler, Terms
@@ -537,7 +537,7 @@ class WorkerProcess:
             WorkerThread(
                 f"worker-{number}",
                 scheduler,
-                make_courier(worker),
+                make_courier(settings),
                 agenda,
                 terms_of(worker),
                 worker.num_events_processed_per_transaction,
@@ -576,25 +576,17 @@ def terms_of(worker: config.Worker) -> Terms:
     )
 
 
-def make_courier(worker: config.Worker) -> Courier:
-    if worker.ca_bundle is not None and not Path(worker.ca_bundle).is_file():
-        raise ConfigError(f"worker.caBundle: there is no file {worker.ca_bundle!r}")
-    settings = CourierSettings(
-        slots=worker.max_in_flight_per_thread,
-        connect_timeout=worker.connect_timeout_seconds,
-        request_timeout=worker.request_timeout_seconds,
-        response_read_bytes=worker.response_read_bytes,
-        ca_bundle=worker.ca_bundle,
-    )
-    if worker.courier == "requests":
+def make_courier(settings: Settings) -> Courier:
+    asked = courier_settings(settings)
+    if settings.worker.courier == "requests":
         from cassata.courier.pool import PoolCourier
 
-        return PoolCourier(settings)
+        return PoolCourier(asked)
     try:
         from cassata.courier.curl import CurlCourier
     except ImportError as error:
         raise ConfigError(f"worker.courier 'curl' needs pycurl ({error}): install it, or set worker.courier to 'requests'") from error
-    return CurlCourier(settings)
+    return CurlCourier(asked)
 
 
 def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
@@ -618,7 +610,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     scheduler = open_scheduler(settings, create_tables=create_tables)
     wakeup = Wakeup()
     if config.worker_processes(settings) > 1:
-        make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other
+        make_courier(settings).close()  # what is wrong with it shows here, not in children that die one after the other
         scheduler.close()
         supervisor = Supervisor(settings, wakeup)
         _announce(on_ready, settings)

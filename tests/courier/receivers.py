@@ -80,15 +80,15 @@ Behaviour = Callable[[Connection], None]
 
 
 class Receiver:
-    """Listens on a free port of 127.0.0.1, counts connections, and keeps every request it has read."""
+    """Listens, usually on a free port of 127.0.0.1, counts connections, and keeps every request it has read."""
 
-    def __init__(self, behaviour: Behaviour, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, behaviour: Behaviour, tls: ssl.SSLContext | None = None, *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self._behaviour = behaviour
         self._tls = tls
         self._over = threading.Event()
-        self._server = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._server = socket.create_server((address, port), family=_family(address), backlog=256)
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -136,6 +136,10 @@ class Receiver:
                 self._behaviour(connection)
             finally:
                 connection.close()
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class _Noting(Connection):
