@@ -297,7 +297,7 @@ def _tunnelled(host: str, port: int, judge: Guard, proxy: Proxy) -> socket.socke
     try:
         sock = _dialled(proxy.host, proxy.port, None)
     except _NotConnected as error:
-        raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(str(error) or "no connection in time")) from error
+        raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(str(error) or "no connection in time")) from None
     try:
         # In the form that was judged: other readers may take 0177.0.0.1 for another address.
         _open_tunnel(sock, authority(numeric(host) or host, port), proxy)

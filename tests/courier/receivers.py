@@ -46,6 +46,10 @@ class Connection:
         length = int((request.named("Content-Length") or ["0"])[0])
         return Request(line, headers, self._file.read(length))
 
+    def receive(self, size: int) -> bytes:
+        """Take what comes, whatever it is."""
+        return self._file.read1(size)
+
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)
 
@@ -70,6 +74,10 @@ class Connection:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._file.close()
         self._sock.close()
+
+    def hang_up(self) -> None:
+        """Say goodbye while another thread may be receiving."""
+        self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._file.close()

@@ -15,6 +15,9 @@ import pytest
 from cassata.courier import CourierSettings
 from cassata.courier.curl import CurlCourier
 from cassata.courier.names import Names
+from cassata.courier.proxy import Proxy
+from cassata.model import ErrorKind
+from tests.courier.names import Resolver
 from tests.courier.receivers import HOLD_SECONDS, OK, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import deliver, deliver_one, delivery
 
@@ -134,3 +137,16 @@ def test_an_address_needs_no_look_up() -> None:
         assert names.addresses(address) == ()
     assert names.addresses("some.test") is None
     names.close()
+
+
+def test_a_proxy_whose_name_is_never_answered_is_to_blame(resolver: Resolver) -> None:
+    courier = CurlCourier(CourierSettings(connect_timeout=0.2, proxy=Proxy("dead.test", 3128)))
+
+    outcome = deliver_one(courier, "http://hook.test/", timeout_ms=2_000)
+    resolver.let_go.set()
+    courier.close()
+
+    assert (outcome.error, outcome.detail) == (
+        ErrorKind.PROXY_FAILED,
+        "the egress proxy dead.test:3128: dead.test could not be looked up: no connection within 0.2 s",
+    )
