@@ -90,11 +90,11 @@ class CurlCourier:
             transfer.load(delivery, started_at)
         except Exception as error:  # noqa: BLE001  one odd event must not stop the others: every ending is an Outcome
             self._end(transfer, ErrorKind.UNSENDABLE, str(error) or type(error).__name__)
+            return
+        if transfer.refusal is None:
+            self._send(transfer)
         else:
-            if transfer.refusal is not None:
-                self._end(transfer, ErrorKind.BLOCKED_ADDRESS, transfer.refusal)
-            else:
-                self._send(transfer)
+            self._end(transfer, ErrorKind.BLOCKED_ADDRESS, transfer.refusal)
 
     def poll(self, timeout: float) -> list[Outcome]:
         began = time.monotonic()
@@ -290,7 +290,6 @@ class _Transfer:
         self._head = bytearray()
         self._cut = False
         self._addresses_dialled = 0
-        self._destination = self._peer = _destination(delivery.url)
         self.refusal: str | None = None
         self._set_egress(delivery)
         self._set_request(delivery)
@@ -302,10 +301,12 @@ class _Transfer:
 
     def _set_egress(self, delivery: Delivery) -> None:
         self._guard = guard(delivery.egress, self._settings.database) if delivery.egress else self._usual_guard
+        destination = _destination(delivery.url)
         if proxy := self._settings.proxy:
             self._peer = _Peer(proxy.host, proxy.port, proxy.authority)
-            self.refusal = self._guard.refusal_unresolved(self._destination.host, self._destination.port)
+            self.refusal = self._guard.refusal_unresolved(destination.host, destination.port)
         else:
+            self._peer = destination
             self._set_alias()
 
     def _set_alias(self) -> None:
@@ -433,7 +434,8 @@ class _Transfer:
             return ErrorKind.BLOCKED_ADDRESS, self.refusal
         if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
             return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
-        return kind, text or self.easy.errstr() or pycurl.easy_strerror(code)
+        said = text or self.easy.errstr() or pycurl.easy_strerror(code)
+        return kind, said.replace(f" via {self._alias}:{self._peer.port}", "")
 
     def _judged_tunnel(self, proxy: Proxy, kind: ErrorKind, text: str) -> tuple[ErrorKind, str] | None:
         """Say what went wrong before there was a tunnel; None if there was one, or if its destination may be what is slow."""

@@ -314,8 +314,8 @@ def _open_tunnel(sock: _Punctual, target: str, proxy: Proxy) -> None:
         sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{headers}\r\n".encode("ascii"))
         with closing(_WholeHead(sock, method="CONNECT")) as answer:
             answer.begin()
-    except TimeoutError as error:
-        raise _too_slow() from error  # a proxy that waits for a destination which does not answer is silent, too
+    except TimeoutError:
+        raise _too_slow() from None  # a proxy that waits for a destination which does not answer is silent, too
     except (OSError, http.client.HTTPException) as error:
         raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(error)) from error
     if not 200 <= answer.status < 300:

@@ -15,6 +15,17 @@ HOLD_SECONDS = 10.0  # how long an evil receiver would go on: far beyond every d
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+HAS_IPV6 = _has_ipv6()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     line: str

@@ -14,7 +14,7 @@ from cassata.courier.address import Endpoint
 from cassata.courier.proxy import Proxy, parse_proxy
 from cassata.model import Egress, EgressPolicy, ErrorKind
 from tests.courier.names import Resolver
-from tests.courier.receivers import OK, Behaviour, Connection, Receiver, after_the_request, answering
+from tests.courier.receivers import HAS_IPV6, OK, Behaviour, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import MakeCourier, deliver, deliver_one, delivery
 from tests.courier.tunnels import tunnelling
 
@@ -105,6 +105,13 @@ def test_no_proxy_in_the_environment_makes_no_exception(
     deliver_one(through(proxy), receiver.url())
 
     assert proxy.connections == 1
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
+def test_a_proxy_may_have_an_ipv6_address(through: Through, receive: Receive, receiver: Receiver) -> None:
+    proxy = receive(tunnelling(lambda _authority: ("127.0.0.1", receiver.port)), address="::1")
+
+    assert deliver_one(through(proxy, host="[::1]"), "http://hook.test/").status_code == 200
 
 
 def test_names_are_looked_up_by_the_proxy_alone(through: Through, proxy: Receiver, resolver: Resolver) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
@@ -107,9 +110,17 @@ def test_without_a_key_nothing_is_signed(sent: Callable[..., Request]) -> None:
     assert len(request.named("webhook-id")) == 1
 
 
-def test_the_example_of_the_documentation_holds() -> None:
-    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+def test_the_example_of_the_documentation_verifies_what_is_signed_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "http-api.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "webhook-signature" in block)
+    values: dict[str, Any] = {}
 
-    assert signature([key], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}') == (
-        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    exec(example, values)
+
+    headers = values["headers"]
+    assert capsys.readouterr().out == "True\n"
+    assert headers["webhook-signature"] == signature(
+        [values["key"]], headers["webhook-id"], int(headers["webhook-timestamp"]), values["body"]
     )
