@@ -264,8 +264,8 @@ class _TLSConnection(_Connection, HTTPSConnection):
         """Dial and shake hands. The handshake's time is bounded as a whole by the socket's timeout."""
         try:
             super().connect()
-        except TimeoutError as error:
-            raise _too_slow() from error
+        except TimeoutError:
+            raise _too_slow() from None
         except OSError as error:
             raise _NotConnected(ErrorKind.TLS_FAILED, str(error)) from error
 
@@ -320,7 +320,6 @@ def _open_tunnel(sock: _Punctual, target: str, proxy: Proxy) -> None:
         raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(error)) from error
     if not 200 <= answer.status < 300:
         raise _NotConnected(*proxy.refused(answer.status))
-    sock.settimeout(max(0.001, _connect_seconds_left()))
 
 
 def _connected(address: str, port: int, *, share: int) -> _Punctual:

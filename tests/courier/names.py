@@ -18,6 +18,7 @@ class Resolver:
     def __init__(self, real: Callable[..., object]) -> None:
         self._real = real
         self.addresses = ["127.0.0.1"]
+        self.of_hosts: dict[str, str] = {}
         self.let_go = threading.Event()
         self._next: Iterator[list[str]] = iter(())
 
@@ -36,8 +37,9 @@ class Resolver:
         if name.startswith("dead"):
             self.let_go.wait(HOLD_SECONDS)
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        addresses = [UNREACHABLE] if name.startswith("public") else next(self._next, self.addresses)
-        return [_found(address) for address in addresses]
+        if address := UNREACHABLE if name.startswith("public") else self.of_hosts.get(name):
+            return [_found(address)]
+        return [_found(address) for address in next(self._next, self.addresses)]
 
 
 def _found(address: str) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from cassata.courier import CourierSettings
 from cassata.courier.curl import CurlCourier
 from cassata.courier.names import Names
 from cassata.courier.proxy import Proxy
-from cassata.model import ErrorKind
+from cassata.model import Egress, EgressPolicy, ErrorKind
 from tests.courier.names import Resolver
 from tests.courier.receivers import HOLD_SECONDS, OK, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import deliver, deliver_one, delivery
@@ -150,3 +150,24 @@ def test_a_proxy_whose_name_is_never_answered_is_to_blame(resolver: Resolver) ->
         ErrorKind.PROXY_FAILED,
         "the egress proxy dead.test:3128: dead.test could not be looked up: no connection within 0.2 s",
     )
+
+
+def test_a_request_that_is_repeated_on_a_new_connection_still_goes_to_its_own_host(
+    courier: CurlCourier, receive: Receive, resolver: Resolver
+) -> None:
+    def hang_up_on_the_second(connection: Connection) -> None:
+        if connection.request():
+            connection.send(OK)
+        if connection.request():
+            time.sleep(0.1)  # the other host's addresses are set meanwhile
+
+    own = receive(hang_up_on_the_second, address="127.0.0.1")
+    other = receive(answering(OK), address="127.0.0.2", port=own.port)
+    resolver.of_hosts = {"own.test": "127.0.0.1", "other.test": "127.0.0.2"}
+    egress = Egress(EgressPolicy.LIST, ("127.0.0.0/8",))
+
+    deliver_one(courier, own.url(host="own.test"), egress=egress)
+    deliver(courier, *(delivery(own.url(host=host), egress=egress) for host in ("own.test", "other.test")))
+
+    assert [request.named("Host") for request in other.requests] == [[f"other.test:{own.port}"]]
+    assert (own.connections, len(own.requests)) == (2, 3)  # libcurl repeats what it has sent on an old connection

@@ -170,13 +170,17 @@ def test_each_policy_uses_its_own_connections_again(make_courier: MakeCourier, r
 def test_hosts_with_the_same_policy_do_not_get_each_others_requests(
     make_courier: MakeCourier, receive: Receive, resolver: Resolver
 ) -> None:
-    receiver = receive(answering(OK))
+    one = receive(answering(OK), address="127.0.0.1")
+    two = receive(answering(OK), address="127.0.0.2", port=one.port)
+    resolver.of_hosts = {f"host{number}.test": f"127.0.0.{1 + number % 2}" for number in range(20)}
     courier = make_courier(egress=PUBLIC)
-    hosts = [f"host{number}.test" for number in range(20)]
 
-    deliver(courier, *(delivery(receiver.url(host=host), egress=INTERNAL) for host in hosts))
+    for _ in range(2):
+        deliver(courier, *(delivery(one.url(host=host), egress=INTERNAL) for host in resolver.of_hosts))
 
-    assert sorted(request.named("Host")[0] for request in receiver.requests) == sorted(f"{host}:{receiver.port}" for host in hosts)
+    for receiver, address in ((one, "127.0.0.1"), (two, "127.0.0.2")):
+        own = [f"{host}:{one.port}" for host, known in resolver.of_hosts.items() if known == address]
+        assert sorted(request.named("Host")[0] for request in receiver.requests) == sorted(own * 2)
 
 
 # --- the figure ---------------------------------------------------------------------------------------------------------

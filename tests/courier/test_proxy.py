@@ -281,6 +281,15 @@ def test_a_destinations_failure_is_not_the_proxys(
     assert outcome.status_code in {None, status_code}
 
 
+def test_a_handshake_that_stalls_is_not_the_proxys(through: Through, receive: Receive) -> None:
+    receiver = receive(Connection.hold)
+    proxy = receive(tunnelling(lambda _authority: ("127.0.0.1", receiver.port)))
+
+    outcome = deliver_one(through(proxy, connect_timeout=0.3), "https://hook.test/", timeout_ms=2_000)
+
+    assert (outcome.error, outcome.detail) == (ErrorKind.TIMEOUT, "no connection within 0.3 s")
+
+
 def test_a_head_with_content_waits_for_the_destination_not_for_the_proxy(through: Through, proxy: Receiver, receiver: Receiver) -> None:
     outcome = deliver_one(through(proxy), "http://hook.test/", method="HEAD", payload=b"content")
 
