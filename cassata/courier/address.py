@@ -93,7 +93,7 @@ class Guard:
 
     def __init__(self, egress: Egress, database: Endpoint | None) -> None:
         entries = [(entry, _network(entry)) for entry in egress.allow]
-        names = [entry for entry, network in entries if network is None]
+        names = [entry.removesuffix(".") for entry, network in entries if network is None]
         self.label = hashlib.sha256(repr(egress).encode()).hexdigest()[:16]
         """Tells connections of different policies apart."""
         self._policy = egress.policy

@@ -120,6 +120,12 @@ def test_a_listed_host_admits_what_its_name_leads_to(entry: str, admitted: list[
     assert all(refusal(listing(entry), "10.1.2.3", host=host) for host in refused)
 
 
+def test_a_final_dot_changes_nothing_on_either_side() -> None:
+    for host in ("hooks.example.com", "hooks.example.com."):
+        assert refusal(listing("hooks.example.com."), "10.1.2.3", host=host) is None
+        assert refusal(listing("*.example.com."), "10.1.2.3", host=host) is None
+
+
 DATABASE = Endpoint(3306, ("10.0.0.5", "198.41.0.4", "2606:2800:220:1::1"))
 
 
