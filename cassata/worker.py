@@ -18,14 +18,14 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
 from cassata import config, telemetry
 from cassata.config import Settings
-from cassata.courier import Courier, CourierSettings
+from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
+from cassata.courier.settings import courier_settings
 from cassata.destinations import BreakerPolicy
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.limits import Hands
@@ -593,7 +593,7 @@ class WorkerProcess:
             WorkerThread(
                 f"worker-{number}",
                 scheduler,
-                make_courier(worker),
+                make_courier(settings),
                 agenda,
                 terms_of(worker),
                 worker.num_events_processed_per_transaction,
@@ -643,25 +643,17 @@ def raise_descriptor_limit(worker: config.Worker) -> None:
         telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
 
 
-def make_courier(worker: config.Worker) -> Courier:
-    if worker.ca_bundle is not None and not Path(worker.ca_bundle).is_file():
-        raise ConfigError(f"worker.caBundle: there is no file {worker.ca_bundle!r}")
-    settings = CourierSettings(
-        slots=worker.max_in_flight_per_thread,
-        connect_timeout=worker.connect_timeout_seconds,
-        request_timeout=worker.request_timeout_seconds,
-        response_read_bytes=worker.response_read_bytes,
-        ca_bundle=worker.ca_bundle,
-    )
-    if worker.courier == "requests":
+def make_courier(settings: Settings) -> Courier:
+    asked = courier_settings(settings)
+    if settings.worker.courier == "requests":
         from cassata.courier.pool import PoolCourier
 
-        return PoolCourier(settings)
+        return PoolCourier(asked)
     try:
         from cassata.courier.curl import CurlCourier
     except ImportError as error:
         raise ConfigError(f"worker.courier 'curl' needs pycurl ({error}): install it, or set worker.courier to 'requests'") from error
-    return CurlCourier(settings)
+    return CurlCourier(asked)
 
 
 def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
@@ -705,7 +697,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     raise_descriptor_limit(settings.worker)
     wakeup = Wakeup()
     if config.worker_processes(settings) > 1:
-        make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other
+        make_courier(settings).close()  # what is wrong with it shows here, not in children that die one after the other
         scheduler.close()
         supervisor = Supervisor(settings, wakeup)
         _announce(on_ready, settings)

@@ -25,6 +25,7 @@ from bench.base import Place, Run
 from bench.inside.database import APPLICATION, Database, connect, fresh, now_ms
 from bench.inside.shipped import CHECKOUT, worker_settings
 from bench.receiver import Receiver
+from cassata.config import Settings
 from cassata.model import Delivery, Status
 from cassata.worker import make_courier
 
@@ -100,7 +101,7 @@ def _process(url: str, batch: int, due_at: int) -> Iterator[Any]:
 def _send(receiver: Receiver, events: int) -> Mapping[str, float]:
     """Send with one of the shipped worker's couriers, as many at a time as it may, in one thread."""
     receiver.reset()
-    courier = make_courier(worker_settings())
+    courier = make_courier(Settings(worker=worker_settings()))
     waiting = (_delivery(receiver, number) for number in range(1, events + 1))
     ended = 0
     began, cpu = time.monotonic(), time.process_time()

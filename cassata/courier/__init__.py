@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from cassata.model import Delivery, Outcome
+from cassata.courier.address import Endpoint
+from cassata.courier.proxy import Proxy
+from cassata.model import Delivery, Egress, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class CourierSettings:
-    """How requests are sent. `slots` bounds how many are under way at once; durations are seconds."""
+    """How requests are sent. `slots` bounds how many are under way at once; durations are seconds.
+
+    `egress` holds for deliveries that bring no policy of their own; `database` is Cassata's own, where none of them may go.
+    """
 
     slots: int = 100
     connect_timeout: float = 5
     request_timeout: float = 20
     response_read_bytes: int = 64 * 1024
     ca_bundle: str | None = None
+    egress: Egress = field(default_factory=Egress)
+    database: Endpoint | None = None
+    proxy: Proxy | None = None
 
 
 class Courier(Protocol):
@@ -33,7 +41,10 @@ class Courier(Protocol):
         ...
 
     def submit(self, delivery: Delivery, *, started_at: int) -> None:
-        """Begin to send. Its deadline runs from now, over name look-up, connection, TLS and the whole answer."""
+        """Begin to send. Its deadline runs from now, over name look-up, connection, TLS and the whole answer.
+
+        `started_at` is the instant that its outcome shows, and its signature.
+        """
         ...
 
     def poll(self, timeout: float) -> list[Outcome]:

@@ -7,24 +7,27 @@ every dial. Host names are looked up outside of it, see `names`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import re
 import selectors
 import socket
 import time
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import certifi
 import pycurl
 
 from cassata.courier import CourierSettings, message
-from cassata.courier.address import refusal
-from cassata.courier.names import Answer, Names
+from cassata.courier.address import guard
+from cassata.courier.names import Answer, Names, numeric
+from cassata.courier.proxy import Proxy
 from cassata.model import Delivery, ErrorKind, Outcome
 
 _AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
 _BLANK = (b"\r\n", b"\n")
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, for which pycurl has no name
 LONGEST_ABSENCE_SECONDS = 0.5
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
@@ -87,8 +90,11 @@ class CurlCourier:
             transfer.load(delivery, started_at)
         except Exception as error:  # noqa: BLE001  one odd event must not stop the others: every ending is an Outcome
             self._end(transfer, ErrorKind.UNSENDABLE, str(error) or type(error).__name__)
-        else:
+            return
+        if transfer.refusal is None:
             self._send(transfer)
+        else:
+            self._end(transfer, ErrorKind.BLOCKED_ADDRESS, transfer.refusal)
 
     def poll(self, timeout: float) -> list[Outcome]:
         began = time.monotonic()
@@ -240,7 +246,7 @@ class CurlCourier:
         if answer.problem is None:
             self._start(transfer, answer.addresses)
         else:
-            self._end(transfer, ErrorKind.DNS_FAILED, answer.problem)
+            self._end_unresolved(transfer, ErrorKind.DNS_FAILED, answer.problem)
 
     def _give_up_look_ups(self) -> None:
         now = time.monotonic()
@@ -248,9 +254,16 @@ class CurlCourier:
             overdue = [transfer for transfer in queue if transfer.connect_until <= now]
             for transfer in overdue:
                 queue.remove(transfer)
-                self._end(transfer, ErrorKind.TIMEOUT, f"{host} could not be looked up: {transfer.patience_spent()}")
+                self._end_unresolved(transfer, ErrorKind.TIMEOUT, f"{host} could not be looked up: {transfer.patience_spent()}")
             if not queue:
                 del self._unresolved[host]
+
+    def _end_unresolved(self, transfer: _Transfer, error: ErrorKind, problem: str) -> None:
+        proxy = self._settings.proxy  # if there is one, it is its name that was looked up
+        if proxy is None:
+            self._end(transfer, error, problem)
+        else:
+            self._end(transfer, ErrorKind.PROXY_FAILED, proxy.failed(problem))
 
 
 class _Transfer:
@@ -260,6 +273,8 @@ class _Transfer:
         self._settings = settings
         self._limit = settings.response_read_bytes
         self._lines: list[bytes] = []
+        self._guard = self._usual_guard = guard(settings.egress, settings.database)
+        self._alias: str | None = None
         self.easy = _new_easy(settings)
         self.easy.setopt(pycurl.WRITEFUNCTION, self._receive)
         self.easy.setopt(pycurl.OPENSOCKETFUNCTION, self._dial)
@@ -274,10 +289,35 @@ class _Transfer:
         self._received = 0
         self._head = bytearray()
         self._cut = False
-        self._refusal: str | None = None
         self._addresses_dialled = 0
-        self.host, self._authority = _destination(delivery.url)
+        self.refusal: str | None = None
+        self._set_egress(delivery)
         self._set_request(delivery)
+
+    @property
+    def host(self) -> str:
+        """The host whose addresses are dialled."""
+        return self._peer.host
+
+    def _set_egress(self, delivery: Delivery) -> None:
+        self._guard = guard(delivery.egress, self._settings.database) if delivery.egress else self._usual_guard
+        destination = _destination(delivery.url)
+        if proxy := self._settings.proxy:
+            self._peer = _Peer(proxy.host, proxy.port, proxy.authority)
+            self.refusal = self._guard.refusal_unresolved(destination.host, destination.port)
+        else:
+            self._peer = destination
+            self._set_alias()
+
+    def _set_alias(self) -> None:
+        """Keep connections of different egress policies apart: libcurl uses one again only for what has the same alias.
+
+        The usual policy has none, and those of others are never used for what has none.
+        """
+        alias = None if self._guard is self._usual_guard else _alias(self._guard.label, self.host)
+        if alias != self._alias:
+            self.easy.setopt(pycurl.CONNECT_TO, [f"::{alias}:"] if alias else None)  # pycurl ignores an empty list
+            self._alias = alias
 
     def _set_request(self, delivery: Delivery) -> None:
         """Set every option that differs between deliveries: the handle still has those of its last one."""
@@ -285,7 +325,7 @@ class _Transfer:
         body = message.body(delivery)
         easy.setopt(pycurl.URL, delivery.url)
         easy.setopt(pycurl.REQUEST_TARGET, message.target(delivery.url))
-        easy.setopt(pycurl.HTTPHEADER, _header_lines(delivery))
+        easy.setopt(pycurl.HTTPHEADER, _header_lines(delivery, self._started_at))
         easy.setopt(pycurl.CUSTOMREQUEST, delivery.method)
         easy.setopt(pycurl.NOBODY, delivery.method == "HEAD" and body is None)
         if body is not None:
@@ -297,9 +337,12 @@ class _Transfer:
         easy.setopt(pycurl.HEADERFUNCTION, self._receive_line if is_head_with_content else self._lines.append)
 
     def aim(self, addresses: tuple[str, ...]) -> None:
-        """Set where to, and how much time is left."""
-        if addresses:
-            self.easy.setopt(pycurl.RESOLVE, [f"+{self._authority}:{','.join(addresses)}"])
+        """Set where to, and how much time is left. Without addresses the host is one itself."""
+        if self._alias:
+            found = addresses or (numeric(self.host) or "",)
+            self.easy.setopt(pycurl.RESOLVE, [f"+{self._alias}:{self._peer.port}:{','.join(found)}"])
+        elif addresses:
+            self.easy.setopt(pycurl.RESOLVE, [f"+{self._peer.authority}:{','.join(addresses)}"])
         now = time.monotonic()
         self.easy.setopt(pycurl.TIMEOUT_MS, _milliseconds(self.until - now))
         self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(self.connect_until - now))
@@ -338,8 +381,8 @@ class _Transfer:
     def _dial(self, _purpose: int, address: Any) -> Any:
         """Open the socket for a dial to this very address, unless it is one that must not be dialled."""
         family, kind, protocol, sockaddr = address
-        if reason := refusal(sockaddr[0]):
-            self._refusal = reason
+        if self._settings.proxy is None and (reason := self._guard.refusal(sockaddr[0], sockaddr[1], self.host)):
+            self.refusal = reason
             return pycurl.SOCKET_BAD
         self._addresses_dialled += 1
         try:
@@ -383,13 +426,26 @@ class _Transfer:
         if code == pycurl.E_OK:
             return (None, None) if _is_whole(self._lines) else (ErrorKind.CONNECTION_LOST, "the connection ended before the headers did")
         kind = _ERRORS.get(code, ErrorKind.CONNECTION_LOST)
+        if self._settings.proxy and self._addresses_dialled and (judged := self._judged_tunnel(self._settings.proxy, kind, text)):
+            return judged
         if kind is ErrorKind.TIMEOUT:
             return kind, self.patience_spent()
-        if kind is ErrorKind.CONNECT_FAILED and self._refusal and not self._addresses_dialled:
-            return ErrorKind.BLOCKED_ADDRESS, self._refusal
+        if kind is ErrorKind.CONNECT_FAILED and self.refusal and not self._addresses_dialled:
+            return ErrorKind.BLOCKED_ADDRESS, self.refusal
         if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
             return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
-        return kind, text or self.easy.errstr() or pycurl.easy_strerror(code)
+        said = text or self.easy.errstr() or pycurl.easy_strerror(code)
+        return kind, said.replace(f" via {self._alias}:{self._peer.port}", "")
+
+    def _judged_tunnel(self, proxy: Proxy, kind: ErrorKind, text: str) -> tuple[ErrorKind, str] | None:
+        """Say what went wrong before there was a tunnel; None if there was one, or if its destination may be what is slow."""
+        answer = self.easy.getinfo(pycurl.HTTP_CONNECTCODE)
+        if answer:
+            return None if answer < 300 else proxy.refused(answer)
+        if kind is ErrorKind.TIMEOUT:
+            is_connected = self.easy.getinfo(pycurl.CONNECT_TIME) > 0
+            return None if is_connected else (ErrorKind.PROXY_FAILED, proxy.failed(self.patience_spent()))
+        return ErrorKind.PROXY_FAILED, proxy.failed(text)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -409,7 +465,12 @@ def _new_easy(settings: CourierSettings) -> pycurl.Curl:
     easy.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)  # by default libcurl reads file:///etc/passwd
     easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     easy.setopt(pycurl.FOLLOWLOCATION, 0)
-    easy.setopt(pycurl.PROXY, "")  # none, whatever the environment says
+    easy.setopt(pycurl.PROXY, f"http://{settings.proxy.authority}" if settings.proxy else "")  # whatever the environment says
+    easy.setopt(pycurl.NOPROXY, "")
+    if settings.proxy:
+        easy.setopt(pycurl.HTTPPROXYTUNNEL, 1)
+        easy.setopt(pycurl.PROXYHEADER, [f"{name}: {value}" for name, value in settings.proxy.headers])
+        easy.setopt(_SUPPRESS_CONNECT_HEADERS, 1)
     easy.setopt(pycurl.NETRC, 0)
     easy.setopt(pycurl.CAINFO, settings.ca_bundle or certifi.where())
     easy.unsetopt(pycurl.CAPATH)
@@ -420,14 +481,28 @@ def _new_easy(settings: CourierSettings) -> pycurl.Curl:
     return easy
 
 
+class _Peer(NamedTuple):
+    """A host and port, and both as libcurl files their addresses."""
+
+    host: str
+    port: int
+    authority: str
+
+
 @lru_cache(maxsize=1024)
-def _destination(url: str) -> tuple[str, str]:
-    """The host to look up, and "host:port", by which libcurl files its addresses."""
+def _destination(url: str) -> _Peer:
     match = _AUTHORITY.match(url)
     if match is None:
         raise ValueError(f"{url!r} is not an http or https URL")
     scheme, host, port = match.groups()
-    return host, f"{host}:{port or (443 if scheme.lower() == 'https' else 80)}"
+    number = int(port or (443 if scheme.lower() == "https" else 80))
+    return _Peer(host, number, f"{host}:{number}")
+
+
+@lru_cache(maxsize=1024)
+def _alias(label: str, host: str) -> str:
+    """Return a name of its own for the host under a policy, of one length: libcurl files addresses under 255 characters."""
+    return hashlib.sha256(f"{label} {host.lower()}".encode()).hexdigest()
 
 
 def _is_whole(lines: list[bytes]) -> bool:
@@ -451,8 +526,8 @@ def _retry_after_ms(lines: list[bytes]) -> int | None:
     return None
 
 
-def _header_lines(delivery: Delivery) -> list[bytes]:
-    lines = [_header_line(name, value) for name, value in message.headers(delivery)]
+def _header_lines(delivery: Delivery, now: int) -> list[bytes]:
+    lines = [_header_line(name, value) for name, value in message.headers(delivery, now=now)]
     lines.append(b"Expect:")  # without a value: not sent. libcurl would ask for 100-continue above 1 MB
     if delivery.payload is None:
         lines.append(b"Content-Type:")  # or libcurl calls every POST x-www-form-urlencoded

@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from cassata import __version__
 from cassata.courier import CourierSettings
+from cassata.courier.signature import signature
 from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, Delivery, Headers, rfc3339
 
 EXCERPT_BYTES = 4 * EXCERPT_CHARACTERS  # enough, as a character of UTF-8 is at most four bytes
@@ -29,8 +30,11 @@ def target(url: str) -> str:
     return found if found.startswith("/") else f"/{found}"
 
 
-def headers(delivery: Delivery) -> Headers:
-    """All headers but those of the connection itself (Host, Content-Length): the event's own come first, unchanged."""
+def headers(delivery: Delivery, *, now: int) -> Headers:
+    """All headers but those of the connection itself (Host, Content-Length): the event's own come first, unchanged.
+
+    They are signed, if there is a key, as of `now`: what `body` returns.
+    """
     named = {name.lower() for name, _ in delivery.headers}
     defaults = [("Accept", "*/*"), ("User-Agent", f"cassata/{__version__}")]
     if delivery.payload is not None:
@@ -42,8 +46,16 @@ def headers(delivery: Delivery) -> Headers:
         ("Cassata-Event-Id", delivery.event_id),
         ("Cassata-Attempt", str(delivery.number)),
         ("Cassata-Expiry", rfc3339(delivery.due_at)),
-        ("webhook-id", webhook_id(delivery.application_id, delivery.event_id)),
+        *_webhook_headers(delivery, now // 1000),
     )
+
+
+def _webhook_headers(delivery: Delivery, timestamp: int) -> Headers:
+    own_id = webhook_id(delivery.application_id, delivery.event_id)
+    if not delivery.signing_keys:
+        return (("webhook-id", own_id),)
+    signed = signature(delivery.signing_keys, own_id, timestamp, delivery.payload or b"")
+    return (("webhook-id", own_id), ("webhook-timestamp", str(timestamp)), ("webhook-signature", signed))
 
 
 def body(delivery: Delivery) -> bytes | None:

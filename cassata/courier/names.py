@@ -11,7 +11,7 @@ import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 from cassata.courier.threads import Threads
@@ -48,7 +48,7 @@ class Names:
         known = self._known.get(host)
         if known is not None and known.until > time.monotonic():
             return known.addresses
-        if known is None and _is_address(host):
+        if known is None and (host.startswith("[") or numeric(host)):
             self._remember(host, (), until=float("inf"))
             return ()
         return None
@@ -91,12 +91,11 @@ def resolve(host: str) -> Answer:
     return Answer(host, tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)))
 
 
-def _is_address(host: str) -> bool:
-    """Whether it is an address in any form the system reads, such as 127.1 or 0x7f.1 or [::1]."""
-    if host.startswith("["):
-        return True
+@lru_cache(maxsize=4096)
+def numeric(host: str) -> str | None:
+    """Return the address that a host is already, in any form the system reads, such as 127.1 or 0x7f.1 or [::1]; None for a name."""
     try:
-        socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        found = socket.getaddrinfo(host.strip("[]").encode("ascii"), None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
-        return False
-    return True
+        return None
+    return str(found[0][4][0])

@@ -14,8 +14,8 @@ from cassata.courier.sender import RequestsSender
 from cassata.courier.threads import Threads
 from cassata.model import Delivery, ErrorKind, Outcome
 
-Deliver = Callable[[Delivery], Outcome]
-"""Sends one delivery, on a thread of the pool, and says how it ended; the pool fills in the times.
+Deliver = Callable[[Delivery, int], Outcome]
+"""Sends one delivery, begun at this instant, on a thread of the pool, and says how it ended; the pool fills in the times.
 
 It should end by the delivery's deadline. If it does not, or raises, the pool finds the outcome.
 """
@@ -80,7 +80,7 @@ class PoolCourier:
     def _run(self, ticket: _Ticket) -> None:
         """What happens on a thread of the pool."""
         try:
-            outcome = self._deliver(ticket.delivery)
+            outcome = self._deliver(ticket.delivery, ticket.started_at)
         except Exception as error:  # noqa: BLE001  the thread must live, and every ending is an Outcome
             outcome = Outcome(ticket.delivery, 0, 0, error=ErrorKind.UNSENDABLE, detail=message.detail(repr(error)))
         self._returned.put((ticket, _timed(outcome, ticket)))

@@ -23,6 +23,7 @@ _RETRIED_ERRORS = frozenset(
         ErrorKind.TIMEOUT,
         ErrorKind.CONNECTION_LOST,
         ErrorKind.BAD_RESPONSE,
+        ErrorKind.PROXY_FAILED,
     }
 )
 

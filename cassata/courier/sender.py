@@ -11,10 +11,11 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -26,8 +27,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import SKIP_HEADER
 
 from cassata.courier import CourierSettings, message
-from cassata.courier.address import refusal
-from cassata.courier.names import resolve
+from cassata.courier.address import Guard, guard
+from cassata.courier.names import numeric, resolve
+from cassata.courier.proxy import Proxy, authority
 from cassata.model import Delivery, ErrorKind, Outcome
 
 
@@ -39,6 +41,7 @@ class _Errand:
     until: float
     connect_until: float
     settings: CourierSettings
+    guard: Guard
 
 
 _errand: ContextVar[_Errand] = ContextVar("errand")  # set by each call for its own thread
@@ -53,18 +56,18 @@ class _NotConnected(Exception):
 
 
 class RequestsSender:
-    """Call it with a delivery, from any thread: the outcome lacks only its times."""
+    """Call it with a delivery and its instant, from any thread: the outcome lacks only its times."""
 
     def __init__(self, settings: CourierSettings) -> None:
         self._settings = settings
         self._adapter = _Adapter(settings)
 
-    def __call__(self, delivery: Delivery) -> Outcome:
+    def __call__(self, delivery: Delivery, started_at: int) -> Outcome:
         error: ErrorKind | None = None
         detail: str | None = None
         answer = _Answer(self._settings.response_read_bytes)
         try:
-            answer.read(self._send(delivery))
+            answer.read(self._send(delivery, started_at))
         except Exception as problem:  # noqa: BLE001  requests and urllib3 let errors of many kinds through: all are outcomes
             error, detail = _judged(problem)
             if error is ErrorKind.TIMEOUT and not detail:
@@ -85,12 +88,13 @@ class RequestsSender:
     def close(self) -> None:
         self._adapter.close()
 
-    def _send(self, delivery: Delivery) -> requests.Response:
+    def _send(self, delivery: Delivery, started_at: int) -> requests.Response:
         now = time.monotonic()
         seconds = message.timeout_seconds(delivery, self._settings)
         until, connect_until = now + seconds, now + min(seconds, self._settings.connect_timeout)
-        _errand.set(_Errand(message.target(delivery.url), until, connect_until, self._settings))
-        return self._adapter.send(_prepared(delivery), stream=True, timeout=seconds)
+        judge = guard(delivery.egress or self._settings.egress, self._settings.database)
+        _errand.set(_Errand(message.target(delivery.url), until, connect_until, self._settings, judge))
+        return self._adapter.send(_prepared(delivery, started_at), stream=True, timeout=seconds)
 
 
 class _Answer:
@@ -120,14 +124,14 @@ def _chunks(raw: urllib3.HTTPResponse, limit: int) -> Iterator[bytes]:
         yield data
 
 
-def _prepared(delivery: Delivery) -> requests.PreparedRequest:
+def _prepared(delivery: Delivery, started_at: int) -> requests.PreparedRequest:
     """Fill the request by hand, as `prepare` would rewrite the URL and fold headers of the same name."""
     request = requests.PreparedRequest()
     request.method = delivery.method
     request.url = delivery.url
     request.body = message.body(delivery)
     headers = urllib3.HTTPHeaderDict()
-    for name, value in message.headers(delivery):
+    for name, value in message.headers(delivery, now=started_at):
         headers.add(name, value)
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
@@ -241,7 +245,10 @@ class _Connection(HTTPConnection):
     response_class = _WholeHead
 
     def _new_conn(self) -> socket.socket:
-        return _dialled(self._dns_host.strip("[]"), self.port)
+        errand, host = _errand.get(), self._dns_host.strip("[]")
+        if errand.settings.proxy is None:
+            return _dialled(host, self.port, errand.guard)
+        return _tunnelled(host, self.port, errand.guard, errand.settings.proxy)
 
     def request(self, method: str, _url: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         if self.sock is None:
@@ -257,19 +264,19 @@ class _TLSConnection(_Connection, HTTPSConnection):
         """Dial and shake hands. The handshake's time is bounded as a whole by the socket's timeout."""
         try:
             super().connect()
-        except TimeoutError as error:
-            raise _too_slow() from error
+        except TimeoutError:
+            raise _too_slow() from None
         except OSError as error:
             raise _NotConnected(ErrorKind.TLS_FAILED, str(error)) from error
 
 
-def _dialled(host: str, port: int) -> socket.socket:
+def _dialled(host: str, port: int, judge: Guard | None) -> _Punctual:
     """Try the host's addresses in turn, those that may be dialled, until one answers."""
     answer = resolve(host)
     if answer.problem is not None:
         raise _NotConnected(ErrorKind.DNS_FAILED, answer.problem)
     failure = _NotConnected(ErrorKind.CONNECT_FAILED, f"{host} has no address")
-    refusals = {address: refusal(address) for address in answer.addresses}
+    refusals = {address: None if judge is None else judge.refusal(address, port, host) for address in answer.addresses}
     for reason in filter(None, refusals.values()):
         failure = _NotConnected(ErrorKind.BLOCKED_ADDRESS, reason)
     allowed = [address for address, reason in refusals.items() if reason is None]
@@ -283,7 +290,39 @@ def _dialled(host: str, port: int) -> socket.socket:
     raise failure
 
 
-def _connected(address: str, port: int, *, share: int) -> socket.socket:
+def _tunnelled(host: str, port: int, judge: Guard, proxy: Proxy) -> socket.socket:
+    """Connect to the proxy, and have it connect to the host, unless it must not even be asked."""
+    if reason := judge.refusal_unresolved(host, port):
+        raise _NotConnected(ErrorKind.BLOCKED_ADDRESS, reason)
+    try:
+        sock = _dialled(proxy.host, proxy.port, None)
+    except _NotConnected as error:
+        raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(str(error) or "no connection in time")) from None
+    try:
+        # In the form that was judged: other readers may take 0177.0.0.1 for another address.
+        _open_tunnel(sock, authority(numeric(host) or host, port), proxy)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_tunnel(sock: _Punctual, target: str, proxy: Proxy) -> None:
+    sock.until = _errand.get().connect_until
+    headers = "".join(f"{name}: {value}\r\n" for name, value in (("Host", target), *proxy.headers))
+    try:
+        sock.sendall(f"CONNECT {target} HTTP/1.1\r\n{headers}\r\n".encode("ascii"))
+        with closing(_WholeHead(sock, method="CONNECT")) as answer:
+            answer.begin()
+    except TimeoutError:
+        raise _too_slow() from None  # a proxy that waits for a destination which does not answer is silent, too
+    except (OSError, http.client.HTTPException) as error:
+        raise _NotConnected(ErrorKind.PROXY_FAILED, proxy.failed(error)) from error
+    if not 200 <= answer.status < 300:
+        raise _NotConnected(*proxy.refused(answer.status))
+
+
+def _connected(address: str, port: int, *, share: int) -> _Punctual:
     """Connect within an equal share of the time that is left, so that one silent address leaves some to the others."""
     sock = _Punctual(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -316,6 +355,11 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TLSConnection  # type: ignore[assignment]
 
 
+def _pool_key(key: Callable[[Any], Any], context: Any) -> tuple[str, Any]:
+    """Keep connections of different egress policies apart: one that was opened under a lax policy is of no use to a strict one."""
+    return _errand.get().guard.label, key(context)
+
+
 class _Adapter(HTTPAdapter):
     def __init__(self, settings: CourierSettings) -> None:
         self._trust = ssl.create_default_context(cafile=settings.ca_bundle or certifi.where())
@@ -325,6 +369,8 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs, ssl_context=self._trust)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        keys = self.poolmanager.key_fn_by_scheme
+        self.poolmanager.key_fn_by_scheme = {scheme: partial(_pool_key, key) for scheme, key in keys.items()}
 
     def cert_verify(self, *_: Any) -> None:
         """Leave the certificates to our context, which reads the bundle once and not for every connection."""

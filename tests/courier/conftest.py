@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from cassata.courier import Courier, CourierSettings
 from cassata.courier.curl import CurlCourier
 from cassata.courier.pool import PoolCourier
+from tests.courier.names import Resolver
 from tests.courier.receivers import Behaviour, Receiver
 from tests.courier.sending import MakeCourier
 
@@ -46,13 +48,20 @@ def receive() -> Iterator[Callable[..., Receiver]]:
     """A function: a receiver with this behaviour."""
     receivers: list[Receiver] = []
 
-    def start(behaviour: Behaviour, tls: ssl.SSLContext | None = None) -> Receiver:
-        receivers.append(Receiver(behaviour, tls))
+    def start(behaviour: Behaviour, tls: ssl.SSLContext | None = None, **where: Any) -> Receiver:
+        receivers.append(Receiver(behaviour, tls, **where))
         return receivers[-1]
 
     yield start
     for receiver in receivers:
         receiver.close()
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    stub = Resolver(socket.getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", stub)
+    return stub
 
 
 @pytest.fixture(scope="session")

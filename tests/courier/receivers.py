@@ -15,6 +15,17 @@ HOLD_SECONDS = 10.0  # how long an evil receiver would go on: far beyond every d
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+HAS_IPV6 = _has_ipv6()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     line: str
@@ -46,6 +57,10 @@ class Connection:
         length = int((request.named("Content-Length") or ["0"])[0])
         return Request(line, headers, self._file.read(length))
 
+    def receive(self, size: int) -> bytes:
+        """Take what comes, whatever it is."""
+        return self._file.read1(size)
+
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)
 
@@ -71,6 +86,10 @@ class Connection:
         self._file.close()
         self._sock.close()
 
+    def hang_up(self) -> None:
+        """Say goodbye while another thread may be receiving."""
+        self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._file.close()
         self._sock.close()
@@ -80,15 +99,15 @@ Behaviour = Callable[[Connection], None]
 
 
 class Receiver:
-    """Listens on a free port of 127.0.0.1, counts connections, and keeps every request it has read."""
+    """Listens, usually on a free port of 127.0.0.1, counts connections, and keeps every request it has read."""
 
-    def __init__(self, behaviour: Behaviour, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, behaviour: Behaviour, tls: ssl.SSLContext | None = None, *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self._behaviour = behaviour
         self._tls = tls
         self._over = threading.Event()
-        self._server = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._server = socket.create_server((address, port), family=_family(address), backlog=256)
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
@@ -136,6 +155,10 @@ class Receiver:
                 self._behaviour(connection)
             finally:
                 connection.close()
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 class _Noting(Connection):

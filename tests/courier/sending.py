@@ -36,10 +36,10 @@ def delivery(url: str, **changes: Any) -> Delivery:
     return Delivery(**{**values, **changes})
 
 
-def deliver(courier: Courier, *deliveries: Delivery) -> list[Outcome]:
+def deliver(courier: Courier, *deliveries: Delivery, started_at: int = 77) -> list[Outcome]:
     """Send them and wait for all outcomes, in the order of the deliveries; fail if they take as long as an evil receiver likes."""
     for each in deliveries:
-        courier.submit(each, started_at=77)
+        courier.submit(each, started_at=started_at)
     ended: dict[int, Outcome] = {}
     give_up_at = time.monotonic() + HOLD_SECONDS / 2
     while len(ended) < len(deliveries):

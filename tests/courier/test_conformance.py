@@ -15,6 +15,7 @@ import pytest
 from cassata import __version__
 from cassata.courier import Courier
 from cassata.model import EXCERPT_CHARACTERS, METHODS, ErrorKind
+from tests.courier.names import Resolver
 from tests.courier.receivers import HOLD_SECONDS, OK, Behaviour, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import MakeCourier, deliver, deliver_one, delivery
 
@@ -539,33 +540,6 @@ def test_a_dripped_answer_over_tls_ends_in_time(
 
 
 # --- names and addresses ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
-    stub = Resolver(socket.getaddrinfo)
-    monkeypatch.setattr(socket, "getaddrinfo", stub)
-    return stub
-
-
-class Resolver:
-    """Answers for *.test: names that begin with "dead" get no answer for long, the others the addresses set here."""
-
-    def __init__(self, real: Callable[..., object]) -> None:
-        self._real = real
-        self.addresses = ["127.0.0.1"]
-        self.asked: list[str] = []
-        self.let_go = threading.Event()
-
-    def __call__(self, host: str | bytes, port: object, *args: int, **options: int) -> object:
-        name = host.decode() if isinstance(host, bytes) else host
-        if not name.lower().removesuffix(".").endswith(".test") or options.get("flags"):
-            return self._real(host, port, *args, **options)
-        self.asked.append(name)
-        if name.startswith("dead"):
-            self.let_go.wait(HOLD_SECONDS)
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in self.addresses]
 
 
 def test_an_unknown_host_is_named(courier: Courier) -> None:

@@ -15,6 +15,9 @@ import pytest
 from cassata.courier import CourierSettings
 from cassata.courier.curl import CurlCourier
 from cassata.courier.names import Names
+from cassata.courier.proxy import Proxy
+from cassata.model import Egress, EgressPolicy, ErrorKind
+from tests.courier.names import Resolver
 from tests.courier.receivers import HOLD_SECONDS, OK, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import deliver, deliver_one, delivery
 
@@ -134,3 +137,37 @@ def test_an_address_needs_no_look_up() -> None:
         assert names.addresses(address) == ()
     assert names.addresses("some.test") is None
     names.close()
+
+
+def test_a_proxy_whose_name_is_never_answered_is_to_blame(resolver: Resolver) -> None:
+    courier = CurlCourier(CourierSettings(connect_timeout=0.2, proxy=Proxy("dead.test", 3128)))
+
+    outcome = deliver_one(courier, "http://hook.test/", timeout_ms=2_000)
+    resolver.let_go.set()
+    courier.close()
+
+    assert (outcome.error, outcome.detail) == (
+        ErrorKind.PROXY_FAILED,
+        "the egress proxy dead.test:3128: dead.test could not be looked up: no connection within 0.2 s",
+    )
+
+
+def test_a_request_that_is_repeated_on_a_new_connection_still_goes_to_its_own_host(
+    courier: CurlCourier, receive: Receive, resolver: Resolver
+) -> None:
+    def hang_up_on_the_second(connection: Connection) -> None:
+        if connection.request():
+            connection.send(OK)
+        if connection.request():
+            time.sleep(0.1)  # the other host's addresses are set meanwhile
+
+    own = receive(hang_up_on_the_second, address="127.0.0.1")
+    other = receive(answering(OK), address="127.0.0.2", port=own.port)
+    resolver.of_hosts = {"own.test": "127.0.0.1", "other.test": "127.0.0.2"}
+    egress = Egress(EgressPolicy.LIST, ("127.0.0.0/8",))
+
+    deliver_one(courier, own.url(host="own.test"), egress=egress)
+    deliver(courier, *(delivery(own.url(host=host), egress=egress) for host in ("own.test", "other.test")))
+
+    assert [request.named("Host") for request in other.requests] == [[f"other.test:{own.port}"]]
+    assert (own.connections, len(own.requests)) == (2, 3)  # libcurl repeats what it has sent on an old connection

@@ -17,7 +17,7 @@ from tests.courier.sending import deliver, deliver_one, delivery
 URL = "kafka-topic:orders"
 
 
-def delivered(delivery: Delivery) -> Outcome:
+def delivered(delivery: Delivery, _started_at: int = 0) -> Outcome:
     return Outcome(delivery, started_at=0, duration_ms=0, status_code=200)
 
 
@@ -31,7 +31,7 @@ def test_any_blocking_call_can_be_the_sender() -> None:
 
 
 def test_a_sender_that_raises_is_an_outcome() -> None:
-    def sender(_: Delivery) -> Outcome:
+    def sender(_: Delivery, _started_at: int) -> Outcome:
         raise LookupError("no such topic")
 
     courier = PoolCourier(CourierSettings(slots=1), sender)
@@ -45,7 +45,7 @@ def test_a_sender_that_raises_is_an_outcome() -> None:
 def test_what_comes_after_the_deadline_is_discarded_and_its_slot_is_taken_until_then() -> None:
     let_go = threading.Event()
 
-    def sender(delivery: Delivery) -> Outcome:
+    def sender(delivery: Delivery, _started_at: int) -> Outcome:
         if delivery.event_id == "stuck":
             let_go.wait(HOLD_SECONDS)
         return delivered(delivery)
@@ -90,7 +90,7 @@ def test_no_more_than_the_slots_are_sent_at_once(slots: int) -> None:
     under_way, most = [0], [0]
     lock = threading.Lock()
 
-    def sender(delivery: Delivery) -> Outcome:
+    def sender(delivery: Delivery, _started_at: int) -> Outcome:
         with lock:
             under_way[0] += 1
             most[0] = max(most[0], under_way[0])

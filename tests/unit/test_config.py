@@ -221,7 +221,7 @@ def test_a_default_that_stands_in_two_places_is_the_same_in_both(monkeypatch: py
 
     assert opened["retry"] == RetryPolicy()
     assert worker.terms_of(config.Worker()) == Terms()
-    assert worker.make_courier(config.Worker()) == CourierSettings()
+    assert worker.make_courier(config.Settings()) == CourierSettings()
     assert worker.Agenda(interval=1).longest == config.Worker().worker_thread_polling_interval
     assert server.limits_of(service) == Limits()
     assert f"http://{service.host}:{service.port}" == DEFAULT_URL
