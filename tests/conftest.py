@@ -11,6 +11,7 @@
 | `service_process`, `worker_process` | functions that start the real thing and return once it is ready; they always end it |
 | `cassata_process` | a function: start any `cassata` command, and always end it |
 | `run_cassata` | a function: run one `cassata` command to its end |
+| `figure` | a function: have a line shown at the end of the run |
 """
 
 from __future__ import annotations
@@ -394,7 +395,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """A function: have a line shown at the end of the run, whichever process the test ran in."""
+    return lambda line: request.node.user_properties.append(("figure", line))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")]
+    figures = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.write_sep("=", "figures")
+        for line in sorted(figures):
+            terminalreporter.write_line(line)
     skipped = sum(NO_MARIADB in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
     if skipped:
         terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)

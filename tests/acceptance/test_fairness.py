@@ -105,18 +105,13 @@ def percentile(values: list[int], share: float) -> int:
     return values[min(len(values) - 1, int(len(values) * share))]
 
 
-def figure(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    with capsys.disabled():
-        print(f"\n{text}")
-
-
 def test_one_event_beside_a_backlog_of_a_hundred_thousand_arrives_within_a_second(
     scheduler: Scheduler,
     mariadb_url: str,
     worker_process: Callable[..., Running],
     slow_receiver: Callable[[float], str],
     punctual: Punctual,
-    capsys: pytest.CaptureFixture[str],
+    figure: Callable[[str], None],
 ) -> None:
     flood(scheduler, "a", slow_receiver(0.2), 100_000)
     worker_process(mariadb_url, *SHIPPED)
@@ -124,7 +119,7 @@ def test_one_event_beside_a_backlog_of_a_hundred_thousand_arrives_within_a_secon
 
     late = [punctual.lateness(1, spacing_ms=0, ahead_ms=0)[0] for _ in range(10)]
 
-    figure(capsys, f"fairness: one event beside 100,000 to a receiver of 200 ms came after {max(late)} ms at most, of {len(late)} tries")
+    figure(f"fairness: one event beside 100,000 to a receiver of 200 ms came after {max(late)} ms at most, of {len(late)} tries")
     assert scheduler.status("a", "99999").attempts == 0, "the backlog was gone before the end"
     assert max(late) <= 1_000
 
@@ -135,7 +130,7 @@ def test_an_application_whose_destination_hangs_makes_no_other_late(
     worker_process: Callable[..., Running],
     slow_receiver: Callable[[float], str],
     punctual: Punctual,
-    capsys: pytest.CaptureFixture[str],
+    figure: Callable[[str], None],
 ) -> None:
     worker_process(mariadb_url, *SHIPPED)
     punctual.lateness(20, spacing_ms=10, ahead_ms=1_000)  # to begin with: connections, plans, caches
@@ -147,7 +142,7 @@ def test_an_application_whose_destination_hangs_makes_no_other_late(
 
     risen = percentile(during, 0.99) - percentile(before, 0.99)
     words = f"p99 {percentile(before, 0.99)} ms before, {percentile(during, 0.99)} ms while another application's destination hangs"
-    figure(capsys, f"fairness: lateness {words}")
+    figure(f"fairness: lateness {words}")
     assert scheduler.status("a", "4999").attempts == 0
     assert risen < 100
 

@@ -231,7 +231,7 @@ def test_nothing_reaches_a_forbidden_address_however_it_is_written_or_looked_up(
     receive: Receive,
     resolver: Resolver,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    figure: Callable[[str], None],
 ) -> None:
     monkeypatch.setattr("cassata.courier.names.LIFETIME_SECONDS", 0.0)
     tried = 0
@@ -247,8 +247,7 @@ def test_nothing_reaches_a_forbidden_address_however_it_is_written_or_looked_up(
             assert all(outcome.error for outcome in outcomes)
             tried += len(outcomes)
         reached = four.connections + six.connections
-    with capsys.disabled():
-        print(f"\negress: {reached} of {tried} reached the forbidden target")
+    figure(f"egress: {reached} of {tried} reached the forbidden target ({type(courier).__name__})")
     assert reached == 0
 
 

@@ -6,7 +6,7 @@ The routes are read from the application, so that a new one is covered as soon a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -207,7 +207,7 @@ def expected(call: Call, route: Route, asker: Asker) -> int:
     return 404 if asker.is_foreign and call.takes_events else 200
 
 
-def test_every_route_answers_every_key_as_declared_and_leaks_nothing(house: House) -> None:
+def test_every_route_answers_every_key_as_declared_and_leaks_nothing(house: House, figure: Callable[[str], None]) -> None:
     refusals: set[bytes] = set()
     leaks, asked = [], calls(house.app)
     for call in asked:
@@ -232,7 +232,7 @@ def test_every_route_answers_every_key_as_declared_and_leaks_nothing(house: Hous
             if status == 404 and comparable(answer) != comparable(house.ask(call, asker, "nowhere")):
                 leaks.append(told_of)
     assert len(refusals - {b""}) == 1
-    print(f"isolation: {len(leaks)} leaks of {len(asked)} routes x {len(house.askers)} keys")
+    figure(f"isolation: {len(leaks)} leaks of {len(asked)} routes x {len(house.askers)} keys")
     assert leaks == []
 
 
