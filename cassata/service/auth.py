@@ -28,6 +28,10 @@ class Unauthorized(CassataError):
     """There is no key with the request, or none that is valid."""
 
 
+class CrossSite(CassataError):
+    """A page of another site asks. Without a key nothing is done for it, though it runs in a browser on this machine."""
+
+
 class MissingScope(CassataError):
     """The key may not do that."""
 
@@ -113,6 +117,8 @@ class Gate:
         token = _token(request.headers.get("Authorization", ""))
         # Where none is needed, a proxy may have put a password of its own there. But a key that is given has to be right.
         if not self._required and not token.startswith(f"{KEY_SCHEME}_"):
+            if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:  # what only browsers send
+                raise CrossSite
             return NOBODY_IN_PARTICULAR
         key = self._tenants.authenticate(token)
         if key is None:

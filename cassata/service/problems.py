@@ -27,7 +27,7 @@ from cassata.errors import (
     UnknownKey,
 )
 from cassata.service.answers import answer
-from cassata.service.auth import MissingScope, Unauthorized
+from cassata.service.auth import CrossSite, MissingScope, Unauthorized
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
 from cassata.tenants import TooManyStrangers
 from cassata.vault import SecretsUnreadable
@@ -61,6 +61,7 @@ KINDS: dict[type[Exception], Kind] = {
         401, "unauthorized", "A valid key is needed", "Send a key that is valid as 'Authorization: Bearer csk_...', and nowhere else."
     ),
     MissingScope: Kind(403, "missing-scope", "The key may not do that"),
+    CrossSite: Kind(403, "cross-site", "A page of another site asks"),
     UnknownApplication: Kind(404, "unknown-application", "There is no such application", "There is no application with this id."),
     UnknownKey: Kind(404, "unknown-key", "There is no such key", "There is no key with this prefix."),
     UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),

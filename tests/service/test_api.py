@@ -318,3 +318,17 @@ def test_a_service_lives_and_is_ready_until_it_drains(scheduler: Scheduler) -> N
     answers = [http.get(path) for path in ("/livez", "/readyz")]
     assert [answer.status_code for answer in answers] == [200, 503]
     assert answers[1].content_type == "application/problem+json"
+
+
+def test_a_page_of_another_site_may_do_nothing_where_no_key_is_needed(http: FlaskClient) -> None:
+    """A browser on this machine reaches what listens on loopback, and sends on what any page asks for."""
+    for method, path in (
+        ("POST", "/cassata/applications/shop/deactivate"),
+        ("GET", "/cassata/delete/shop/e1"),
+        ("GET", "/cassata/events/shop"),
+    ):
+        answer = http.open(path, method=method, headers={"Sec-Fetch-Site": "cross-site"})
+        assert (answer.status_code, answer.json["type"]) == (403, "urn:cassata:problem:cross-site")
+
+    assert http.get("/cassata/events/shop", headers={"Sec-Fetch-Site": "none"}).status_code == 200
+    assert http.get("/livez", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
