@@ -140,6 +140,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             "graceful_timeout": GRACEFUL_SECONDS,
             "keepalive": KEEP_ALIVE_SECONDS,
             "control_socket_disable": True,
+            # Or who comes from this host, or through a proxy on it, could choose PATH_INFO and SCRIPT_NAME by headers of these names.
+            "forwarded_allow_ips": "",
             "accesslog": "-" if service.access_log else None,
             "loglevel": self.settings.logging.level,
             "logger_class": Log,
@@ -242,7 +244,7 @@ class Log(Logger):  # type: ignore[misc]
             log.propagate = True
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:  # noqa: ARG002
-        if self.cfg.accesslog is None or environ["PATH_INFO"] in QUIET_PATHS:
+        if self.cfg.accesslog is None or environ.get("PATH_INFO") in QUIET_PATHS:
             return
         telemetry.emit(
             "request",
