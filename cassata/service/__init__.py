@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Flask
+from flask import Flask, request
+from werkzeug.exceptions import BadRequest
 
 from cassata.config import Service
 from cassata.scheduler import Scheduler
@@ -26,7 +27,13 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    app.before_request(_check_query)
     Api(scheduler).register(app)
     health.register(app, scheduler, draining)
     problems.register(app)
     return app
+
+
+def _check_query() -> None:
+    if not request.query_string.isascii():  # Werkzeug would stumble over it (RFC 3986 section 3.4)
+        raise BadRequest("The query holds a byte that is not ASCII: percent-encode it.")
