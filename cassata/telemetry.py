@@ -34,8 +34,8 @@ def emit(name: str, /, **facts: Any) -> None:
 
 # --- the log -----------------------------------------------------------------------------------------------------------
 
-CHATTY = ("alembic", "sqlalchemy", "urllib3", "gunicorn.access")
-"""Libraries that talk about every step: of those only warnings are of interest."""
+CHATTY = {"alembic": logging.WARNING, "sqlalchemy": logging.WARNING, "gunicorn.access": logging.WARNING, "urllib3": logging.ERROR}
+"""Libraries that talk about every step, and from where on they are of interest. urllib3 warns by quoting what was answered."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
@@ -77,8 +77,8 @@ def configure_logging(level: str = "info", format: str = "text") -> None:
     handler.addFilter(_name_errors)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for name, least in CHATTY.items():
+        logging.getLogger(name).setLevel(max(least, logging.getLogger().level))
     if _log not in _subscribers:
         subscribe(_log)
 

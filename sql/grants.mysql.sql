@@ -4,7 +4,7 @@
 --   cassata_worker   for 'cassata worker': it neither adds nor removes events, and never sees an API key
 -- None but the first can make, change or drop a table.
 --
--- To be replaced before use: DATABASE_NAME, and ADMIN_PASSWORD, SERVICE_PASSWORD, WORKER_PASSWORD (without ' and \). As root:
+-- To be replaced before use: DATABASE_NAME, and ADMIN_PASSWORD, SERVICE_PASSWORD, WORKER_PASSWORD (of letters and digits). As root:
 --
 --   mysql -e 'CREATE DATABASE cassata CHARACTER SET utf8mb4'
 --   mysql cassata < sql/mysql.sql

@@ -389,7 +389,12 @@ class _Transfer:
             return ErrorKind.BLOCKED_ADDRESS, self._refusal
         if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
             return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
-        return kind, text or self.easy.errstr() or pycurl.easy_strerror(code)
+        said = text or self.easy.errstr() or pycurl.easy_strerror(code)
+        # libcurl quotes an answer in parentheses, and it would stand in the log.
+        return kind, _PARENTHESES.sub("", said) if kind is ErrorKind.BAD_RESPONSE else said
+
+
+_PARENTHESES = re.compile(r" \(.*\)", re.DOTALL)
 
 
 def _milliseconds(seconds: float) -> int:
