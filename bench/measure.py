@@ -38,6 +38,7 @@ MAIN_FIGURES = {
     "add": ("events_per_second", "{:,.0f} events/s"),
     "depth": ("us_per_event", "{:.0f} us/event"),
     "tenants": ("cost_ms_per_event", "{:.3f} ms/event"),
+    "guards": ("worker_cpu_ms_per_event", "{:.3f} ms of worker CPU/event"),
     "idle": ("worker_cpu_percent", "{:.2f} % of a core"),
     "memory": ("pss_mb_last", "{:.1f} MB"),
 }

@@ -27,6 +27,7 @@ SECONDS = {
     "add": (60, 25),
     "depth": (400, 20),
     "tenants": (120, 22),
+    "guards": (55, 35),
     "idle": (60, 30),
     "memory": (60, 10),
     "slow-disk": (60, 35),

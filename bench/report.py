@@ -186,6 +186,20 @@ TABLES = {
             EARLY,
         ],
     ),
+    "guards": Table(
+        "Guards",
+        "deliveries and adds without keys, limits and signing, and with them",
+        "",
+        [
+            Column("cost_ms_per_event", "CPU ms/event", ranged=True),
+            WORKER_CPU,
+            SERVER_CPU,
+            Column("drain_per_second", "deliveries/s", ranged=True),
+            Column("events_per_second", "adds/s", ranged=True),
+            Column("service_cpu_us_per_event", "service CPU us/event", ranged=True),
+            SERVER_CPU_US,
+        ],
+    ),
     "idle": Table(
         "Idle",
         "a worker with nothing due",

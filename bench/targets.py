@@ -12,7 +12,7 @@ from bench.summary import CASSATA, NODE_PEERS, PEERS, PYTHON_PEERS, Summaries, l
 MARIADB, SQLITE = CASSATA
 
 BOUND_PER_PROCESS = 500
-"""Requests that a worker process may have under way as shipped: numWorkerThreads x maxInFlightPerThread."""
+"""Requests of one application that a worker process may have under way as shipped: half of numWorkerThreads x maxInFlightPerThread."""
 FLAT_EVENTS = 200_000
 FLOOR = "claimers-4"
 """The variant of the floor that the burst is measured against: as many claimers as do not yet slow each other down."""
@@ -49,6 +49,7 @@ def judge_summaries(all_: Summaries, *, cores: int | None = None) -> list[Target
         *_slow(all_),
         *_add(all_),
         *_depth_and_tenants(all_),
+        *_guards(all_),
         *_worker(all_),
         *_memory(all_),
         *_idle(all_),
@@ -239,7 +240,7 @@ def _slow(all_: Summaries) -> Iterator[Target]:
         number(most, exact=True),
         f"<= {BOUND_PER_PROCESS}",
         _at_most(most, BOUND_PER_PROCESS),
-        "numWorkerThreads x maxInFlightPerThread, as shipped" if most is not None else "",
+        "of one application: half of numWorkerThreads x maxInFlightPerThread, as shipped" if most is not None else "",
     )
 
 
@@ -265,6 +266,17 @@ def _depth_and_tenants(all_: Summaries) -> Iterator[Target]:
     ratio = _ratio(many, one)
     remark = _against(many, one, "ms/event")
     yield Target("tenants", "cost of an event: 10,000 applications / one", _times(ratio), "<= 1.5x", _at_most(ratio, 1.5), remark)
+
+
+def _guards(all_: Summaries) -> Iterator[Target]:
+    for what, name, figure, unit in (
+        ("deliveries", "worker CPU per delivery", "worker_cpu_ms_per_event", "ms"),
+        ("adds", "service CPU per add", "service_cpu_us_per_event", "us"),
+    ):
+        guarded, plain = (all_.figure("guards", MARIADB, figure, f"{what}-{variant}") for variant in ("guarded", "plain"))
+        ratio = _ratio(guarded, plain)
+        text, remark = f"{name}: with keys, limits and signing / without", _against(guarded, plain, unit)
+        yield Target(f"guards-{what}", text, _times(ratio), "<= 1.1x", _at_most(ratio, 1.1), remark)
 
 
 def _worker(all_: Summaries) -> Iterator[Target]:

@@ -411,6 +411,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token, RFC 9110 s
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+_AFTER_AUTHORITY = re.compile(r"[/?#]")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -473,10 +474,15 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
     return len(host) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels)
 
 
-@lru_cache(maxsize=10_000)
 def destination_of(url: str) -> str:
     """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about."""
-    parts = urlsplit(url)
+    scheme, _, rest = url.partition("://")
+    return _destination(scheme, _AFTER_AUTHORITY.split(rest, maxsplit=1)[0])
+
+
+@lru_cache(maxsize=10_000)
+def _destination(scheme: str, authority: str) -> str:
+    parts = urlsplit(f"{scheme}://{authority}")
     host = (parts.hostname or "").removesuffix(".")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from cassata import config, database, store, telemetry
-from cassata.courier.retry import RetryPolicy, Verdict
+from cassata.courier.retry import RetryPolicy, Verdict, may_pass
+from cassata.destinations import BreakerPolicy, Change, Destinations, Opened, Place, place_of
 from cassata.errors import (
+    ApplicationRefused,
     DatabaseUnavailable,
     DuplicateEvent,
     EventFinished,
@@ -23,24 +26,35 @@ from cassata.errors import (
     UnknownApplication,
     UnknownEvent,
 )
-from cassata.model import LATEST_INSTANT, WAITING, Attempt, Delivery, ErrorKind, Event, Limits, NewEvent, Outcome, Status
-from cassata.store import BOTTOM, Ending, Floor
-from cassata.tenants import Tenants
+from cassata.limits import Allowance, Hands, Limiter
+from cassata.model import (
+    LATEST_INSTANT,
+    WAITING,
+    Application,
+    Attempt,
+    Breaker,
+    Delivery,
+    ErrorKind,
+    Event,
+    Limits,
+    NewEvent,
+    Outcome,
+    Status,
+)
+from cassata.rotation import Reach, Visit
+from cassata.store import Ending
+from cassata.tenants import FRESH_SECONDS, Tenants
 from cassata.vault import Vault
 
-T = TypeVar("T")
 Key = tuple[int, str]
+Added = Event | DuplicateEvent | InvalidEvent | ApplicationRefused
+"""What became of an event that was to be added."""
+
+DAY_MS = 86_400_000
 
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
 sent by itself, so that nothing else is lost with it for the third time."""
-
-FLOOR_LAG_MS = 250
-"""A claim looks this far behind where it has been: an add or a retry may become visible that long after its wake_at."""
-BOTTOM_EVERY_MS = 1_000
-"""And this often from the very beginning, for what came even later, or was locked by somebody who then let go of it."""
-VISITS = 33
-"""So many applications a claim visits before it has its fill, if each has enough: fairness is a matter of rotation."""
 
 
 class Cursor(NamedTuple):
@@ -75,47 +89,10 @@ class Terms:
         return self.look_ahead_ms + (timeout_ms or self.request_timeout_ms) + self.lease_margin_ms
 
 
-class Reach(NamedTuple):
-    """How far claims have come in the index of an application; whether the last one left something there; and when one last
-    began at its very bottom, or found no suspect (ms).
-
-    Below the floor lie only entries that earlier claims have left and that purge has not yet removed: stepping over them is
-    what makes a claim dear.
-    """
-
-    floor: Floor = BOTTOM
-    has_more: bool = False
-    bottom_at: int = 0
-    no_suspect_at: int = 0
-
-    def start(self, now: int) -> Floor:
-        """Return where to begin to look."""
-        if _is_long_ago(self.bottom_at, now):
-            return BOTTOM
-        return min(self.floor, Floor(max(0, now - FLOOR_LAG_MS), 0))
-
-    def visited(self, now: int, *, from_bottom: bool, found: bool, has_more: bool) -> Reach:
-        """Return what is known after a claim."""
-        return Reach(
-            self.floor,
-            has_more,
-            now if from_bottom else self.bottom_at,
-            now if found and self.is_new else self.no_suspect_at,  # the first time only if there is nothing else
-        )
-
-    @property
-    def is_new(self) -> bool:
-        return self.bottom_at == 0
-
-
-def _is_long_ago(instant: int, now: int) -> bool:
-    return not 0 <= now - instant < BOTTOM_EVERY_MS  # a clock may be set back, too
-
-
 @dataclass(slots=True)
 class Claimed:
     """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known), `has_more`
-    whether one of them has more already.
+    whether one of them has more already, `held_back` until when those need not be looked at that are at a limit (ms).
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -123,6 +100,7 @@ class Claimed:
     reaches: dict[int, Reach] = field(default_factory=dict)
     buried: int = 0
     has_more: bool = False
+    held_back: dict[int, int] = field(default_factory=dict)
 
 
 class Recorded(NamedTuple):
@@ -142,14 +120,17 @@ class Scheduler:
         *,
         limits: Limits = Limits(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+        breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         clock: database.Clock | None = None,
         vault: Vault = Vault(),  # noqa: B008
         registers: bool = True,
     ) -> None:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
-        self._limits = limits
+        self.limiter = Limiter(self.tenants, limits)
         self._registers = registers
+        self._destinations = Destinations(breaker)
+        self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._engines = engines
         self._transactions = database.Transactions(engines)
         self._retry = retry
@@ -168,6 +149,7 @@ class Scheduler:
         pool_size: int = 5,
         limits: Limits = Limits(),  # noqa: B008
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
+        breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         registers: bool = True,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
@@ -178,7 +160,7 @@ class Scheduler:
         settings = settings or config.Database()
         vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry, vault=vault, registers=registers)
+        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers)
         try:
             with database.explained():
                 if create_tables:
@@ -203,7 +185,8 @@ class Scheduler:
     def add(self, new: NewEvent, *, connection: Connection | None = None) -> Event:
         """Store one event. Given a connection (to the same database), it becomes part of the caller's own transaction.
 
-        Raises DuplicateEvent, InvalidEvent (PayloadTooLarge), DatabaseUnavailable. After the last one the same event may be
+        Raises DuplicateEvent, InvalidEvent (PayloadTooLarge), ApplicationRefused (ApplicationInactive, LimitReached,
+        UnknownApplication), DatabaseUnavailable. After the last one the same event may be
         added again without harm; the caller's own transaction has to be rolled back and begun anew first.
         """
         added = self.add_all([new], connection=connection)[0]
@@ -220,7 +203,7 @@ class Scheduler:
                 return duplicate.event, False
             raise
 
-    def add_all(self, news: Sequence[NewEvent], *, connection: Connection | None = None) -> list[Event | DuplicateEvent | InvalidEvent]:
+    def add_all(self, news: Sequence[NewEvent], *, connection: Connection | None = None) -> list[Added]:
         """Store many events in one transaction; return for each, in order, what became of it."""
         if connection is not None:
             return self._add_within(connection, news)
@@ -285,11 +268,22 @@ class Scheduler:
 
         return self._transactions.read(work)
 
+    def breakers(self, application_id: str) -> list[Breaker]:
+        """Return the circuit breakers of an application that are open. Raises UnknownApplication."""
+        number = self.tenants.application(application_id).number
+        opened = self._transactions.read(store.open_breakers)
+        return [Breaker(application_id, place.destination, *each) for place, each in opened.items() if place.application == number]
+
     # --- what workers do ---------------------------------------------------------------------------------------------
 
     def agenda(self, within_ms: int = LATEST_INSTANT) -> dict[int, int]:
         """Return for every application (by its number) with something to do within that time when it may next be looked at (ms)."""
-        return self._transactions.read(lambda conn: store.agenda(conn, self.clock.now(conn) + within_ms))
+
+        def work(conn: Connection) -> dict[int, int]:
+            self._refresh(conn)
+            return store.agenda(conn, self.clock.now(conn) + within_ms)
+
+        return self._transactions.read(work)
 
     def newest_row(self) -> int:
         """Return the row number of the event that was added last, 0 if there is none."""
@@ -306,7 +300,14 @@ class Scheduler:
         return self.record_and_claim(outcomes, (), 0, Terms())[0]
 
     def record_and_claim(
-        self, outcomes: Sequence[Outcome], applications: Sequence[int], limit: int, terms: Terms, *, suspects: bool = True
+        self,
+        outcomes: Sequence[Outcome],
+        applications: Sequence[int],
+        limit: int,
+        terms: Terms,
+        hands: Hands = Hands(),  # noqa: B008
+        *,
+        suspects: bool = True,
     ) -> tuple[Recorded, Claimed]:
         """Write how deliveries ended and claim up to `limit` more, shared out among the applications, in one transaction.
 
@@ -316,6 +317,7 @@ class Scheduler:
         claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
+        breakers = self._note(outcomes) if outcomes else []
 
         def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
@@ -323,7 +325,11 @@ class Scheduler:
             if doubtful:
                 self._release(conn, list(doubtful.values()))
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
-            claimed = self._claim(conn, applications, limit, now, terms, suspects=suspects) if applications and limit > 0 else Claimed()
+            self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, hands)
+            for change in breakers:
+                store.change_breaker(conn, change)
+            may_claim = applications and limit > 0
+            claimed = self._claim(conn, applications, limit, now, terms, hands, suspects=suspects) if may_claim else Claimed()
             return recorded
 
         try:
@@ -334,6 +340,7 @@ class Scheduler:
         for claim in doubtful:
             self._doubtful.pop(claim, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
+        self._tell_apart(claimed.deliveries, breakers)
         if recorded.fenced:
             telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
         for delivery, reason in recorded.failed:
@@ -343,11 +350,18 @@ class Scheduler:
 
     def release(self, deliveries: Sequence[Delivery]) -> int:
         """Put back deliveries that were claimed and never begun; return how many still were ours."""
-        return self._transactions.write(lambda conn, _tries: self._release(conn, deliveries))
+        released = self._transactions.write(lambda conn, _tries: self._release(conn, deliveries))
+        self._destinations.forget(deliveries)
+        return released
+
+    def let_go(self, hands: Hands) -> None:
+        """Say that a worker thread has nothing in hand any more, and is not coming back."""
+        if self.limiter.is_written_down(hands):
+            self._transactions.write(lambda conn, _tries: store.let_go(conn, hands.holder))
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
 
-    def _add_alone(self, new: NewEvent) -> Event | DuplicateEvent | InvalidEvent:
+    def _add_alone(self, new: NewEvent) -> Added:
         """Insert one event of a known application by a statement that is a transaction of its own: one round trip, not two.
 
         What does not go that way goes the usual one, which also tells what is wrong.
@@ -357,10 +371,9 @@ class Scheduler:
             with database.explained(), self._engines.read.connect() as conn:
                 now = self.clock.now(conn)
                 application = self.tenants.known(conn, new.application_id)
-                if application is None:
-                    raise UnknownApplication
-                if refusal := self._refusal(new, now):
+                if refusal := self._closed(conn, application, 1, now) or self._refusal(new, application, now):
                     return refusal
+                assert application is not None  # an application is never removed
                 row = store.new_row(new, application.number, now)
                 stored = _stored(new, row)
                 store.insert_events(conn, [row])
@@ -375,30 +388,41 @@ class Scheduler:
             is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
             return stored if stored and is_ours else added
 
-    def _add_together(self, news: Sequence[NewEvent]) -> list[Event | DuplicateEvent | InvalidEvent]:
-        numbers: dict[str, int] = {}
-
-        def work(conn: Connection, tries: int) -> list[Event | DuplicateEvent | InvalidEvent]:
-            numbers.clear()
+    def _add_together(self, news: Sequence[NewEvent]) -> list[Added]:
+        def work(conn: Connection, tries: int) -> list[Added]:
             # At first in the hope that nothing is there yet: the unique key tells, and the second try looks before it inserts.
-            return self._add(conn, news, numbers, looking=tries > 1)
+            return self._add(conn, news, looking=tries > 1)
 
         try:
-            added = self._transactions.write(work, retry_duplicates=True)
+            return self._transactions.write(work, retry_duplicates=True)
         except IntegrityError as error:
             raise DatabaseUnavailable("others add and cancel the same events at this moment: try again") from error
-        return added
 
-    def _add(
-        self, conn: Connection, news: Sequence[NewEvent], numbers: dict[str, int], *, looking: bool
-    ) -> list[Event | DuplicateEvent | InvalidEvent]:
+    def _add_within(self, conn: Connection, news: Sequence[NewEvent]) -> list[Added]:
+        """Add inside a transaction that is not ours to begin again. A failed INSERT leaves it as it was, so look once more."""
+        with database.explained():
+            try:
+                return self._add(conn, news, looking=True)
+            except IntegrityError:
+                try:
+                    return self._add(conn, news, looking=True)
+                except IntegrityError as error:
+                    raise DatabaseUnavailable("somebody else adds the same at this moment: begin the transaction anew") from error
+
+    def _add(self, conn: Connection, news: Sequence[NewEvent], *, looking: bool) -> list[Added]:
         now = self.clock.now(conn)
-        refused = {index: refusal for index, new in enumerate(news) if (refusal := self._refusal(new, now))}
-        keys = {
-            index: (self._number_for(conn, new.application_id, numbers, now), new.event_id)
-            for index, new in enumerate(news)
-            if index not in refused
-        }
+        counts = Counter(new.application_id for new in news)
+        tenants = {application_id: self.tenants.known(conn, application_id) for application_id in counts}
+        closed = {application_id: self._closed(conn, tenants[application_id], adds, now) for application_id, adds in counts.items()}
+        refused: dict[int, Added] = {}
+        for index, new in enumerate(news):
+            if refusal := closed[new.application_id] or self._refusal(new, tenants[new.application_id], now):
+                refused[index] = refusal
+        numbers = {application_id: application.number for application_id, application in tenants.items() if application}
+        for new in (new for index, new in enumerate(news) if index not in refused):
+            if new.application_id not in numbers:
+                numbers[new.application_id] = self.tenants.register(conn, new.application_id, now)
+        keys = {index: (numbers[new.application_id], new.event_id) for index, new in enumerate(news) if index not in refused}
         there = self._there(conn, news, keys) if looking and keys else {}
         rows: list[dict[str, Any]] = []
         added = [refused.get(index) or _place(new, keys[index], there, rows, now) for index, new in enumerate(news)]
@@ -406,37 +430,27 @@ class Scheduler:
             store.insert_events(conn, rows)
         return added
 
-    def _add_within(self, conn: Connection, news: Sequence[NewEvent]) -> list[Event | DuplicateEvent | InvalidEvent]:
-        """Add inside a transaction that is not ours to begin again. A failed INSERT leaves it as it was, so look once more."""
-        with database.explained():
-            try:
-                return self._add(conn, news, {}, looking=True)
-            except IntegrityError:
-                try:
-                    return self._add(conn, news, {}, looking=True)
-                except IntegrityError as error:
-                    raise DatabaseUnavailable("somebody else adds the same at this moment: begin the transaction anew") from error
+    def _closed(self, conn: Connection, application: Application | None, adds: int, now: int) -> ApplicationRefused | None:
+        """Say why an application takes no events now, or not that many."""
+        if application is None and not self._registers:
+            return UnknownApplication()
+        return self.limiter.refusal(conn, application, adds, now)
 
-    def _refusal(self, new: NewEvent, now: int) -> InvalidEvent | None:
+    def _refusal(self, new: NewEvent, application: Application | None, now: int) -> InvalidEvent | None:
+        """Say what an event asks for that its application may not have."""
+        limits = self.limiter.of(application)
         size = len(new.payload or b"")
-        if size > self._limits.payload_bytes:
-            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {self._limits.payload_bytes} are accepted")])
+        if size > limits.payload_bytes:
+            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {limits.payload_bytes} are accepted")])
         problems = []
         header_bytes = sum(len(name) + len(value) for name, value in new.headers)
-        if header_bytes > self._limits.header_bytes:
-            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {self._limits.header_bytes} are accepted"))
+        if header_bytes > limits.header_bytes:
+            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {limits.header_bytes} are accepted"))
         wait_ms = new.delay_ms if new.due_at is None else new.due_at - now
-        if wait_ms is not None and wait_ms > self._limits.horizon_ms:
-            days = self._limits.horizon_ms // 86_400_000
-            problems.append(Problem("delay_ms" if new.due_at is None else "due_at", f"must not be more than {days} days ahead"))
+        if wait_ms is not None and wait_ms > limits.horizon_ms:
+            field_name = "delay_ms" if new.due_at is None else "due_at"
+            problems.append(Problem(field_name, f"must not be more than {_duration(limits.horizon_ms)} ahead"))
         return InvalidEvent(problems) if problems else None
-
-    def _number_for(self, conn: Connection, application_id: str, numbers: dict[str, int], now: int) -> int:
-        """Return the application's number, registering it if need be: `numbers` holds what this transaction has seen."""
-        if application_id not in numbers:
-            known = self.tenants.known(conn, application_id)
-            numbers[application_id] = known.number if known else self.tenants.register(conn, application_id, now)
-        return numbers[application_id]
 
     def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
         """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
@@ -485,9 +499,13 @@ class Scheduler:
             store.release(conn, endings, self.clock.now(conn))
         return len(endings)
 
-    def _claim(self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, *, suspects: bool) -> Claimed:
-        visit = _Visit(applications, self._reaches, now, limit, suspects=suspects)
+    def _claim(
+        self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, hands: Hands, *, suspects: bool
+    ) -> Claimed:
+        self._refresh(conn)
         until = now + terms.look_ahead_ms
+        allowances = self.limiter.allowances(conn, applications, limit, hands, now, until)
+        visit = Visit(applications, self._reaches, allowances, now, limit, suspects=suspects)
         while turn := visit.next_turn():
             if turn.together:
                 visit.note(turn, store.lock_due_of_many(conn, turn.floors, turn.lowest.wake_at, now, until, visit.room))
@@ -497,15 +515,18 @@ class Scheduler:
         if suspects and (asked := visit.suspected()):
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
         wakes = store.next_wakes(conn, visit.emptied, until) if visit.emptied else {}
-        claimed = self._take(conn, visit.rows, now, terms)
+        claimed = self._take(conn, visit.rows, now, terms, allowances)
+        taken = Counter(delivery.application for delivery in claimed.deliveries)
+        held_until = now + max((terms.lease_ms(delivery.timeout_ms) for delivery in claimed.deliveries), default=0)
+        claimed.held_back = self.limiter.settle(conn, allowances, taken, hands, now, held_until)
         claimed.reaches = visit.seen()
         unfinished = visit.unfinished()
-        claimed.has_more = bool(unfinished)
-        gone = {row.application for row in visit.rows if self.tenants.in_mind(row.application) is None}  # their events are nobody's
+        claimed.has_more = any(application not in allowances for application in unfinished)
+        gone = {application for application in applications if self.tenants.in_mind(application) is None}  # their events are nobody's
         claimed.wakes = wakes | unfinished | dict.fromkeys(gone)
         return claimed
 
-    def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms) -> Claimed:
+    def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms, allowances: Mapping[int, Allowance]) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
         tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
         found = [(store.to_delivery(row, tenants[row.application]), row) for row in rows if row.application in tenants]
@@ -518,7 +539,8 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
-        taken = [(delivery, _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead]
+        held_back = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
+        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead | held_back]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
             return terms.lease_ms(pair[0].timeout_ms), pair[1]
@@ -527,6 +549,64 @@ class Scheduler:
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
         return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead))
+
+    def _hold_back(
+        self, conn: Connection, deliveries: Sequence[Delivery], tenants: Mapping[int, Application], now: int, terms: Terms
+    ) -> set[int]:
+        """Postpone what would go to a destination that is left alone, or has enough under way; return these rows.
+
+        It is no attempt. One event for each open breaker goes out nevertheless, once its time has come: the probe.
+        """
+        postponed: dict[int, int] = {}
+        crowds: Counter[Place] = Counter()
+        for delivery in deliveries:
+            most = self.limiter.of(tenants[delivery.application]).max_in_flight_per_host
+            if most is None and not self._destinations.any_open:
+                continue
+            place = place_of(delivery)
+            opened = self._destinations.opened(place)
+            if opened and not self._begins_probe(conn, place, opened, delivery, now, terms):
+                postponed[delivery.id] = self._destinations.held_back_until(place, opened, now)
+            elif most is not None:
+                position = self._destinations.under_way(place) + crowds[place] - most
+                crowds[place] += 1
+                if position >= 0:
+                    postponed[delivery.id] = self._destinations.turn_at(place, position, most, now)
+        if postponed:
+            store.postpone(conn, postponed)
+        return set(postponed)
+
+    def _begins_probe(self, conn: Connection, place: Place, opened: Opened, delivery: Delivery, now: int, terms: Terms) -> bool:
+        until = now + terms.lease_ms(delivery.timeout_ms)
+        if now < opened.retry_at or not store.take_probe(conn, place, opened, until):
+            return False
+        self._destinations.began_probe(place, opened._replace(retry_at=until, probing=True), delivery)
+        return True
+
+    def _note(self, outcomes: Sequence[Outcome]) -> list[Change]:
+        """Take notice of how destinations fare; return what is to be written about it."""
+        return self._destinations.note(((outcome, may_pass(outcome)) for outcome in outcomes), self.clock.estimate())
+
+    def _tell_apart(self, deliveries: Sequence[Delivery], breakers: Sequence[Change]) -> None:
+        """Remember what has been claimed where only so much may be under way, and say which breakers have changed."""
+        narrow = [delivery for delivery in deliveries if self.limiter.of(self.tenants.in_mind(delivery.application)).max_in_flight_per_host]
+        if narrow:
+            self._destinations.enter_queue(narrow)
+        for place, opened in breakers:
+            application = self.tenants.in_mind(place.application)
+            facts = {"application_id": application and application.application_id, "destination": place.destination}
+            if opened is None:
+                telemetry.emit("breaker closed", **facts)
+            else:
+                telemetry.emit("breaker opened", level="warning", **facts, reason=opened.reason, openings=opened.openings)
+
+    def _refresh(self, conn: Connection) -> None:
+        """Look once a second at what others may have changed: applications, and breakers."""
+        self.tenants.refresh(conn)
+        now = time.monotonic()
+        if self._destinations.has_breakers and now - self._breakers_at >= FRESH_SECONDS:
+            self._destinations.replace(store.open_breakers(conn))
+            self._breakers_at = now
 
     # --- applications --------------------------------------------------------------------------------------------------
 
@@ -541,121 +621,6 @@ class Scheduler:
         if row is None:
             raise UnknownEvent
         return row
-
-
-class _Turn(NamedTuple):
-    """Who is asked by one statement, each from where on; what is each one's share; and whether they are asked together."""
-
-    floors: dict[int, Floor]
-    share: int
-    together: bool
-
-    @property
-    def lowest(self) -> Floor:
-        return min(self.floors.values())
-
-
-class _Visit:
-    """The way of one claim through the applications: everybody gets a fair share; what some leave goes to those who have more."""
-
-    def __init__(self, applications: Collection[int], reaches: Mapping[int, Reach], now: int, limit: int, *, suspects: bool) -> None:
-        self.rows: list[Row[Any]] = []  # to be claimed
-        self.emptied: list[int] = []
-        self._reaches = {application: reaches.get(application, Reach()) for application in applications}
-        self._visited: set[int] = set()
-        self._waiting = deque(applications)  # some of them again: those that have more
-        self._rest: dict[int, list[Row[Any]]] = {}  # locked beyond the share of those who were asked together
-        self._now = now
-        self._most = limit
-        # Now and then a place is kept for a suspect, which would otherwise wait for as long as there is a backlog.
-        keeps_place = suspects and limit > 1 and any(not reach.is_new and self._may_be_suspected(reach) for reach in self._reaches.values())
-        self._limit = limit - 1 if keeps_place else limit
-
-    @property
-    def room(self) -> int:
-        return self._limit - len(self.rows)
-
-    def next_turn(self) -> _Turn | None:
-        """Return who is asked next: as many as fit of those that had more the last time, one by one; or the others, together.
-
-        None if nobody is left, or so little room that it is not worth a statement.
-        """
-        if not self._waiting or self.room < max(1, self._limit // 4):
-            return None
-        first = self._waiting[0]
-        had_more = self._reaches[first].has_more
-        together = not had_more and len(self._waiting) > 1
-        share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
-        alike = [application for application in self._waiting if self._reaches[application].has_more == had_more]
-        # Together they are read in the order of their numbers, for as long as there is room: whose turn it is must be reached.
-        turn = [application for application in alike if application >= first] if together else alike[: self.room // share]
-        asked = set(turn)
-        self._waiting = deque(application for application in self._waiting if application not in asked)
-        return _Turn({application: self._start(application) for application in turn}, share, together)
-
-    def _start(self, application: int) -> Floor:
-        """Go on exactly where this claim has come to: what it has locked looks unclaimed until the end."""
-        reach = self._reaches[application]
-        return reach.floor if application in self._visited else reach.start(self._now)
-
-    def note(self, turn: _Turn, found: Sequence[Row[Any]]) -> None:
-        """Take the share of each, and see who may have more."""
-        of: dict[int, list[Row[Any]]] = {application: [] for application in turn.floors}
-        for row in found:
-            of[row.application].append(row)
-        last = found[-1].application if turn.together and len(found) == self.room else None
-        for application, rows in of.items():
-            reach = self._reaches[application]
-            if last is not None and application > last:  # not reached, since others have much: it is asked by itself
-                self._reaches[application] = reach._replace(has_more=True)
-                self._waiting.append(application)
-                continue
-            has_more = len(rows) > turn.share or application == last or (not turn.together and len(rows) == turn.share)
-            from_bottom = (turn.lowest if turn.together else turn.floors[application]) == BOTTOM
-            self._reaches[application] = reach.visited(self._now, from_bottom=from_bottom, found=bool(rows), has_more=has_more)
-            self._visited.add(application)
-            self._take(application, rows[: turn.share])
-            if not has_more:
-                self.emptied.append(application)
-            elif turn.together:
-                self._rest[application] = rows[turn.share :]
-            else:
-                self._waiting.append(application)
-
-    def fill(self) -> None:
-        """Give the places that are left to those who have more."""
-        for application, rows in self._rest.items():
-            self._take(application, rows[: self.room])
-
-    def _take(self, application: int, rows: Sequence[Row[Any]]) -> None:
-        if rows:
-            self.rows += rows
-            furthest = max(Floor(row.wake_at, row.id) for row in rows)
-            self._reaches[application] = self._reaches[application]._replace(floor=furthest)
-
-    def _may_be_suspected(self, reach: Reach) -> bool:
-        return _is_long_ago(reach.no_suspect_at, self._now)
-
-    def suspected(self) -> list[int]:
-        """Return who is to be asked for suspects: nobody who had none less than a second ago."""
-        if len(self.rows) == self._most:
-            return []
-        return [application for application in self._visited if self._may_be_suspected(self._reaches[application])]
-
-    def note_suspect(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
-        self.rows += found
-        if not found:
-            for application in asked:
-                self._reaches[application] = self._reaches[application]._replace(no_suspect_at=self._now)
-
-    def seen(self) -> dict[int, Reach]:
-        """Return what is known of those that were visited."""
-        return {application: self._reaches[application] for application in self._visited}
-
-    def unfinished(self) -> dict[int, int | None]:
-        """Say when those may be looked at again that have more: at once."""
-        visited = (application for application in self._waiting if application in self._visited)
-        return {application: self._reaches[application].floor.wake_at for application in (*visited, *self._rest)}
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:
@@ -691,6 +656,16 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
     )
 
 
+def _paced(delivery: Delivery, allowances: Mapping[int, Allowance]) -> Delivery:
+    """Put off a delivery to where it does not exceed its application's pace."""
+    allowance = allowances.get(delivery.application)
+    return replace(delivery, send_at=allowance.begin_at(delivery.send_at)) if allowance and allowance.interval else delivery
+
+
+def _duration(ms: int) -> str:
+    return f"{ms // DAY_MS} days" if ms >= DAY_MS else f"{ms / 1000:g} s"
+
+
 def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned], now: int) -> Ending:
     """Say what becomes of an event that was not delivered."""
     delivery = outcome.delivery
@@ -698,7 +673,7 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
         return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
     if owned[delivery.id].cancel_requested:
         return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted=0 if verdict.counts else 1)
 
 
 def _claim_of(outcome: Outcome) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from sqlalchemy import (
     update,
 )
 
+from cassata.destinations import Change, Opened, Place
 from cassata.errors import InvalidEvent
 from cassata.model import (
     DETAIL_CHARACTERS,
@@ -43,7 +45,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, events
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, paces
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -88,6 +90,7 @@ class Ending(NamedTuple):
     status: Status
     wake_at: int | None
     reason: str | None
+    uncounted: int = 0  # 1: the attempt is not one of those that the event has
 
 
 # --- applications ------------------------------------------------------------------------------------------------------
@@ -410,6 +413,124 @@ def bury(conn: Connection, ids: Collection[int], status: Status, reason: str, no
     _expect(result.rowcount, len(ids), "bury")
 
 
+def postpone(conn: Connection, wakes: Mapping[int, int]) -> None:
+    """Have locked events, that nobody is sending, looked at later: wake_at by row number. It is no attempt."""
+    waiting = update(events).where(E.id.in_(sorted(wakes)), E.status.in_(WAITING))
+    _expect(conn.execute(waiting.values(wake_at=case(wakes, value=E.id))).rowcount, len(wakes), "postpone")
+
+
+# --- what workers and services share so that limits hold for all of them ----------------------------------------------
+
+
+class PaceKind(IntEnum):
+    """What there may be only so many of in a second."""
+
+    ADDS = 0
+    DELIVERIES = 1
+
+
+H, P, B = holdings.c, paces.c, breakers.c
+
+
+def lock_applications(conn: Connection, numbers: Collection[int]) -> set[int]:
+    """Lock applications by their numbers, but for those that others have locked, and say which."""
+    rows = conn.execute(select(A.id).where(A.id.in_(sorted(numbers))).order_by(A.id).with_for_update(skip_locked=True))
+    return {row.id for row in rows}
+
+
+def held_by_others(conn: Connection, numbers: Collection[int], holder: str, now: int) -> dict[int, int]:
+    """Count what others hold of these applications, by number, but for those whose leases have run out."""
+    held = func.sum(H.events)
+    others = and_(H.application.in_(sorted(numbers)), H.holder != holder, H.held_until > now)
+    return {row[0]: int(row[1]) for row in conn.execute(select(H.application, held).where(others).group_by(H.application))}
+
+
+def hold(conn: Connection, application: int, holder: str, held: int, held_until: int) -> bool:
+    """Write down how much a holder holds; say whether it is a new one. The application's row is locked: nobody else does so now."""
+    own = and_(H.application == application, H.holder == holder)
+    until = case((H.held_until > held_until, H.held_until), else_=held_until)
+    if conn.execute(update(holdings).where(own).values(events=held, held_until=until)).rowcount:
+        return False
+    conn.execute(insert(holdings).values(application=application, holder=holder, events=held, held_until=held_until))
+    return True
+
+
+_HOLD_LESS = update(holdings).where(H.application == bindparam("of"), H.holder == bindparam("by")).values(events=bindparam("held"))
+
+
+def hold_less(conn: Connection, holder: str, held: Mapping[int, int]) -> None:
+    """Write down how much a holder still holds, by application."""
+    conn.execute(_HOLD_LESS, [{"of": application, "by": holder, "held": count} for application, count in held.items()])
+
+
+def let_go(conn: Connection, holder: str) -> None:
+    conn.execute(delete(holdings).where(H.holder == holder))
+
+
+def forget_holders(conn: Connection, application: int, now: int) -> None:
+    """Remove what workers have left that are gone: none of their leases lasts any more."""
+    conn.execute(delete(holdings).where(H.application == application, H.held_until < now))
+
+
+def paces_of(conn: Connection, numbers: Collection[int], kind: PaceKind) -> dict[int, int]:
+    """Tell for applications when their next one of that kind may be (microseconds); those that are missing: at any time."""
+    rows = conn.execute(select(P.application, P.next_at).where(P.application.in_(sorted(numbers)), P.kind == kind))
+    return {row.application: row.next_at for row in rows}
+
+
+def set_pace(conn: Connection, application: int, kind: PaceKind, next_at: int) -> None:
+    changed = conn.execute(update(paces).where(P.application == application, P.kind == kind).values(next_at=next_at))
+    if not changed.rowcount:
+        conn.execute(_ignoring(insert(paces)).values(application=application, kind=kind, next_at=next_at))
+
+
+def draw(conn: Connection, application: int, kind: PaceKind, now: int, cost: int, burst: int) -> bool:
+    """Move the pace on by `cost`, unless it is more than `burst` ahead of `now` already (microseconds, all of them)."""
+    begin = case((P.next_at > now, P.next_at), else_=now)
+    own = and_(P.application == application, P.kind == kind)
+    drawn = conn.execute(update(paces).where(own, P.next_at <= now + burst).values(next_at=begin + cost))
+    if drawn.rowcount:
+        return True
+    return conn.execute(_ignoring(insert(paces)).values(application=application, kind=kind, next_at=now + cost)).rowcount == 1
+
+
+def _ignoring(statement: Insert) -> Insert:
+    """Have an INSERT do nothing where the row is there already."""
+    return (
+        statement.prefix_with("IGNORE", dialect="mysql").prefix_with("IGNORE", dialect="mariadb").prefix_with("OR IGNORE", dialect="sqlite")
+    )
+
+
+def pending(conn: Connection, application: int, most: int) -> int:
+    """Count the events of an application that have not ended, up to `most`."""
+    some = select(E.id).where(E.application == application, E.wake_at > 0).limit(most)
+    return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
+
+
+def open_breakers(conn: Connection) -> dict[Place, Opened]:
+    rows = conn.execute(select(*breakers.c))
+    return {
+        Place(row.application, row.destination): Opened(row.opened_at, row.retry_at, row.openings, row.probing, row.reason) for row in rows
+    }
+
+
+def change_breaker(conn: Connection, change: Change) -> None:
+    own = and_(B.application == change.place.application, B.destination == change.place.destination)
+    if change.opened is None:
+        conn.execute(delete(breakers).where(own))
+        return
+    columns = {**change.opened._asdict(), "reason": _clipped(change.opened.reason, DETAIL_CHARACTERS)}
+    changed = conn.execute(update(breakers).where(own, B.openings < change.opened.openings).values(columns))
+    if not changed.rowcount and change.opened.openings == 1:  # others may have opened it just now
+        conn.execute(_ignoring(insert(breakers)).values(**change.place._asdict(), **columns))
+
+
+def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bool:
+    """Say whether it is us who may send the probe: `until` then nobody else sends one."""
+    own = and_(B.application == place.application, B.destination == place.destination, B.retry_at == opened.retry_at)
+    return conn.execute(update(breakers).where(own).values(probing=True, retry_at=until)).rowcount == 1
+
+
 # --- recording ---------------------------------------------------------------------------------------------------------
 
 
@@ -449,13 +570,17 @@ _END = (
         finished_at=bindparam("finished"),
         last_error=bindparam("reason"),
         lost_leases=0,
+        attempts=E.attempts - bindparam("uncounted"),
     )
 )
 
 
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
-    rows = [{**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS)} for ending in endings]
+    rows = [
+        {**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS), "uncounted": ending.uncounted}
+        for ending in endings
+    ]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
 
 

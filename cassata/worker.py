@@ -6,13 +6,15 @@ import contextlib
 import heapq
 import os
 import random
+import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+import uuid
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,8 +26,10 @@ from cassata import config, telemetry
 from cassata.config import Settings
 from cassata.courier import Courier, CourierSettings
 from cassata.courier.retry import RetryPolicy
+from cassata.destinations import BreakerPolicy
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
-from cassata.model import Delivery, Outcome
+from cassata.limits import Hands
+from cassata.model import Delivery, Limits, Outcome
 from cassata.scheduler import Scheduler, Terms
 
 LINGER_SECONDS = 0.025
@@ -34,6 +38,8 @@ USUAL_TRANSACTION_SECONDS = 0.005
 """What is due in less time would be late if a transaction were begun before it."""
 SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
+SPARE_DESCRIPTORS = 128
+"""Files and sockets of a process that are not requests under way."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
 LOOK_SHARE = 0.02
@@ -102,6 +108,8 @@ class Agenda:
         self.turn = threading.Lock()
         self.next_look = self.next_glance = 0.0  # monotonic
         self.backlog = False  # read by every thread: more is due than the last claim could take
+        # Applications at a limit, and until when there is no use in asking for more of them (ms). Any thread takes them out.
+        self.held_back: dict[int, int] = {}
         self.outage = Outage()  # anybody's
         self.suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
         self.interval = interval
@@ -186,19 +194,24 @@ class Agenda:
                 self._entries[application] = Entry(wake_at, self._last_turn, application)
                 heapq.heappush(self._later, self._entries[application])
 
-    def due(self, until: int, most: int) -> list[int]:
+    def due(self, until: int, most: int, may_claim: Callable[[int], bool] = lambda _: True) -> list[int]:
         fresh = []
         while (entry := self._first_later()) and entry.wake_at <= until:
             fresh.append(heapq.heappop(self._later).application)
         self._due |= OrderedDict.fromkeys(sorted(fresh, key=self._turn))
-        return list(islice((application for application in self._due if self._entries[application].wake_at <= until), most))
+        due = (application for application in self._due if self._entries[application].wake_at <= until and may_claim(application))
+        return list(islice(due, most))
+
+    def release_held_back(self, now: int) -> None:
+        for application in [application for application, until in list(self.held_back.items()) if until <= now]:
+            self.held_back.pop(application, None)
 
     def _turn(self, application: int) -> float:
         return self._entries[application].turn
 
-    def earliest(self) -> int | None:
+    def earliest(self, may_claim: Callable[[int], bool] = lambda _: True) -> int | None:
         """Return when the first application may be looked at; where several may be already, when one of those might have been."""
-        due = (self._entries[application] for application in islice(self._due, 1))
+        due = (self._entries[application] for application in islice(filter(may_claim, self._due), 1))
         return min((entry.wake_at for entry in (*due, self._first_later()) if entry), default=None)
 
     def _first_later(self) -> Entry | None:
@@ -232,6 +245,8 @@ class WorkerThread(threading.Thread):
         self._batch = batch
         self._stopping = stopping
         self._on_watch = False
+        self._in_hand: Counter[int] = Counter()  # what is held or under way, by application
+        self._hands = Hands(uuid.uuid4().hex, self._in_hand, self._room)
         self._held: list[Held] = []  # a heap
         self._claims = 0
         self._outcomes: list[Outcome] = []
@@ -296,9 +311,11 @@ class WorkerThread(threading.Thread):
         agenda = self._agenda
         if self._on_watch:
             yield (agenda.next_look if agenda.surely_known is None else min(agenda.next_look, agenda.next_glance)) - now
-            earliest = agenda.earliest()
+            earliest = agenda.earliest(self._may_claim)
             if earliest is not None and self._free():
                 yield self._until(earliest - self._terms.claim_ahead_ms)
+            if agenda.held_back:
+                yield self._until(min(agenda.held_back.values()))
         elif self._free():
             yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
 
@@ -306,7 +323,7 @@ class WorkerThread(threading.Thread):
         """Whether a transaction had better wait: something held is due before it would be over, and nothing is pressing."""
         if not self._held or self._until(self._held[0].send_at) > USUAL_TRANSACTION_SECONDS:
             return False
-        earliest = self._agenda.earliest() if self._on_watch else None
+        earliest = self._agenda.earliest(self._may_claim) if self._on_watch else None
         is_due_soon = earliest is not None and self._until(earliest) * 1000 < self._terms.claim_ahead_ms / 2
         is_recorded_late = bool(self._outcomes) and time.monotonic() - self._first_outcome_at > 2 * LINGER_SECONDS
         return not (is_due_soon or is_recorded_late or len(self._outcomes) >= self._batch)
@@ -316,6 +333,17 @@ class WorkerThread(threading.Thread):
 
     def _free(self) -> int:
         return max(0, self._courier.free - len(self._held))
+
+    def _room(self, application: int) -> int:
+        """Say for how many more of an application there is room.
+
+        It may have as much in hand as is left for others: alone half of all slots, beside another one that has its half, a
+        quarter. So nobody who hangs can take every slot. (Dynamic thresholds: A. Choudhury and E. Hahne, 1998.)
+        """
+        return (self._free() - self._in_hand[application] + 1) // 2
+
+    def _may_claim(self, application: int) -> bool:
+        return application not in self._agenda.held_back and self._room(application) > 0 and self._scheduler.limiter.may_claim(application)
 
     def _is_idle(self) -> bool:
         return not (self._courier.busy or self._held or self._outcomes)
@@ -341,6 +369,7 @@ class WorkerThread(threading.Thread):
         if began >= agenda.next_look:
             newest = self._scheduler.newest_row() if agenda.is_dear else None
             seen = self._scheduler.agenda(within_ms=int(2 * agenda.longest * 1000))  # the next look is not later than `longest`
+            seen = {application: wake_at for application, wake_at in seen.items() if self._scheduler.limiter.may_claim(application)}
             agenda.replace(seen, time.monotonic() - began, newest)
         elif agenda.surely_known is not None and began >= agenda.next_glance:
             agenda.notice(*self._scheduler.added_after(agenda.surely_known), began)
@@ -359,10 +388,12 @@ class WorkerThread(threading.Thread):
         if not self._on_watch or not room:
             return []
         # In a trickle of 200 a second that is 10 claims a second, not one for each event.
-        now, earliest = self._scheduler.clock.estimate(), self._agenda.earliest()
+        now = self._scheduler.clock.estimate()
+        self._agenda.release_held_back(now)
+        earliest = self._agenda.earliest(self._may_claim)
         if earliest is None or earliest > now + self._terms.claim_ahead_ms:
             return []
-        return self._agenda.due(now + self._terms.look_ahead_ms, room)
+        return self._agenda.due(now + self._terms.look_ahead_ms, room, self._may_claim)
 
     def _exchange(self, applications: Sequence[int]) -> None:
         """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
@@ -370,19 +401,23 @@ class WorkerThread(threading.Thread):
         began = time.monotonic()
         try:
             free_of_suspects = self._agenda.suspect is None
-            _, claimed = self._scheduler.record_and_claim(self._outcomes, applications, limit, self._terms, suspects=free_of_suspects)
+            _, claimed = self._scheduler.record_and_claim(
+                self._outcomes, applications, limit, self._terms, self._hands, suspects=free_of_suspects
+            )
         except DatabaseUnavailable:
             raise
         except Exception:
             self._salvage()
             raise
         self._forget_suspect(outcome.delivery for outcome in self._outcomes)
+        self._make_room(self._outcomes)
         self._outcomes = []
         for delivery in claimed.deliveries:
             self._hold(delivery, began)
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
+            agenda.held_back |= claimed.held_back
             if len(claimed.deliveries) * 2 < len(claimed.wakes):
                 agenda.waste(time.monotonic() - began)
             agenda.backlog = claimed.has_more
@@ -413,6 +448,7 @@ class WorkerThread(threading.Thread):
 
     def _hold(self, delivery: Delivery, claimed_at: float) -> None:
         self._claims += 1
+        self._in_hand[delivery.application] += 1
         if delivery.suspect:
             self._agenda.suspect = delivery.id
         # The lease began at `claimed_at` at the earliest, and lasts for the look-ahead, the deadline and the margin.
@@ -449,11 +485,29 @@ class WorkerThread(threading.Thread):
             self._held = list(heapq.merge(self._held, sorted(held)))  # a sorted list is a heap
             raise
         self._forget_suspect(deliveries)
+        for delivery in deliveries:
+            self._take_out_of_hand(delivery)
 
     def _collect(self, outcomes: list[Outcome]) -> None:
-        if outcomes and not self._outcomes:
+        if not outcomes:
+            return
+        if not self._outcomes:
             self._first_outcome_at = time.monotonic()
+        for outcome in outcomes:
+            self._take_out_of_hand(outcome.delivery)
         self._outcomes += outcomes
+        self._make_room(outcomes)
+
+    def _take_out_of_hand(self, delivery: Delivery) -> None:
+        self._in_hand[delivery.application] -= 1
+        if not self._in_hand[delivery.application]:
+            del self._in_hand[delivery.application]
+
+    def _make_room(self, outcomes: Iterable[Outcome]) -> None:
+        """Ask again for applications that were at a limit, and of which something has ended."""
+        if self._agenda.held_back:
+            for outcome in outcomes:
+                self._agenda.held_back.pop(outcome.delivery.application, None)
 
     # --- stopping ------------------------------------------------------------------------------------------------------
 
@@ -488,6 +542,8 @@ class WorkerThread(threading.Thread):
     def _end(self) -> None:
         self._leave_watch()
         self._courier.close()
+        with contextlib.suppress(DatabaseUnavailable):  # then it is forgotten when the leases end
+            self._scheduler.let_go(self._hands)
         unrecorded = len(self._outcomes) + len(self._held)
         if unrecorded:
             self.clean = False
@@ -576,6 +632,17 @@ def terms_of(worker: config.Worker) -> Terms:
     )
 
 
+def raise_descriptor_limit(worker: config.Worker) -> None:
+    """Have as many descriptors as requests may be under way: usually a process is given 1,024, and may take more."""
+    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
+
+
 def make_courier(worker: config.Worker) -> Courier:
     if worker.ca_bundle is not None and not Path(worker.ca_bundle).is_file():
         raise ConfigError(f"worker.caBundle: there is no file {worker.ca_bundle!r}")
@@ -606,7 +673,26 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         multiplier=worker.retry_backoff_multiplier,
         maximum_ms=int(worker.retry_backoff_maximum_seconds * 1000),
     )
-    return Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=worker.num_worker_threads, retry=retry)
+    breaker = BreakerPolicy(
+        failure_ratio=worker.breaker_failure_ratio,
+        minimum_requests=worker.breaker_minimum_requests,
+        window_ms=int(worker.breaker_window_seconds * 1000),
+        open_ms=int(worker.breaker_open_seconds * 1000),
+    )
+    limits = Limits(
+        max_in_flight=worker.max_in_flight_per_application,
+        deliveries_per_second=worker.deliveries_per_second_per_application,
+        max_in_flight_per_host=worker.max_in_flight_per_host,
+    )
+    return Scheduler.open(
+        url,
+        create_tables=create_tables,
+        settings=settings.database,
+        pool_size=worker.num_worker_threads,
+        limits=limits,
+        retry=retry,
+        breaker=breaker,
+    )
 
 
 def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[], None] | None = None) -> int:
@@ -616,6 +702,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     raises, and ConfigError.
     """
     scheduler = open_scheduler(settings, create_tables=create_tables)
+    raise_descriptor_limit(settings.worker)
     wakeup = Wakeup()
     if config.worker_processes(settings) > 1:
         make_courier(settings.worker).close()  # what is wrong with it shows here, not in children that die one after the other

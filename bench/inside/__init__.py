@@ -8,6 +8,7 @@ from bench.base import Place, Run
 from bench.inside.add import add
 from bench.inside.depth import depth
 from bench.inside.floor import floor
+from bench.inside.guards import guards
 from bench.inside.idle import idle
 from bench.inside.memory import memory
 from bench.inside.profile import profile
@@ -19,6 +20,7 @@ WORKLOADS: dict[str, Callable[[Place, int, bool], Iterator[Run]]] = {
     "add": add,
     "depth": depth,
     "tenants": tenants,
+    "guards": guards,
     "idle": idle,
     "memory": memory,
     "slow-disk": slow_disk,

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import machine
@@ -29,12 +29,14 @@ ROUNDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`size` events in a request."""
+    """`size` events in a request, which comes with a `token`, if there is one."""
 
     name: str
     size: int = 1
     connections: int = SINGLE_CONNECTIONS
     bare: bool = False
+    token: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 VARIANTS = (
@@ -57,10 +59,20 @@ def measure(
     database.execute("INSERT IGNORE INTO applications (id, application_id, created_at) VALUES (1, 'bench', 0)")
     for number in range(1, runs + 1):
         for variant in variants:
-            start = bare_service if variant.bare else service
-            with start(place.folder, database, PROCESSES) as running:
-                figures, remark = _measure(database, running, variant, seconds)
-            yield Run("add", "cassata-mariadb", number, variant.name + suffix, figures, remark=remark)
+            yield from measure_one(place, database, variant, "add", number, seconds=seconds, suffix=suffix)
+
+
+def measure_one(
+    place: Place, database: Database, variant: Variant, workload: str, number: int, *, seconds: float, suffix: str = ""
+) -> Iterator[Run]:
+    """Measure one variant with a service of its own."""
+    if variant.bare:
+        start = bare_service(place.folder, database, PROCESSES)
+    else:
+        start = service(place.folder, database, PROCESSES, environment=variant.environment)
+    with start as running:
+        figures, remark = _measure(database, running, variant, seconds)
+    yield Run(workload, "cassata-mariadb", number, variant.name + suffix, figures, remark=remark)
 
 
 def _measure(database: Database, service: Cassata, variant: Variant, seconds: float) -> tuple[Mapping[str, float], str]:
@@ -105,7 +117,7 @@ def requests(port: int, variant: Variant) -> Iterator[bytes]:
     before, after = template.encode().split(b"ID")
     for _ in itertools.count():
         events = [b"%b%b%b" % (before, uuid.uuid4().hex.encode(), after) for _ in range(variant.size)]
-        yield post(port, path, events[0] if variant.size == 1 else b'{"events": [%b]}' % b",".join(events))
+        yield post(port, path, events[0] if variant.size == 1 else b'{"events": [%b]}' % b",".join(events), token=variant.token)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import cassata.database
 from bench import machine, servers
 from bench.base import Place
 from bench.servers import Server
+from cassata.tenants import new_secret
+from cassata.vault import Vault
 
 APPLICATION = 1
 FLUSH_SECONDS = 120
@@ -62,7 +64,7 @@ class Database:
         return machine.cpu_seconds(self.server.pids())
 
     def empty(self) -> None:
-        for table in ("events", "attempts", "applications"):
+        for table in ("events", "attempts", "applications", "holdings", "paces", "breakers"):
             self.execute(f"TRUNCATE TABLE {table}")
 
     def is_done(self) -> bool:
@@ -70,9 +72,10 @@ class Database:
         return self.scalar("SELECT 1 FROM events WHERE wake_at > 0 LIMIT 1") is None
 
     def add_applications(self, count: int) -> None:
-        """Register applications 1 to `count`."""
-        name = "CONCAT('application-', seq)"
-        self.execute(f"INSERT INTO applications (id, application_id, created_at) SELECT seq, {name}, 0 FROM seq_1_to_{count}")
+        """Register applications 1 to `count`, each with a signing secret, as they have when they are made."""
+        name, secrets = "CONCAT('application-', seq)", f"'{Vault().written((new_secret(),))}'"
+        columns = "id, application_id, created_at, secrets"
+        self.execute(f"INSERT INTO applications ({columns}) SELECT seq, {name}, 0, {secrets} FROM seq_1_to_{count}")
 
     def add_events(
         self, count: int, *, wake_at: str, url: str = "http://127.0.0.1:9/e/", applications: int = 1, finished: bool = False

@@ -33,11 +33,11 @@ def worker(folder: Path, database: Database, processes: int, *, environment: Map
 
 
 @contextmanager
-def service(folder: Path, database: Database, processes: int) -> Iterator[Cassata]:
+def service(folder: Path, database: Database, processes: int, *, environment: Mapping[str, str] | None = None) -> Iterator[Cassata]:
     """Run a service, as shipped but for the number of its processes."""
     port = machine.free_port()
     arguments = ["--database-url", database.url, "--processes", str(processes), "--port", str(port)]
-    with cassata(folder, "service", arguments) as running:
+    with cassata(folder, "service", arguments, environment=environment) as running:
         running.port = port
         running.wait_until(lambda: running.has_said("service started") and len(running.pids()) > processes)
         yield running

@@ -6,7 +6,7 @@ worker does with them is measured. The CPU counts from when they are stored, 3 s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from bench import machine
 from bench.base import Place, Run
@@ -25,12 +25,14 @@ def tenants(place: Place, runs: int, quick: bool) -> Iterator[Run]:
     with fresh(place) as database:
         for number in range(1, runs + 1):
             for applications in counts:
-                yield Run("tenants", "cassata-mariadb", number, str(applications), _measure(place, database, applications))
+                yield Run("tenants", "cassata-mariadb", number, str(applications), measure(place, database, applications))
 
 
-def _measure(place: Place, database: Database, applications: int) -> Mapping[str, float]:
+def measure(place: Place, database: Database, applications: int, *, prepare: Callable[[], None] = lambda: None) -> Mapping[str, float]:
+    """Have so many applications' events delivered; `prepare` is called once there are applications."""
     database.empty()
     database.add_applications(applications)
+    prepare()
     place.receiver.reset()
     with shipped.worker(place.folder, database, PROCESSES) as worker:
         due_at = now_ms() + LEAD_MS

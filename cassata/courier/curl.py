@@ -25,6 +25,7 @@ from cassata.model import Delivery, ErrorKind, Outcome
 
 _AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
 _BLANK = (b"\r\n", b"\n")
+_QUOTED = re.compile(r" \(.*\)", re.DOTALL)  # what libcurl quotes of an answer, which would stand in the log
 LONGEST_ABSENCE_SECONDS = 0.5
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
@@ -351,6 +352,8 @@ class _Transfer:
 
     def result(self, code: int, text: str) -> Outcome:
         error, detail = self._judged(code, text)
+        if error is ErrorKind.BAD_RESPONSE and detail:
+            detail = _QUOTED.sub("", detail)
         status = self.easy.getinfo(pycurl.RESPONSE_CODE)
         if status < 200 and error is not None:
             status = 0  # an interim answer, or none
@@ -389,12 +392,7 @@ class _Transfer:
             return ErrorKind.BLOCKED_ADDRESS, self._refusal
         if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
             return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
-        said = text or self.easy.errstr() or pycurl.easy_strerror(code)
-        # libcurl quotes an answer in parentheses, and it would stand in the log.
-        return kind, _PARENTHESES.sub("", said) if kind is ErrorKind.BAD_RESPONSE else said
-
-
-_PARENTHESES = re.compile(r" \(.*\)", re.DOTALL)
+        return kind, text or self.easy.errstr() or pycurl.easy_strerror(code)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -27,12 +27,19 @@ _RETRIED_ERRORS = frozenset(
 )
 
 
+_PROXY_PAUSE = tenacity.wait_random(min=2, max=10)
+
+
 class Verdict(NamedTuple):
-    """The event's next status; for SERVICE_UNAVAILABLE how long to wait; and why, for a person, unless it is COMPLETED."""
+    """The event's next status; for SERVICE_UNAVAILABLE how long to wait; and why, for a person, unless it is COMPLETED.
+
+    `counts` says whether the attempt is one of those that an event has.
+    """
 
     status: Status
     wait_ms: int | None = None
     reason: str | None = None
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class RetryPolicy:
             return Verdict(Status.COMPLETED)
         rule = self._rule_for(outcome)
         state = _state(rule, outcome)
+        if outcome.error is ErrorKind.PROXY_FAILED:  # our own way out is blocked: the event is not to blame, nor its destination
+            return Verdict(Status.SERVICE_UNAVAILABLE, math.ceil(_PROXY_PAUSE(state) * 1000), _reason(outcome), counts=False)
         if not rule.retry(state):
             return Verdict(Status.FAILED, reason=_reason(outcome))
         if rule.stop(state):
@@ -73,7 +82,7 @@ class RetryPolicy:
         return tenacity.Retrying(
             stop=tenacity.stop_after_attempt(count + 1),
             wait=tenacity.wait_fixed(floor_ms / 1000) + backoff,
-            retry=tenacity.retry_if_result(_may_pass),
+            retry=tenacity.retry_if_result(may_pass),
         )
 
 
@@ -89,7 +98,7 @@ def _is_delivered(outcome: Outcome) -> bool:
     return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
 
 
-def _may_pass(outcome: Outcome) -> bool:
+def may_pass(outcome: Outcome) -> bool:
     """Whether the same request may get a better answer later."""
     if outcome.error is not None:
         return outcome.error in _RETRIED_ERRORS

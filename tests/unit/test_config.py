@@ -23,7 +23,7 @@ from cassata.service import server
 CHECKOUT = Path(__file__).resolve().parents[2]
 SET_IN_SHIPPED_FILES = {
     "worker.numWorkerThreads": (5, 1),
-    "worker.maxInFlightPerThread": (100, 500),
+    "worker.maxInFlightPerThread": (100, 1000),
     "worker.numEventsProcessedPerTransaction": (5, 200),
 }
 

@@ -14,6 +14,7 @@ from cassata import database, telemetry
 from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, Outcome, Status
 from cassata.scheduler import Scheduler, Terms
+from cassata.tenants import Changes
 from cassata.worker import LATE_COMMIT_SECONDS, LOOK_SHARE, SUBMIT_STEP, Agenda, Outage, WorkerThread
 from tests.words import NOON, ManualClock, new_event, outcome
 
@@ -122,13 +123,49 @@ def test_an_outcome_is_recorded_with_the_next_claim(bench: Bench) -> None:
 
 def test_no_more_is_claimed_than_the_courier_has_room_for(bench: Bench) -> None:
     bench.scheduler.add_all([new_event(f"e{n}") for n in range(8)])
-    thread, pigeon = bench.thread(batch=100, slots=3)
+    thread, pigeon = bench.thread(batch=100, slots=1)
 
     for _ in range(5):
         thread.step()
 
-    assert len(pigeon.sent) == 3
-    assert sum(bench.status(f"e{n}") is Status.PENDING for n in range(8)) == 5
+    assert len(pigeon.sent) == 1
+    assert sum(bench.status(f"e{n}") is Status.PENDING for n in range(8)) == 7
+
+
+def test_an_application_that_hangs_leaves_half_of_the_slots_to_others(bench: Bench) -> None:
+    thread, pigeon = bench.thread(batch=100, slots=16)
+
+    def sent_of(application_id: str) -> int:
+        bench.scheduler.add_all([new_event(f"e{n}", application_id) for n in range(20)])
+        for _ in range(10):
+            thread.step()
+        return sum(delivery.application_id == application_id for delivery in pigeon.sent)
+
+    assert [sent_of(name) for name in ("first", "second", "third", "fourth", "fifth")] == [8, 4, 2, 1, 1]
+
+
+def test_an_application_that_hangs_costs_no_claims_while_it_may_have_no_more(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.agenda = Agenda(interval=60)
+    bench.scheduler.add_all([new_event(f"e{n}") for n in range(20)])
+    thread, pigeon = bench.thread(batch=100, slots=16)
+    step_until(thread, lambda: len(pigeon.sent) == 8)
+    monkeypatch.setattr(bench.scheduler, "record_and_claim", lambda *_args, **_kwargs: pytest.fail("there was no use in it"))
+
+    for _ in range(10):
+        thread.step()
+    assert thread._patience() > 0
+
+
+def test_what_ends_of_an_application_at_its_limit_is_replaced_at_once(bench: Bench) -> None:
+    bench.scheduler.tenants.create("shop", Changes(limits={"max_in_flight": 2}))
+    bench.scheduler.add_all([new_event(f"e{n}") for n in range(6)])
+    thread, pigeon = bench.thread(batch=100)
+    step_until(thread, lambda: len(pigeon.sent) == 2)
+    thread.step()
+
+    for sent in (4, 6):
+        pigeon.answer_all()
+        step_until(thread, lambda sent=sent: len(pigeon.sent) == sent)  # type: ignore[misc]
 
 
 def test_what_was_held_too_long_for_its_lease_is_put_back_unsent(bench: Bench) -> None:
