@@ -72,7 +72,7 @@ class Scene:
         return self.ask("POST", "/cassata/add/", json={**document, **changes})
 
     def ask(self, method: str, path: str, **arguments: Any) -> requests.Response:
-        headers = {"Authorization": f"Bearer {TOKEN}", "Cookie": f"session={CANARY['token']}", **arguments.pop("headers", {})}
+        headers = {"Authorization": f"Bearer {CANARY['token']}", "Cookie": f"session={CANARY['token']}", **arguments.pop("headers", {})}
         return requests.request(method, self.service.url + path, headers=headers, timeout=30, **arguments)
 
     def raw(self, sent: bytes) -> None:
@@ -163,6 +163,7 @@ def exercise(scene: Scene) -> None:
     assert scene.ask("GET", f"/nowhere?token={CANARY['asked']}").status_code == 404
     assert scene.ask("GET", f"/cassata/events/shop?limit={CANARY['asked']}").status_code == 400
     assert scene.ask("PATCH", f"/cassata/add/?token={CANARY['asked']}").status_code == 405
+    scene.ask("GET", "/cassata/events/shop", headers={"Authorization": f"Bearer {TOKEN}"})
     for shape in (
         "GET /livez?{} HTTP/1.1\r\nAuthorization: {}",
         "GET /livez HTTP/1.1\r\nAuthorization : Bearer {}\r\n\r\n",
