@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,19 +61,40 @@ class ServiceUnavailable(ClientError):
         self.retry_after = retry_after
 
 
+class LimitReached(ServiceUnavailable):
+    """The application has reached one of its limits (429), also after repeating the request."""
+
+
+class Unauthorized(ClientError):
+    """The service wants a key, and this one is not valid, or there is none (401)."""
+
+
+class Forbidden(ClientError):
+    """The key may not do that (403)."""
+
+
 class InvalidRequest(ClientError):
     """The service refused what was asked (400, 413, 415)."""
 
 
 class NotFound(ClientError):
-    """There is no such event (404)."""
+    """There is no such event, or no such application (404)."""
 
 
 class Conflict(ClientError):
-    """An event with this id exists with other content, or the event to cancel has already ended (409)."""
+    """An event with this id exists with other content, the event to cancel has ended, or the application is deactivated (409)."""
 
 
-_KINDS: dict[int, type[ClientError]] = {400: InvalidRequest, 413: InvalidRequest, 415: InvalidRequest, 404: NotFound, 409: Conflict}
+_KINDS: dict[int, type[ClientError]] = {
+    400: InvalidRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: InvalidRequest,
+    415: InvalidRequest,
+    429: LimitReached,
+}
 
 
 # --- values ------------------------------------------------------------------------------------------------------------
@@ -227,14 +249,15 @@ class Client:
 
     Repeated are requests whose connection failed or broke, and the answers 429, 502, 503 and 504, up to `retries` times, after
     the pause that Retry-After asks for or a growing random one. No call is carried out twice by that. `timeout`: seconds to
-    wait for the connection and between two bytes of an answer.
+    wait for the connection and between two bytes of an answer. `key` None: what $CASSATA_KEY holds, if anything; "" is none.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 10, retries: int = 5) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout: float = 10, retries: int = 5) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"cassata-client/{__version__}"
+        self._session.auth = _Bearer(os.environ.get("CASSATA_KEY", "") if key is None else key)
         self.retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(ServiceUnavailable),
             stop=tenacity.stop_after_attempt(retries + 1),
@@ -254,8 +277,8 @@ class Client:
     def schedule(self, event: NewEvent) -> Event:
         """Schedule one request, once however often this is repeated: for the same event again, return what is stored.
 
-        Raises InvalidRequest, Conflict if an event with other content has this id, ServiceUnavailable, and ValueError for
-        what cannot be written.
+        Raises InvalidRequest, Conflict if an event with other content has this id, ServiceUnavailable, LimitReached, and
+        ValueError for what cannot be written.
         """
         return self._read_as(_event, self._call("PUT", _path("event", event.application_id, event.event_id), event.document()))
 
@@ -333,6 +356,20 @@ class Client:
         return _read(response)
 
 
+class _Bearer(requests.auth.AuthBase):
+    """Sends the key. As an `auth`, because a header would give way to what ~/.netrc holds for the host."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
+            raise ClientError("the key holds characters that no key has: copy it again")
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
 def _path(call: str, *ids: str) -> str:
     return f"/cassata/{call}/" + "/".join(quote(part, safe="") for part in ids)
 
@@ -376,7 +413,8 @@ def _read(response: requests.Response) -> Any:
         return document
     if response.status_code in _TEMPORARY:
         detail = document.get("detail") or f"it answered {response.status_code}"
-        raise ServiceUnavailable(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
+        kind = LimitReached if response.status_code == 429 else ServiceUnavailable
+        raise kind(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
     address = response.url.partition("?")[0]
     raise _error(response.status_code, document, f"{address} answered {response.status_code}, and not as Cassata does")
 

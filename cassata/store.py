@@ -155,9 +155,8 @@ def key(conn: Connection, prefix: str) -> Row[Any] | None:
 
 
 def keys(conn: Connection, application: int | None = None) -> Sequence[Row[Any]]:
-    """Read the keys of an application, or all there are, in the order in which they were made."""
-    question = _KEYS if application is None else _KEYS.where(K.application == application)
-    return conn.execute(question.order_by(K.id)).all()
+    """Read the keys of an application, or (None) the operators', in the order in which they were made."""
+    return conn.execute(_KEYS.where(K.application == application).order_by(K.id)).all()
 
 
 def operator_keys(conn: Connection, now: int) -> int:

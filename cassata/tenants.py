@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from cassata import database, store
-from cassata.errors import ApplicationExists, UnknownApplication, UnknownKey
+from cassata.errors import ApplicationExists, CassataError, InvalidApplication, Problem, UnknownApplication, UnknownKey
 from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
 from cassata.vault import SecretsUnreadable, Vault
 
@@ -34,6 +34,11 @@ PREFIX_LETTERS = string.ascii_lowercase + string.digits
 PREFIX_LENGTH = 8
 KEY_SCHEME = "csk"
 LONGEST_TOKEN = 100
+MOST_SECRETS = 10
+
+
+class TooManyStrangers(CassataError):
+    """So many keys that nobody knows are tried at this moment that no more can be looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ class Tenants:
     def rotate_secret(self, application_id: str, *, overlap_ms: int, secret: Secret | None = None) -> Application:
         """Sign with a new secret from now on, and with those before it for that long still.
 
-        Raises UnknownApplication, SecretsUnreadable.
+        Raises UnknownApplication, SecretsUnreadable, InvalidApplication if too many would be in use.
         """
 
         def rotated(application: Application, now: int) -> Application:
@@ -124,6 +129,8 @@ class Tenants:
             ends_at = now + overlap_ms
             before = [replace(old, until=min(old.until or ends_at, ends_at)) for old in application.secrets]
             live = tuple(old for old in before if old.until is not None and old.until > now)
+            if len(live) >= MOST_SECRETS:
+                raise InvalidApplication([Problem("overlap", f"would leave more than {MOST_SECRETS} in use: make it shorter")])
             return replace(application, secrets=(secret or new_secret(), *live))
 
         return self._change(application_id, rotated)
@@ -283,7 +290,7 @@ class Tenants:
         return self._transactions.write(work), token
 
     def keys(self, application_id: str | None = None) -> list[Key]:
-        """List the keys of an application, or all there are. Raises UnknownApplication."""
+        """List the keys of an application, or (None) the operators'. Raises UnknownApplication."""
 
         def work(conn: Connection) -> list[Key]:
             number = None if application_id is None else _there(store.application(conn, application_id)).id
@@ -295,7 +302,7 @@ class Tenants:
         """Make a key worthless, within two seconds everywhere. Raises UnknownKey, also if it is not that application's."""
 
         def work(conn: Connection, _tries: int) -> Key:
-            found = _key(_there_key(store.key(conn, prefix)))
+            found = _key(_there_key(store.key(conn, prefix) if _is_prefix(prefix) else None))
             if application_id is not None and found.application_id != application_id:
                 raise UnknownKey
             store.revoke_key(conn, prefix, self._clock.now(conn))
@@ -310,7 +317,7 @@ class Tenants:
         return self._transactions.read(lambda conn: store.operator_keys(conn, self._clock.now(conn))) > 0
 
     def authenticate(self, token: str) -> Key | None:
-        """Return the live key that this token stands for, as it was a second ago at most."""
+        """Return the live key that this token stands for, as it was a second ago at most. Raises TooManyStrangers."""
         scheme, _, rest = token.partition("_")
         prefix, _, secret = rest.partition("_")
         if scheme != KEY_SCHEME or not secret or len(token) > LONGEST_TOKEN or not _is_prefix(prefix):
@@ -318,13 +325,13 @@ class Tenants:
         known = self._keys.get(prefix)
         if known is None or time.monotonic() - known.looked_at > FRESH_SECONDS:
             known = self._look_up(prefix, is_stranger=known is None or known.key is None)
-        if known is None or known.key is None or not hmac.compare_digest(known.hash, _hash(token)):
+        if known.key is None or not hmac.compare_digest(known.hash, _hash(token)):
             return None
         return known.key if known.key.is_live(self._clock.estimate()) else None
 
-    def _look_up(self, prefix: str, *, is_stranger: bool) -> _Known | None:
+    def _look_up(self, prefix: str, *, is_stranger: bool) -> _Known:
         if is_stranger and not self._may_look_up():
-            return None
+            raise TooManyStrangers  # not a refusal: somebody who has just come may hold a good key
         looked_at = time.monotonic()
 
         def work(conn: Connection) -> Row[Any] | None:
@@ -332,8 +339,9 @@ class Tenants:
             return store.key(conn, prefix)
 
         row = self._transactions.read(work)
-        if len(self._keys) >= KEYS_IN_MIND:
-            self._keys.clear()  # rare, and cheaper than keeping an order for it
+        if len(self._keys) >= KEYS_IN_MIND:  # guesses go first: they must not drive out those that are used
+            real = {prefix: known for prefix, known in self._keys.copy().items() if known.key}
+            self._keys = real if len(real) < KEYS_IN_MIND else {}
         self._keys[prefix] = known = _Known(row and _key(row), row.hash if row else b"", looked_at)
         return known
 

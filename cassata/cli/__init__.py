@@ -14,6 +14,8 @@ COMMANDS = {
     "service": ("cassata.cli.control", "Start, stop and look at the HTTP service."),
     "worker": ("cassata.cli.control", "Start, stop and look at the worker, which sends what is due."),
     "event": ("cassata.cli.event", "Add, look at, list and delete events."),
+    "app": ("cassata.cli.app", "Make, look at and change applications."),
+    "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),
     "listen": ("cassata.cli.listen", "Receive requests on PORT (8090; 0 takes any free one), and show them."),
     "db": ("cassata.cli.db", "Look after the tables."),
     "config": ("cassata.cli.config", "Check and show the settings."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Plan:
     create_tables: bool
     pid_file: Path
     pid_file_was_asked_for: bool
+    key_command: str
 
 
 def plan(role: str, options: dict[str, Any]) -> Plan:
@@ -55,7 +57,20 @@ def plan(role: str, options: dict[str, Any]) -> Plan:
     create_tables = options["create_tables"] or config.database_url(settings)[1]
     if role == "service":
         create_tables = create_tables or settings.service.create_tables_if_not_exists
-    return Plan(role, settings, load, create_tables, pid_file(role, options), options["pid_file"] is not None)
+    chosen = pid_file(role, options)
+    return Plan(role, settings, load, create_tables, chosen, options["pid_file"] is not None, key_command(options))
+
+
+def key_command(options: dict[str, Any]) -> str:
+    """What to type for an operator's key of the same database: what stands in the environment is still there then."""
+    from cassata import config
+
+    words = ["cassata", "key", "create", "--operator"]
+    if options["config"]:
+        words += ["--config", str(options["config"])]
+    if options["database_url"]:
+        words += ["--database-url", config.masked(options["database_url"])]
+    return shlex.join(words)
 
 
 def warn_of_strangers() -> None:
@@ -98,7 +113,7 @@ def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
     if plan.role == "service":
         from cassata.service import server
 
-        return server.run(plan.load, create_tables=plan.create_tables, on_ready=on_ready)
+        return server.run(plan.load, create_tables=plan.create_tables, on_ready=on_ready, key_command=plan.key_command)
     from cassata import worker
 
     return worker.run(plan.settings, create_tables=plan.create_tables, on_ready=on_ready)

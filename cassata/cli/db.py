@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,34 @@ from cassata.cli.control import config_option
 
 if TYPE_CHECKING:
     from cassata.config import Settings
+    from cassata.tenants import Tenants
 
 
 def database_option(command: Any) -> Any:
     return config_option(click.option("--database-url", metavar="URL", help="Which database; default: the configured one.")(command))
 
 
-def _settings(config: Path | None, database_url: str | None) -> tuple[str, Settings]:
+def settings_of(config: Path | None, database_url: str | None) -> tuple[str, Settings]:
     from cassata import config as configuration
 
     file = config or configuration.default_file("service")
     settings = configuration.load(file, flags={"database.url": database_url}).settings
     return configuration.database_url(settings)[0], settings
+
+
+@contextlib.contextmanager
+def opened_tenants(config: Path | None, database_url: str | None) -> Iterator[Tenants]:
+    """Open the configured database; the embedded one has its tables made, as when a service starts."""
+    from cassata import config as configuration
+    from cassata.scheduler import Scheduler
+
+    url, settings = settings_of(config, database_url)
+    _, is_embedded = configuration.database_url(settings)
+    scheduler = Scheduler.open(url, create_tables=is_embedded, settings=settings.database, pool_size=1)
+    try:
+        yield scheduler.tenants
+    finally:
+        scheduler.close()
 
 
 @click.group()
@@ -36,7 +54,7 @@ def upgrade(config: Path | None, database_url: str | None) -> None:
     """Make the tables, or bring them to the newest version. Two that start at once take turns."""
     from cassata import database
 
-    url, settings = _settings(config, database_url)
+    url, settings = settings_of(config, database_url)
     click.echo(f"tables are at version {database.upgrade(url, settings.database)}")
 
 
@@ -47,6 +65,6 @@ def version(config: Path | None, database_url: str | None) -> None:
     from cassata.scheduler import Scheduler
     from cassata.schema import VERSION
 
-    url, settings = _settings(config, database_url)
+    url, settings = settings_of(config, database_url)
     Scheduler.open(url, settings=settings.database, pool_size=1).close()
     click.echo(f"tables are at version {VERSION}")

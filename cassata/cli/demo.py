@@ -109,7 +109,7 @@ def demo(duration: timedelta | None, port: int | None) -> None:
         receiver = cleaning.enter_context(Receiver(answer=arrivals.answer, on_request=arrivals.note))
         try:
             processes = _start(folder, port or _free_port(USUAL_PORT), cleaning)
-            client = cleaning.enter_context(contextlib.closing(Client(processes.url)))
+            client = cleaning.enter_context(contextlib.closing(Client(processes.url, key="")))
             _greet(console, processes.url, receiver.url)
             _schedule(client, receiver.url)
             seen = _watch(console, client, arrivals, processes, duration.total_seconds() if duration is not None else None)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.listen import harmless
-from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent
+from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, Status, new_event_id
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -92,7 +92,9 @@ def _lines(error: ClientError) -> Iterator[str]:
         word = _WORDS.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
-    if not error.errors:
+    if isinstance(error, Unauthorized):
+        yield "the service wants a valid key: put it into CASSATA_KEY, or give --key"
+    elif not error.errors:
         yield str(error)
 
 
@@ -103,11 +105,12 @@ output_option = click.option("-o", "--output", type=click.Choice(["table", "json
 @click.option(
     "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
 )
+@click.option("--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command.")
 @click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
 @click.pass_context
-def event(ctx: click.Context, service: str, retries: int) -> None:
+def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
     """Add, look at, list and delete events."""
-    ctx.obj = ctx.with_resource(Client(service, retries=retries))
+    ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
 @event.command()

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from flask import Flask, request
 from werkzeug.exceptions import BadRequest
 
+from cassata import config
 from cassata.config import Service
 from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
+from cassata.service.auth import Gate
+from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
 
@@ -28,8 +31,11 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.before_request(_check_query)
-    Api(scheduler).register(app)
-    health.register(app, scheduler, draining)
+    app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
+    gate.stand_before(app)
+    gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Tenancy(scheduler).routes)
+    health.register(app, gate, scheduler, draining)
     problems.register(app)
     return app
 

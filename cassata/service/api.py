@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import ClientDisconnected, MethodNotAllowed, RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
+from flask import Response, request
+from werkzeug.exceptions import MethodNotAllowed
 
-from cassata.errors import CassataError, DuplicateEvent, InvalidEvent, UnknownEvent
-from cassata.model import Event, Status, check_application_id, check_event_id
+from cassata.errors import ApplicationRefused, CassataError, DuplicateEvent, InvalidEvent, UnknownApplication, UnknownEvent
+from cassata.model import Event, Scope, Status, check_application_id, check_event_id
 from cassata.scheduler import Scheduler
-from cassata.service import problems, wire
+from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
-
-_LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+from cassata.service.auth import Route, caller, check_own
 
 
 class Api:
@@ -25,29 +22,28 @@ class Api:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
 
-    def register(self, app: Flask) -> None:
+    @property
+    def routes(self) -> tuple[Route, ...]:
         event = "<application_id>/<event_id>"
-        calls: Iterable[tuple[str, list[str], Callable[..., Response]]] = (
-            ("/cassata/add/", ["POST"], self.add),
-            ("/cassata/add/batch", ["POST"], self.add_batch),
-            (f"/cassata/event/{event}", ["PUT"], self.put),
-            (f"/cassata/event/{event}", ["GET"], self.event),
-            (f"/cassata/status/{event}", ["GET"], self.status),
-            (f"/cassata/delete/{event}", ["DELETE", "GET"], self.delete),
-            ("/cassata/events/<application_id>", ["GET"], self.events),
+        return (
+            Route("/cassata/add/", ("POST",), self.add, Scope.PUBLISH),
+            Route("/cassata/add/batch", ("POST",), self.add_batch, Scope.PUBLISH),
+            Route(f"/cassata/event/{event}", ("PUT",), self.put, Scope.PUBLISH),
+            Route(f"/cassata/event/{event}", ("GET",), self.event, Scope.READ, foreign=UnknownEvent),
+            Route(f"/cassata/status/{event}", ("GET",), self.status, Scope.READ, foreign=problems.UnknownStatus),
+            Route(f"/cassata/delete/{event}", ("DELETE", "GET"), self.delete, Scope.PUBLISH, foreign=UnknownEvent),
+            Route("/cassata/events/<application_id>", ("GET",), self.events, Scope.READ),
         )
-        for rule, methods, view in calls:
-            app.add_url_rule(rule, view.__name__, view, methods=methods)
 
     def add(self) -> Response:
-        written = wire.read_event(_document())
+        written = _read_own(bodies.document())
         try:
             return _created(self._scheduler.add(written.new))
         except InvalidEvent as error:
             raise written.invalid(error) from error
 
     def put(self, application_id: str, event_id: str) -> Response:
-        written = wire.read_event(_document(), path={"application-id": application_id, "event-id": event_id})
+        written = wire.read_event(bodies.document(), path={"application-id": application_id, "event-id": event_id})
         try:
             event, created = self._scheduler.put(written.new)
         except InvalidEvent as error:
@@ -58,13 +54,13 @@ class Api:
         """Store what can be stored, and say of each event in turn how it went."""
         results: list[dict[str, Any]] = []
         accepted: list[tuple[int, wire.Written]] = []
-        for index, (document, error) in enumerate(_batch()):
+        for index, (document, error) in enumerate(bodies.batch()):
             try:
                 if error:
                     raise error
-                accepted.append((index, wire.read_event(document)))
+                accepted.append((index, _read_own(document)))
                 results.append({})
-            except (wire.InvalidDocument, wire.MalformedDocument) as refusal:
+            except (wire.InvalidDocument, wire.MalformedDocument, UnknownApplication) as refusal:
                 results.append(_refused(index, wire.written_event_id(document), refusal))
         endings = self._scheduler.add_all([written.new for _, written in accepted]) if accepted else []
         for (index, written), ending in zip(accepted, endings, strict=True):
@@ -101,54 +97,12 @@ class Api:
         return answer(wire.page(self._scheduler.events(application_id, **listing)))
 
 
-def _document() -> Any:
-    if not _is_json(request.mimetype):
-        raise _unsupported("application/json")
-    return wire.read_json(_body())
-
-
-def _batch() -> Iterable[tuple[Any, CassataError | None]]:
-    """The events of a batch, each a JSON value, or what is wrong with its line."""
-    if request.mimetype in _LINES:
-        return [_line(line) for line in wire.batch_lines(_body())]
-    if not _is_json(request.mimetype):
-        raise _unsupported("application/json or application/x-ndjson")
-    return [(item, None) for item in wire.batch_items(wire.read_json(_body()))]
-
-
-def _line(line: bytes) -> tuple[Any, wire.MalformedDocument | None]:
-    try:
-        return wire.read_json(line), None
-    except wire.MalformedDocument as error:
-        return None, error
-
-
-def _body() -> bytes:
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
-    if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
-        raise UnsupportedMediaType("Send the body as UTF-8.")
-    try:
-        body = request.get_data(cache=False)
-    except ClientDisconnected as gone:  # Werkzeug's word for whatever broke the reading off
-        if isinstance(gone.__context__, TimeoutError):
-            raise RequestTimeout from gone
-        raise
-    length = request.content_length
-    if length is None and len(body) >= (request.max_content_length or sys.maxsize):
-        raise RequestEntityTooLarge  # Werkzeug silently cuts a chunked body off there
-    if length is not None and len(body) < length:
-        raise ClientDisconnected  # gunicorn silently returns what had come
-    return body
-
-
-def _is_json(content_type: str) -> bool:
-    return content_type == "application/json" or (content_type.startswith("application/") and content_type.endswith("+json"))
-
-
-def _unsupported(expected: str) -> UnsupportedMediaType:
-    given = f", not {request.mimetype}" if request.mimetype else ""
-    return UnsupportedMediaType(f"Send a body of Content-Type {expected}{given}.")
+def _read_own(document: Any) -> wire.Written:
+    """Read an event that names its application itself, or leaves it to the key. Raises UnknownApplication for a foreign one."""
+    key = caller()
+    written = wire.read_event(document, own=key.application_id)
+    check_own(key, written.new.application_id)
+    return written
 
 
 def _created(event: Event) -> Response:
@@ -156,7 +110,7 @@ def _created(event: Event) -> Response:
     return answer(wire.summary(event), 201, headers={"Location": location})
 
 
-def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEvent | InvalidEvent) -> dict[str, Any]:
+def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEvent | InvalidEvent | ApplicationRefused) -> dict[str, Any]:
     match ending:
         case Event():
             return {
@@ -168,7 +122,7 @@ def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEv
             }
         case InvalidEvent():
             return _refused(index, written.new.event_id, written.invalid(ending))
-        case DuplicateEvent():
+        case DuplicateEvent() | ApplicationRefused():
             return _refused(index, written.new.event_id, ending)
 
 

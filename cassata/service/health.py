@@ -9,9 +9,10 @@ from flask import Flask, Response
 from cassata.scheduler import Scheduler
 from cassata.service import problems
 from cassata.service.answers import answer
+from cassata.service.auth import Gate
 
 
-def register(app: Flask, scheduler: Scheduler, draining: Callable[[], bool]) -> None:
+def register(app: Flask, gate: Gate, scheduler: Scheduler, draining: Callable[[], bool]) -> None:
     def live() -> Response:
         return answer({"status": "alive"})
 
@@ -22,5 +23,5 @@ def register(app: Flask, scheduler: Scheduler, draining: Callable[[], bool]) -> 
         scheduler.check_ready()
         return answer({"status": "ready"})
 
-    app.add_url_rule("/livez", view_func=live)
-    app.add_url_rule("/readyz", view_func=ready)
+    gate.leave_open(app, "/livez", live)
+    gate.leave_open(app, "/readyz", ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -12,15 +13,24 @@ from werkzeug.routing import Rule
 
 from cassata import telemetry
 from cassata.errors import (
+    ApplicationExists,
+    ApplicationInactive,
     CassataError,
     DatabaseUnavailable,
     DatabaseUnfit,
     DuplicateEvent,
     EventFinished,
+    InvalidApplication,
+    LimitReached,
+    UnknownApplication,
     UnknownEvent,
+    UnknownKey,
 )
 from cassata.service.answers import answer
+from cassata.service.auth import MissingScope, Unauthorized
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
+from cassata.tenants import TooManyStrangers
+from cassata.vault import SecretsUnreadable
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -46,10 +56,20 @@ KINDS: dict[type[Exception], Kind] = {
     PayloadOverLimit: Kind(413, "payload-too-large", "The event's payload is too large"),
     InvalidDocument: Kind(400, "invalid-request", "The request cannot be accepted as it is"),
     MalformedDocument: Kind(400, "malformed-json", "The body is not JSON"),
+    InvalidApplication: Kind(400, "invalid-application", "The application cannot be kept as it is"),
+    Unauthorized: Kind(
+        401, "unauthorized", "A valid key is needed", "Send a key that is valid as 'Authorization: Bearer csk_...', and nowhere else."
+    ),
+    MissingScope: Kind(403, "missing-scope", "The key may not do that"),
+    UnknownApplication: Kind(404, "unknown-application", "There is no such application", "There is no application with this id."),
+    UnknownKey: Kind(404, "unknown-key", "There is no such key", "There is no key with this prefix."),
     UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),
     UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    ApplicationExists: Kind(409, "application-exists", "The application exists already"),
+    ApplicationInactive: Kind(409, "application-inactive", "The application is deactivated"),
+    LimitReached: Kind(429, "limit-reached", "The application has reached a limit"),
     DatabaseUnavailable: Kind(
         503,
         "database-unavailable",
@@ -58,6 +78,8 @@ KINDS: dict[type[Exception], Kind] = {
         "it is carried out once.",
     ),
     DatabaseUnfit: Kind(503, "database-unfit", "The database is not set up for this version"),
+    SecretsUnreadable: Kind(503, "secrets-unreadable", "The signing secrets cannot be read"),
+    TooManyStrangers: Kind(503, "too-many-keys", "Too many unknown keys are tried", "Repeat the request after a second."),
     Draining: Kind(503, "draining", "The service is about to end"),
 }
 
@@ -84,6 +106,12 @@ def document(error: CassataError) -> dict[str, Any]:
     match error:
         case InvalidDocument(errors=errors):
             described["errors"] = list(errors)
+        case InvalidApplication(problems=problems):
+            described["errors"] = [{"pointer": f"/{field}", "detail": detail} for field, detail in problems]
+        case MissingScope(scope=scope):
+            described["scope"] = scope.value
+        case LimitReached(retry_after_ms=retry_after_ms):
+            described["retry-after"] = max(1, math.ceil(retry_after_ms / 1000))
         case DuplicateEvent(event=event, identical=identical):
             described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
         case EventFinished(event=event):
@@ -99,8 +127,18 @@ def _cassata_problem(error: CassataError) -> Response:
     if kind_of(error) is _INTERNAL:
         return _internal_problem(error)
     described = document(error)
-    headers = {"Retry-After": "1"} if isinstance(error, DatabaseUnavailable) else None
-    return answer(described, described["status"], content_type=CONTENT_TYPE, headers=headers)
+    return answer(described, described["status"], content_type=CONTENT_TYPE, headers=_headers(error, described))
+
+
+def _headers(error: CassataError, described: dict[str, Any]) -> dict[str, str] | None:
+    match error:
+        case DatabaseUnavailable() | TooManyStrangers():
+            return {"Retry-After": "1"}
+        case LimitReached():
+            return {"Retry-After": str(described["retry-after"])}
+        case Unauthorized():
+            return {"WWW-Authenticate": "Bearer"}
+    return None
 
 
 def http_problem(error: HTTPException) -> Response:
@@ -140,7 +178,7 @@ def _likeness(rule: Rule, asked: list[str]) -> float:
 
 
 def _written(rule: Rule) -> str:
-    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}")
+    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}").replace("<prefix>", "{prefix}")
 
 
 def _is_own_words(error: HTTPException) -> bool:

@@ -41,6 +41,7 @@ SILENT_SECONDS = 30
 KEEP_ALIVE_SECONDS = 15
 LEFTOVER_SECONDS = 3
 DAY_MS = 86_400_000
+KEY_COMMAND = "cassata key create --operator"
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
 
 
@@ -48,19 +49,29 @@ class CannotListen(CassataError):
     """The address cannot be listened on."""
 
 
-def run(load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable[[], None] | None = None) -> int:
+class NobodyMayEnter(CassataError):
+    """Requests need a key, and there is none by which the others could be made."""
+
+    def __init__(self, service: config.Service, key_command: str) -> None:
+        why = f"others can reach {service.host}" if not config.is_loopback(service.host) else "service.authentication is 'required'"
+        super().__init__(f"{why}, so every request needs a key, and there is no operator's key yet. Type: {key_command}")
+
+
+def run(
+    load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable[[], None] | None = None, key_command: str = KEY_COMMAND
+) -> int:
     """Serve until told to stop, and return the exit code.
 
     `load` reads the settings, now and again on SIGHUP. `on_ready` is called once requests are answered, in a child process,
-    and may be called again later. Raises CannotListen, and what Scheduler.open raises.
+    and may be called again later. `key_command` is what to type for an operator's key.
+    Raises CannotListen, NobodyMayEnter, and what Scheduler.open raises.
     """
     settings = load()
-    url, _ = config.database_url(settings)
-    Scheduler.open(url, create_tables=create_tables, settings=settings.database, pool_size=1, limits=limits_of(settings.service)).close()
+    check(settings, key_command, create_tables=create_tables)
     listener = listen(settings.service.host, settings.service.port)
     master = os.getpid()
     try:
-        Server(load, settings, listener, on_ready).run()
+        Server(load, settings, listener, on_ready, key_command).run()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
         if os.getpid() != master:  # a child: what lies further up the stack is the master's to clean up
@@ -69,6 +80,21 @@ def run(load: Callable[[], Settings], *, create_tables: bool, on_ready: Callable
             os._exit(code & 0xFF)
         return 1 if code else 0
     return 0
+
+
+def check(settings: Settings, key_command: str, *, create_tables: bool = False) -> None:
+    """Raise NobodyMayEnter, or what Scheduler.open raises, unless requests can be answered with these settings."""
+    scheduler = _open(settings, create_tables=create_tables, pool_size=1)
+    try:
+        if config.authenticates(settings.service) and not scheduler.tenants.has_operator_key():
+            raise NobodyMayEnter(settings.service, key_command)
+    finally:
+        scheduler.close()
+
+
+def _open(settings: Settings, **how: Any) -> Scheduler:
+    service, (url, _) = settings.service, config.database_url(settings)
+    return Scheduler.open(url, settings=settings.database, limits=limits_of(service), registers=config.registers(service), **how)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -105,19 +131,31 @@ def _why_not(error: OSError, host: str, port: int) -> str:
 
 
 def limits_of(service: config.Service) -> Limits:
-    return Limits(payload_bytes=service.max_payload_bytes, header_bytes=service.max_header_bytes, horizon_ms=service.horizon_days * DAY_MS)
+    return Limits(
+        payload_bytes=service.max_payload_bytes,
+        header_bytes=service.max_header_bytes,
+        horizon_ms=service.horizon_days * DAY_MS,
+        max_pending=service.max_pending_per_application,
+        adds_per_second=service.adds_per_second_per_application,
+    )
 
 
 class Server(BaseApplication):  # type: ignore[misc]
     """gunicorn's view of the service: `load_config` in the master, now and on SIGHUP; `load` in every child."""
 
     def __init__(
-        self, load: Callable[[], Settings], settings: Settings, listener: socket.socket, on_ready: Callable[[], None] | None
+        self,
+        load: Callable[[], Settings],
+        settings: Settings,
+        listener: socket.socket,
+        on_ready: Callable[[], None] | None,
+        key_command: str,
     ) -> None:
         self._load = load
         self.settings = settings
         self._descriptor = listener.detach()
         self._on_ready = on_ready
+        self._key_command = key_command
         self._scheduler: Scheduler | None = None
         self._draining = mmap.mmap(-1, 1)  # one byte that all processes see
         super().__init__()
@@ -154,9 +192,11 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def reload(self) -> None:
-        """Read the settings again (SIGHUP); with mistakes in them, keep those in force. The port stays as it is."""
+        """Read the settings again (SIGHUP); with mistakes in them, keep those in force. The address stays as it is."""
         try:
-            settings = self._load()
+            settings = self._at_the_same_address(self._load())
+            if config.authenticates(settings.service):
+                check(settings, self._key_command)
         except CassataError as error:
             telemetry.emit("settings not reloaded", level="error", error=str(error))
             return
@@ -165,13 +205,15 @@ class Server(BaseApplication):  # type: ignore[misc]
         super().reload()
         telemetry.emit("settings reloaded")
 
+    def _at_the_same_address(self, settings: Settings) -> Settings:
+        """Whether keys are needed depends on where it really listens, not on what the file says by now."""
+        address = {"host": self.settings.service.host, "port": self.settings.service.port}
+        return settings.model_copy(update={"service": settings.service.model_copy(update=address)})
+
     def load(self) -> Flask:
         """Make the application, in a child. The database may be away at the moment: /readyz says so, nothing ends of it."""
         service = self.settings.service
-        url, _ = config.database_url(self.settings)
-        self._scheduler = Scheduler.open(
-            url, settings=self.settings.database, pool_size=service.threads, limits=limits_of(service), check=False
-        )
+        self._scheduler = _open(self.settings, pool_size=service.threads, check=False)
         app = create_app(self._scheduler, service, draining=lambda: self.is_draining)
         app.register_error_handler(ParseException, _badly_framed)
         return app

@@ -7,7 +7,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -174,7 +174,7 @@ _encode_compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separato
 Steps = tuple[str | int, ...]
 
 
-class _Faults(ValueError):
+class Faults(ValueError):
     """Several things wrong inside one field, each with the steps that lead to it."""
 
     def __init__(self, faults: Sequence[tuple[Steps, str]]) -> None:
@@ -186,12 +186,12 @@ def read_instant(value: Any) -> int:
     """Turn epoch seconds or ISO 8601 with an offset into milliseconds UTC, rounded up: nothing is sent before its instant."""
     if isinstance(value, str):
         return check_due_at(_from_iso(value))
-    seconds = _number(value)
-    if seconds > _MICROSECONDS_BEGIN:
+    since_1970 = number(value)
+    if since_1970 > _MICROSECONDS_BEGIN:
         raise ValueError("is too large: write seconds since 1970")
-    if seconds > _MILLISECONDS_BEGIN:
-        raise ValueError(f"looks like milliseconds: write seconds, {Decimal(str(seconds)) / 1000}")
-    return check_due_at(_milliseconds(seconds))
+    if since_1970 > _MILLISECONDS_BEGIN:
+        raise ValueError(f"looks like milliseconds: write seconds, {Decimal(str(since_1970)) / 1000}")
+    return check_due_at(milliseconds(since_1970))
 
 
 def _from_iso(value: str) -> int:
@@ -205,16 +205,16 @@ def _from_iso(value: str) -> int:
     return -((_EPOCH - instant) // timedelta(milliseconds=1))
 
 
-def _number(value: Any) -> int | float:
+def number(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"must be a number, not {_kind(value)}")
+        raise ValueError(f"must be a number, not {kind_of(value)}")
     return value
 
 
-def _milliseconds(value: Any) -> int:
+def milliseconds(value: Any) -> int:
     """Turn seconds into milliseconds, rounded up; by way of decimals, so that 1.001 becomes 1001 and not 1002."""
-    seconds = _number(value)
-    return seconds * 1000 if isinstance(seconds, int) else math.ceil(Decimal(repr(seconds)) * 1000)
+    given = number(value)
+    return given * 1000 if isinstance(given, int) else math.ceil(Decimal(repr(given)) * 1000)
 
 
 def _payload(value: Any) -> bytes:
@@ -230,19 +230,19 @@ def _headers(value: Any) -> Headers:
     elif isinstance(value, dict):
         lines = list(islice(_named_headers(value), HEADER_COUNT + 1))
     else:
-        raise ValueError(f"must be an array of 'Name: value', or an object, not {_kind(value)}")
+        raise ValueError(f"must be an array of 'Name: value', or an object, not {kind_of(value)}")
     if len(lines) > HEADER_COUNT:
         raise ValueError(f"must be at most {HEADER_COUNT} headers")
-    faults = [(steps, fault) for steps, header in lines if (fault := _header_fault(header))]
+    faults = [(steps, detail) for steps, header in lines if (detail := _header_fault(header))]
     if faults:
-        raise _Faults(faults)
+        raise Faults(faults)
     return check_headers(tuple(header for _, header in lines if not isinstance(header, str)))
 
 
 def _split_header(line: Any) -> tuple[str, str] | str:
     """Split at the first colon; what is wrong with the line is returned as text."""
     if not isinstance(line, str):
-        return f"must be a string 'Name: value', not {_kind(line)}"
+        return f"must be a string 'Name: value', not {kind_of(line)}"
     name, colon, value = line.partition(":")
     if not colon:
         return "must be a header as 'Name: value': there is no colon"
@@ -260,7 +260,7 @@ def _named_headers(value: dict[str, Any]) -> Iterator[tuple[Steps, tuple[str, st
 
 def _named_header(name: str, value: Any) -> tuple[str, str] | str:
     if not isinstance(value, str):
-        return f"must be a string or an array of strings, not {_kind(value)}"
+        return f"must be a string or an array of strings, not {kind_of(value)}"
     return name, value.strip(" \t")
 
 
@@ -274,13 +274,14 @@ def _header_fault(header: tuple[str, str] | str) -> str | None:
     return None
 
 
-def _few_fields(value: Any) -> Any:
+def few_fields(value: Any) -> Any:
+    """Raise ValueError for an object with so many fields that naming each would take long."""
     if isinstance(value, dict) and len(value) > FIELDS:
         raise ValueError(f"must not have {len(value)} fields")
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     kinds = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
     return kinds.get(type(value), "null")
 
@@ -288,24 +289,29 @@ def _kind(value: Any) -> str:
 # --- one event ---------------------------------------------------------------------------------------------------------
 
 
-def _hyphenated(name: str) -> str:
+def hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
 
-class _Shape(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=_hyphenated)
+class Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=hyphenated)
+
+    @classmethod
+    def fields(cls) -> frozenset[str]:
+        """The names that clients write."""
+        return frozenset(str(field.alias) for field in cls.model_fields.values())
 
 
-class RetryDocument(_Shape):
+class RetryDocument(Shape):
     """How often and how soon an event is tried again; durations in seconds."""
 
     count: Annotated[int, AfterValidator(check_retry_count)] | None = None
-    initial: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_backoff_ms)] | None = None
-    multiplier: Annotated[float, BeforeValidator(_number), BeforeValidator(check_multiplier)] | None = None
-    maximum: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_backoff_ms)] | None = None
+    initial: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
+    multiplier: Annotated[float, BeforeValidator(number), BeforeValidator(check_multiplier)] | None = None
+    maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
 
 
-class EventDocument(_Shape):
+class EventDocument(Shape):
     """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
 
     application_id: Annotated[str, AfterValidator(check_application_id)]
@@ -313,18 +319,17 @@ class EventDocument(_Shape):
     url: Annotated[str, AfterValidator(check_url)]
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
     expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-    delay: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_delay_ms)] | None = None
+    delay: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)] | None = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
-    timeout: Annotated[int, BeforeValidator(_milliseconds), AfterValidator(check_timeout_ms)] | None = None
-    retry: Annotated[RetryDocument | None, BeforeValidator(_few_fields)] = None
+    timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
+    retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
 
 
 Place = tuple[str, str]
 """Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
 
-_FIELDS = frozenset(str(field.alias) for field in EventDocument.model_fields.values())
-_RETRY_FIELDS = frozenset(RetryDocument.model_fields)
+_FIELDS = EventDocument.fields()
 _NEW_EVENT_FIELDS = {"payload": "event", "due_at": "expiry", "delay_ms": "delay", "headers": "request-headers", "timeout_ms": "timeout"}
 
 
@@ -338,33 +343,42 @@ class Written:
     def invalid(self, error: InvalidEvent) -> InvalidDocument:
         """Say in the client's words what the scheduler found wrong."""
         kind = PayloadOverLimit if isinstance(error, PayloadTooLarge) else InvalidDocument
-        fields = ((_NEW_EVENT_FIELDS.get(field, _hyphenated(field)), detail) for field, detail in error.problems)
-        return kind(_fault(self.places, (field,) if field else (), detail) for field, detail in fields)
+        fields = ((_NEW_EVENT_FIELDS.get(field, hyphenated(field)), detail) for field, detail in error.problems)
+        return kind(fault(self.places, (field,) if field else (), detail) for field, detail in fields)
 
 
-def read_event(document: Any, *, path: Mapping[str, str] | None = None) -> Written:
-    """Read one event; `path` holds the fields that the address has already given.
+def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str | None = None) -> Written:
+    """Read one event; `path` holds the fields that the address has already given, `own` is the application if none is.
 
     Raises InvalidDocument naming everything that is wrong, by the names that the client used.
     """
     if not isinstance(document, dict):
-        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {_kind(document)}"}])
-    if len(document) > FIELDS:
-        raise InvalidDocument([{"pointer": "", "detail": f"must not have {len(document)} fields: known are {', '.join(sorted(_FIELDS))}"}])
+        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
     fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
     if path:
         fields = _with_path(fields, path, places, errors)
-    errors += (_fault(places, steps, detail) for steps, detail in _missing(fields))
+    if own is not None and fields.get("application-id") is None:
+        fields = {**fields, "application-id": own}
+    errors += (fault(places, steps, detail) for steps, detail in _missing(fields))
     try:
         shape = EventDocument.model_validate(fields)
     except ValidationError as error:
-        errors += (_fault(places, steps, detail) for steps, detail in _explained(error))
+        errors += (fault(places, steps, detail) for steps, detail in explained(EventDocument, error))
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
     return Written(_new_event(shape), places)
+
+
+def check_fields(document: dict[str, Any]) -> None:
+    """Raise InvalidDocument for one with far too many fields."""
+    try:
+        few_fields(document)
+    except ValueError as error:
+        raise InvalidDocument([{"pointer": "", "detail": str(error)}]) from None
 
 
 def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
@@ -388,7 +402,7 @@ def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str
         if fields.get(name) is None:
             places[name] = ("parameter", name)
         elif fields[name] != value:
-            errors.append(_fault(places, (name,), f"is not the {name} of the address: leave it out here"))
+            errors.append(fault(places, (name,), f"is not the {name} of the address: leave it out here"))
             places[name] = ("parameter", name)
     return {**fields, **path}
 
@@ -404,36 +418,40 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
         yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
 
 
-def _explained(error: ValidationError) -> Iterator[tuple[Steps, str]]:
+def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
+    """Say in our words what Pydantic found wrong, each with the steps that lead to it."""
     unknown = 0
-    for fault in error.errors(include_url=False):
-        cause = fault.get("ctx", {}).get("error")
-        if isinstance(cause, _Faults):
-            yield from ((fault["loc"] + steps, detail) for steps, detail in cause.faults)
-        elif fault["type"] == "extra_forbidden":
+    for details in error.errors(include_url=False):
+        cause = details.get("ctx", {}).get("error")
+        if isinstance(cause, Faults):
+            yield from ((details["loc"] + steps, detail) for steps, detail in cause.faults)
+        elif details["type"] == "extra_forbidden":
             unknown += 1
-            yield fault["loc"], f"is not a field{_meant(fault['loc']) if unknown <= HINTS else ''}"
+            yield details["loc"], f"is not a field{_meant(shape, details['loc']) if unknown <= HINTS else ''}"
         else:
-            yield fault["loc"], _expectation(fault)
+            yield details["loc"], _expectation(details)
 
 
-def _meant(steps: Steps) -> str:
-    return nearest(str(steps[-1]), _RETRY_FIELDS if len(steps) > 1 else _FIELDS)
+def _meant(shape: type[Shape], steps: Steps) -> str:
+    return nearest(str(steps[-1]), RetryDocument.fields() if len(steps) > 1 else shape.fields())
 
 
-def _expectation(fault: ErrorDetails) -> str:
-    match fault["type"]:
+def _expectation(details: ErrorDetails) -> str:
+    given = kind_of(details["input"])
+    match details["type"]:
         case "missing":
             return "is required"
         case "value_error":
-            return str(fault["ctx"]["error"])
+            return str(details["ctx"]["error"])
         case "string_type":
-            return f"must be a string, not {_kind(fault['input'])}"
+            return f"must be a string, not {given}"
+        case "bool_type":
+            return f"must be true or false, not {given}"
         case "int_type" | "int_from_float":
-            return f"must be a whole number, not {_kind(fault['input'])}"
+            return f"must be a whole number, not {given}"
         case "model_type":
-            return f"must be an object, not {_kind(fault['input'])}"
-    return fault["msg"]
+            return f"must be an object, not {given}"
+    return details["msg"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -444,13 +462,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return suggestion(name.lower().replace("_", "").replace("-", ""), folded) or f": known are {', '.join(names)}"
 
 
-def _fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) -> dict[str, str]:
+def fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) -> dict[str, str]:
     detail = detail if len(detail) <= DETAIL_CHARACTERS else f"{detail[:DETAIL_CHARACTERS]}..."
     if not steps:
         return {"pointer": "", "detail": detail}
     first, *rest = steps
-    kind, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
-    return {kind: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
+    where, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
+    return {where: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
 
 
 def _escaped(step: str | int) -> str:
@@ -490,7 +508,7 @@ def batch_items(document: Any) -> list[Any]:
             raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
         prefix, document = "/events", document.get("events")
     if not isinstance(document, list):
-        raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {_kind(document)}"}])
+        raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {kind_of(document)}"}])
     _check_batch_length(len(document), prefix)
     return document
 
@@ -529,22 +547,30 @@ class Listing(TypedDict, total=False):
 
 
 def read_listing(parameters: Iterable[tuple[str, str]]) -> Listing:
-    """Read the query of a list. Raises InvalidDocument naming each parameter that is wrong."""
-    listing: Any = {}
+    """Read the query of a list of events. Raises InvalidDocument."""
+    return cast("Listing", read_query(parameters, _PARAMETERS))
+
+
+def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
+    """Read a query; `known` says of each parameter what it is called inside, and how it is read.
+
+    Raises InvalidDocument naming each parameter that is wrong.
+    """
+    found: dict[str, Any] = {}
     errors: list[dict[str, str]] = []
     for name, value in parameters:
         try:
-            if name not in _PARAMETERS:
-                raise ValueError(f"is not a parameter{nearest(name, _PARAMETERS)}")
-            field, read = _PARAMETERS[name]
-            if field in listing:
+            if name not in known:
+                raise ValueError(f"is not a parameter{nearest(name, known)}")
+            field, read = known[name]
+            if field in found:
                 raise ValueError("is given twice")
-            listing[field] = read(value)
+            found[field] = read(value)
         except ValueError as error:
             errors.append({"parameter": name, "detail": str(error)})
     if errors:
         raise InvalidDocument(errors)
-    return cast("Listing", listing)
+    return found
 
 
 def _status(value: str) -> Status:
@@ -560,7 +586,7 @@ def _instant_parameter(value: str) -> int:
     return read_instant(re.sub(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$", r"\1+\2", value, flags=re.ASCII))
 
 
-def _limit(value: str) -> int:
+def page_length(value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", value) or not 1 <= int(value) <= PAGE_LENGTH:
         raise ValueError(f"must be a whole number from 1 to {PAGE_LENGTH}")
     return int(value)
@@ -584,7 +610,7 @@ _PARAMETERS = {
     "status": ("status", _status),
     "expiry-from": ("due_from", _instant_parameter),
     "expiry-until": ("due_until", _instant_parameter),
-    "limit": ("limit", _limit),
+    "limit": ("limit", page_length),
     "cursor": ("after", _read_cursor),
 }
 
@@ -616,7 +642,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
         **summary(event),
         "request-headers": [f"{name}: {value}" for name, value in event.headers],
         **_written_payload(event.payload),
-        "timeout": _seconds(event.timeout_ms),
+        "timeout": seconds(event.timeout_ms),
         "retry": _written_retry(event.retry),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
@@ -648,9 +674,9 @@ def _written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
         return None
     return {
         "count": retry.count,
-        "initial": _seconds(retry.initial_ms),
+        "initial": seconds(retry.initial_ms),
         "multiplier": retry.multiplier,
-        "maximum": _seconds(retry.maximum_ms),
+        "maximum": seconds(retry.maximum_ms),
     }
 
 
@@ -666,7 +692,7 @@ def _written_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _seconds(duration_ms: int | None) -> int | float | None:
+def seconds(duration_ms: int | None) -> int | float | None:
     if duration_ms is None:
         return None
     return duration_ms / 1000 if duration_ms % 1000 else duration_ms // 1000

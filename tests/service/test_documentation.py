@@ -12,13 +12,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, text
 
 from cassata import config, model
 from cassata.client import Client
 from cassata.scheduler import Scheduler
-from cassata.service import problems, wire
+from cassata.service import problems, tenancy_wire, wire
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "http-api.md").read_text()
 EXAMPLE = re.compile(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", re.DOTALL)
@@ -50,15 +51,18 @@ def asked(http: FlaskClient, command: str) -> Any:
 
 
 def comparable(document: Any) -> Any:
-    """Leave out of the answer what differs each time: instants near the present, and where a cursor points."""
+    """Leave out of the answer what differs each time: instants near the present, where a cursor points, what is secret."""
     text = json.dumps(document)
     text = INSTANT.sub(lambda found: found[0] if found[0] > "2029" else "an instant", text)
-    return json.loads(re.sub(r'"next-cursor": "[^"]+"', '"next-cursor": "a cursor"', text))
+    text = re.sub(r'"next-cursor": "[^"]+"', '"next-cursor": "a cursor"', text)
+    text = re.sub(r"whsec_[A-Za-z0-9+/]{43}=", "a secret", text)
+    text = re.sub(r'csk_[a-z0-9]{8}_[\w-]{43}|(?<="prefix": ")[a-z0-9]{8}', "a key", text)
+    return json.loads(text)
 
 
 def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
     examples = EXAMPLE.findall(PAGE)
-    assert len(examples) == PAGE.count("```sh") == 9
+    assert len(examples) == PAGE.count("```sh") == 13
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
 
@@ -102,11 +106,11 @@ def test_the_example_of_a_transaction_stores_the_order_and_its_event_or_neither(
     names["scheduler"].close()
 
 
-def table_under(heading: str) -> Iterator[list[str]]:
-    """The rows of the first table after a heading, as cells."""
-    lines = iter(PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0].splitlines())
-    rows = [line for line in lines if line.startswith("|")]
-    for row in rows[2:]:
+def table_under(heading: str, *, level: int = 2, number: int = 0) -> Iterator[list[str]]:
+    """The rows of a table after a heading, as cells."""
+    section = f"\n{PAGE}".partition(f"\n{'#' * level} {heading}\n")[2].partition("\n## ")[0]
+    tables = re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE)
+    for row in tables[number].splitlines()[2:]:
         yield [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
 
 
@@ -115,6 +119,31 @@ def test_every_field_and_no_other_is_documented() -> None:
     assert sorted(documented) == sorted(wire.EventDocument.model_fields[name].alias or "" for name in wire.EventDocument.model_fields)
     for name in (*wire.ALIASES, *wire.RetryDocument.model_fields, *model.METHODS):
         assert re.search(rf"`\"?{name}\"?`|\"{name}\"", PAGE), name
+
+
+def test_every_call_is_documented_with_its_scope(app: Flask) -> None:
+    rows = {row[0]: row[3] for row in table_under("HTTP interface", level=1)}
+    documented = {
+        (method, path.rstrip("/")): scope
+        for cell, scope in rows.items()
+        for methods, path in re.findall(r"`([A-Z`, ]+) (/[^`]*)`", cell)
+        for method in re.findall(r"[A-Z]+", methods)
+    }
+    for route in app.extensions["gate"].routes.values():
+        path = re.sub(r"<(\w+?)(_id)?>", r"{\1}", route.rule).replace("{application}", "{app}").rstrip("/")
+        for method in route.methods:
+            assert documented.pop((method, path)) == f"{route.scope}{', operator' * route.operator}", route.rule
+    assert documented == {("GET", "/livez"): "none", ("GET", "/readyz"): "none"}
+
+
+def test_every_field_and_limit_of_an_application_is_documented() -> None:
+    fields = tenancy_wire.ApplicationDocument.fields()
+    assert {row[0].strip("`") for row in table_under("Applications")} == fields
+    rows = list(table_under("Limits", number=1))
+    assert [row[0].strip("`") for row in rows] == list(tenancy_wire.LIMITS)
+    settings = config.Settings()
+    for section, setting in (re.fullmatch(r"(\w+) `(\w+)`", row[2]).groups() for row in rows):  # type: ignore[union-attr]
+        assert setting in {field.alias for field in type(getattr(settings, section)).model_fields.values()}
 
 
 def test_every_status_error_and_parameter_is_documented() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cassata.cli.event import attempts, event, fields, listing
 from cassata.client import Client, Event
-from cassata.model import ErrorKind, Outcome, Status
+from cassata.model import ErrorKind, Outcome, Scope, Status
 from cassata.scheduler import Scheduler, Terms
 
 Run = Callable[..., Result]
@@ -198,6 +198,16 @@ def test_a_service_that_is_not_there_is_an_error() -> None:
     assert refused.exit_code == 1
     hint = "Is it running? Type: cassata service start"
     assert refused.stderr == f"Error: no answer from http://127.0.0.1:1: connection refused. {hint}\n"
+
+
+def test_a_key_is_sent_and_a_wrong_one_is_told_in_the_words_of_the_command_line(run: Run, sqlite_scheduler: Scheduler) -> None:
+    sqlite_scheduler.tenants.create("shop")
+    _, token = sqlite_scheduler.tenants.create_key("shop", [Scope.READ])
+    assert run("--key", token, "list", "shop").exit_code == 0
+    assert run("--key", token, "list", "rival").stderr == "Error: There is no application with this id.\n"
+    assert run("--key", "csk_aaaaaaaa_x", "list", "shop").stderr == (
+        "Error: the service wants a valid key: put it into CASSATA_KEY, or give --key\n"
+    )
 
 
 def test_an_address_without_http_is_an_error_that_says_what_it_needs() -> None:

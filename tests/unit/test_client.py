@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cassata.client import Client, ClientError, InvalidRequest, ServiceUnavailable
+from cassata.client import Client, ClientError, Forbidden, InvalidRequest, LimitReached, NewEvent, ServiceUnavailable, Unauthorized
 from cassata.receiver import Answer, Receiver
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,10 +32,44 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
     assert (str(error), error.status_code, len(receiver.requests)) == ("busy", status, 3)
 
 
-@pytest.mark.parametrize("status", [301, 400, 404, 409, 413, 415, 500])
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 413, 415, 500])
 def test_what_will_not_pass_is_not_tried_again(status: int) -> None:
     error, receiver = ask(status, 200)
     assert (error.status_code, len(receiver.requests)) == (status, 1)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, Unauthorized), (403, Forbidden), (429, LimitReached)])
+def test_what_a_key_may_not_is_an_error_of_its_own(status: int, kind: type[ClientError]) -> None:
+    error, _ = ask((status, '{"detail": "no"}'))
+    assert (type(error), str(error)) == (kind, "no")
+
+
+def test_a_limit_that_some_events_of_a_batch_have_reached_is_told_of_each() -> None:
+    result = {"index": 0, "event-id": "e1", "status-code": 429, "problem": {"detail": "too many"}}
+    with Receiver(answer=lambda _: (200, json.dumps({"results": [result]}))) as receiver, Client(receiver.url) as client:
+        [refused] = client.schedule_all([NewEvent("shop", "http://receiver.example/", delay=1)])
+    assert isinstance(refused, LimitReached)
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "sent"),
+    [(None, "", None), (None, " csk_env\n", "Bearer csk_env"), ("csk_own", "csk_env", "Bearer csk_own"), ("", "csk_env", None)],
+)
+def test_the_key_that_is_given_beats_that_of_the_environment_and_netrc_beats_neither(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None, environment: str, sent: str | None
+) -> None:
+    (tmp_path / "netrc").write_text("default login somebody password x")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("CASSATA_KEY", environment)
+    with Receiver(answer=lambda _: 404) as receiver, Client(receiver.url, key=given) as client, pytest.raises(ClientError):
+        client.status("shop", "e1")
+    assert receiver.requests[0].header("Authorization") == sent
+
+
+def test_a_key_that_no_header_can_hold_is_an_error_that_does_not_repeat_it() -> None:
+    with pytest.raises(ClientError, match="copy it again") as refused:
+        Client(key="csk_\u2019canary")
+    assert "canary" not in str(refused.value)
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", "", "{}"])

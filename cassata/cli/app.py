@@ -1,0 +1,300 @@
+"""`cassata app`: applications, straight in the database: what an operator does with or without a service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cassata.cli.db import database_option, opened_tenants
+from cassata.cli.event import Delay
+from cassata.cli.listen import harmless
+from cassata.model import EgressPolicy
+
+Document = Mapping[str, Any]
+Command = Callable[..., Any]
+
+PAGE_LENGTH = 1_000
+EGRESS = [*(policy.value for policy in EgressPolicy), "default"]
+
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+app_argument = click.argument("application_id", metavar="APP")
+
+
+def settings_options(command: Command) -> Command:
+    """What can be set of an application."""
+    for option in reversed(
+        [
+            click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="A limit of its own; NAME= is the default again."),
+            click.option("--egress", type=click.Choice(EGRESS), help="Where its requests may go."),
+            click.option("--allow", multiple=True, metavar="CIDR_OR_HOST", help="What --egress list allows; may be repeated."),
+            click.option("--metadata", metavar="JSON", help="An object to keep with it."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def app() -> None:
+    """Make, look at and change applications."""
+
+
+@app.command()
+@app_argument
+@settings_options
+@output_option
+@database_option
+def create(application_id: str, output: str, config: Path | None, database_url: str | None, **options: Any) -> None:
+    """Make an application."""
+    from cassata.service import tenancy_wire
+
+    with in_words():
+        written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": application_id, **_document(**options)})
+    with opened_tenants(config, database_url) as tenants:
+        show(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
+
+
+@app.command()
+@app_argument
+@settings_options
+@output_option
+@database_option
+def update(application_id: str, output: str, config: Path | None, database_url: str | None, **options: Any) -> None:
+    """Change limits, egress or metadata; what is not named stays as it is."""
+    from cassata.service import tenancy_wire
+
+    with in_words():
+        changes = tenancy_wire.read(tenancy_wire.ChangesDocument, _document(**options)).changes()
+    with opened_tenants(config, database_url) as tenants:
+        show(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
+
+
+@app.command()
+@app_argument
+@output_option
+@database_option
+def get(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
+    """Show an application."""
+    from cassata.service import tenancy_wire
+
+    with opened_tenants(config, database_url) as tenants:
+        show(tenancy_wire.application_document(tenants.application(application_id)), output)
+
+
+@app.command(name="list")
+@output_option
+@database_option
+def list_applications(output: str, config: Path | None, database_url: str | None) -> None:
+    """List all applications."""
+    from cassata.service import tenancy_wire
+
+    documents: list[dict[str, Any]] = []
+    with opened_tenants(config, database_url) as tenants:
+        while page := tenants.applications(after=documents[-1]["application-id"] if documents else "", limit=PAGE_LENGTH):
+            documents += [tenancy_wire.application_document(application) for application in page]
+    if output == "json":
+        print_json(documents)
+    else:
+        print_table(["application-id", "active", "limits", "egress", "metadata", "created-at"], documents)
+
+
+@app.command()
+@app_argument
+@output_option
+@database_option
+def activate(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
+    """Let an application take events, and have them sent, again."""
+    _set_active(application_id, True, output, config, database_url)
+
+
+@app.command()
+@app_argument
+@output_option
+@database_option
+def deactivate(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
+    """Let an application take no more events; those that it has wait until it is activated."""
+    _set_active(application_id, False, output, config, database_url)
+
+
+def _set_active(application_id: str, active: bool, output: str, config: Path | None, database_url: str | None) -> None:
+    from cassata.service import tenancy_wire
+    from cassata.tenants import Changes
+
+    with opened_tenants(config, database_url) as tenants:
+        show(tenancy_wire.application_document(tenants.change(application_id, Changes(active=active))), output)
+
+
+# --- signing secrets -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@app_argument
+@click.option("--overlap", type=Delay(), default="24h", show_default=True, metavar="TIME", help="How long the one before is used too.")
+@click.option("--secret", envvar="CASSATA_SECRET", show_envvar=True, metavar="WHSEC", help="The new one; without it: one is made.")
+@output_option
+@database_option
+def rotate_secret(
+    application_id: str, overlap: timedelta, secret: str | None, output: str, config: Path | None, database_url: str | None
+) -> None:
+    """Sign with a new secret from now on, and show it."""
+    from cassata.model import Secret
+    from cassata.service import tenancy_wire
+
+    document = {"overlap": overlap.total_seconds()} | ({"secret": secret} if secret else {})
+    with in_words():
+        asked = tenancy_wire.read(tenancy_wire.RotationDocument, document)
+    with opened_tenants(config, database_url) as tenants:
+        rotated = tenants.rotate_secret(application_id, overlap_ms=asked.overlap, secret=Secret(asked.secret) if asked.secret else None)
+    _show_secrets(tenancy_wire.secrets_document(rotated.secrets), output)
+
+
+@app.command()
+@app_argument
+@output_option
+@database_option
+def secrets(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
+    """Show by which secrets the receivers of an application know it."""
+    from cassata.service import tenancy_wire
+    from cassata.vault import SecretsUnreadable
+
+    with opened_tenants(config, database_url) as tenants:
+        application = tenants.application(application_id)
+    if application.is_sealed:
+        raise SecretsUnreadable
+    _show_secrets(tenancy_wire.secrets_document(application.secrets), output)
+
+
+def _show_secrets(document: Document, output: str) -> None:
+    if output == "json":
+        print_json(document)
+    else:
+        print_table(["secret", "until"], document["secrets"])
+
+
+@app.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def new_key_file(file: Path) -> None:
+    """Make a FILE for database.secretsKeyFile, with a key by which secrets are sealed."""
+    from cassata.vault import new_key_file
+
+    try:
+        new_key_file(file)
+    except FileExistsError:
+        raise click.ClickException(f"{file} is there already, and a key that is lost makes secrets unreadable: name another one") from None
+    click.echo(f"{file} holds a new key. Put the same file on every host, name it in database.secretsKeyFile, and seal what there is:")
+    click.echo("cassata app seal-secrets")
+
+
+@app.command()
+@database_option
+def seal_secrets(config: Path | None, database_url: str | None) -> None:
+    """Write all signing secrets down anew, sealed as database.secretsKeyFile says now."""
+    with opened_tenants(config, database_url) as tenants:
+        count = tenants.seal_secrets()
+    click.echo(f"secrets of {count} applications written anew")
+
+
+# --- what is written, and shown ------------------------------------------------------------------------------------------
+
+
+def _document(limits: Sequence[str], egress: str | None, allow: Sequence[str], metadata: str | None) -> dict[str, Any]:
+    """Write the options as a client of the service would."""
+    if allow and egress != EgressPolicy.LIST:
+        raise click.UsageError("--allow goes with --egress list.")
+    document: dict[str, Any] = {}
+    if limits:
+        document["limits"] = dict(_limit(limit) for limit in limits)
+    if egress:
+        document["egress"] = None if egress == "default" else {"policy": egress, "allow": list(allow)}
+    if metadata is not None:
+        document["metadata"] = _value("--metadata", metadata)
+    return document
+
+
+def _limit(written: str) -> tuple[str, Any]:
+    name, separator, value = written.partition("=")
+    if not separator:
+        raise click.UsageError(f"--limit {written!r} is not NAME=VALUE.")
+    return name, _value(f"--limit {name}", value) if value else None
+
+
+def _value(place: str, written: str) -> Any:
+    from cassata.service.wire import MalformedDocument, read_json
+
+    try:
+        return read_json(written.encode())
+    except MalformedDocument as error:
+        raise click.ClickException(f"{place}: {error}") from error
+
+
+_WORDS = {"/limits/": "--limit ", "/egress/allow": "--allow", "/egress": "--egress", "/scopes": "--scope", "/application-id": "APP"}
+"""What the places of a document are called on the command line, where it is not just their names."""
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """Tell what is wrong with a document by the names of the options."""
+    from cassata.service.wire import InvalidDocument
+
+    try:
+        yield
+    except InvalidDocument as error:
+        raise click.ClickException("\n".join(_in_words(fault["pointer"], fault["detail"]) for fault in error.errors)) from error
+
+
+def _in_words(pointer: str, detail: str) -> str:
+    for place, word in _WORDS.items():
+        if pointer.startswith(place):
+            return f"{word}{pointer.removeprefix(place) if place.endswith('/') else ''}: {detail}"
+    return f"--{pointer.removeprefix('/')}: {detail}"
+
+
+def show(document: Document, output: str) -> None:
+    if output == "json":
+        print_json(document)
+        return
+    lines = {name: brief for name, value in document.items() if (brief := _brief(value))}
+    width = max(map(len, lines))
+    for name, brief in lines.items():
+        click.echo(f"{name:<{width}}  {harmless(brief)}")
+
+
+def print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(names: Sequence[str], documents: Sequence[Document]) -> None:
+    """Print one line each, and no column of which nobody has anything."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [[harmless(_brief(document[name])) for name in names] for document in documents]
+    used = [index for index, name in enumerate(names) if any(row[index] for row in rows)]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index in used:
+        table.add_column(names[index], overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[index]) for index in used))
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
+
+
+def _brief(value: Any) -> str:
+    """Write a value in few words: what is not set is not told."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(map(_brief, value))
+        case dict():
+            return ", ".join(f"{name} {_brief(part)}" for name, part in value.items() if part not in (None, []))
+    return str(value)

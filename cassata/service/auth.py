@@ -1,0 +1,138 @@
+"""Who asks, and whether they may: every route says which scope it needs, and nothing is reached without.
+
+A wrong key is told from a missing one by nobody (401). An application that is not the key's own does not exist for it (404), which
+is decided before any table is looked into. Only who asks for their own learns what their key lacks (403).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flask import Flask, Response, g, request
+
+from cassata import telemetry
+from cassata.errors import CassataError, UnknownApplication, UnknownEvent
+from cassata.model import Key, Scope
+from cassata.tenants import KEY_SCHEME, Tenants
+
+NOBODY_IN_PARTICULAR = Key("", None, "", frozenset({Scope.ADMIN}), 0)
+"""Who asks where no key is needed: somebody who may do everything."""
+REFUSALS_LOGGED_PER_SECOND = 1
+
+
+class Unauthorized(CassataError):
+    """There is no key with the request, or none that is valid."""
+
+
+class MissingScope(CassataError):
+    """The key may not do that."""
+
+    def __init__(self, scope: Scope, *, operator: bool = False, what: str = "That") -> None:
+        self.scope = scope
+        whose = "an operator's key" if operator else "a key"
+        super().__init__(f"{what} needs {whose} with the scope '{scope}'.")
+
+
+class Route(NamedTuple):
+    """A call, and what it needs: a scope, and, if `operator`, a key for all applications.
+
+    `foreign` is what those get who ask for an application that is not their own: what they would get if it did not exist.
+    """
+
+    rule: str
+    methods: tuple[str, ...]
+    view: Callable[..., Response]
+    scope: Scope
+    operator: bool = False
+    foreign: type[UnknownApplication | UnknownEvent] = UnknownApplication
+
+
+@dataclass(slots=True)
+class _Log:
+    """Tells of refused keys, at most once a second, however many are tried."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    next_at: float = 0.0
+    untold: int = 0
+
+    def refused(self) -> None:
+        with self.lock:
+            now, untold = time.monotonic(), self.untold
+            if now < self.next_at:
+                self.untold += 1
+                return
+            self.next_at, self.untold = now + 1 / REFUSALS_LOGGED_PER_SECOND, 0
+        route = request.url_rule and request.url_rule.rule  # not the path: what is written there may be a key
+        telemetry.emit("key refused", level="warning", remote=request.remote_addr, method=request.method, route=route, untold=untold)
+
+
+class Gate:
+    """Stands before every route of an application. What has not been declared to it cannot be reached."""
+
+    def __init__(self, tenants: Tenants, *, required: bool) -> None:
+        self._tenants = tenants
+        self._required = required
+        self._routes: dict[str, Route] = {}
+        self._open: set[str] = set()
+        self._log = _Log()
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """The guarded routes by their endpoints."""
+        return self._routes
+
+    def stand_before(self, app: Flask) -> None:
+        app.before_request(self._check)
+
+    def guard(self, app: Flask, routes: Iterable[Route]) -> None:
+        for route in routes:
+            endpoint = route.view.__name__
+            app.add_url_rule(route.rule, endpoint, route.view, methods=route.methods)
+            self._routes[endpoint] = route
+
+    def leave_open(self, app: Flask, rule: str, view: Callable[[], Response]) -> None:
+        app.add_url_rule(rule, view.__name__, view)
+        self._open.add(view.__name__)
+
+    def _check(self) -> None:
+        if request.endpoint in self._open:
+            return
+        g.caller = key = self._caller()
+        if request.endpoint is None:
+            return  # there is nothing at the address, and Flask will say so
+        route = self._routes[request.endpoint]
+        check_own(key, (request.view_args or {}).get("application_id"), route.foreign)
+        if not key.allows(route.scope) or (route.operator and key.application_id is not None):
+            raise MissingScope(route.scope, operator=route.operator)
+
+    def _caller(self) -> Key:
+        token = _token(request.headers.get("Authorization", ""))
+        # Where none is needed, a proxy may have put a password of its own there. But a key that is given has to be right.
+        if not self._required and not token.startswith(f"{KEY_SCHEME}_"):
+            return NOBODY_IN_PARTICULAR
+        key = self._tenants.authenticate(token)
+        if key is None:
+            self._log.refused()
+            raise Unauthorized
+        return key
+
+
+def _token(header: str) -> str:
+    scheme, _, token = header.partition(" ")
+    return token.strip(" ") if scheme.lower() == "bearer" else ""
+
+
+def caller() -> Key:
+    """Return the key of the request that is being answered."""
+    key: Key = g.caller
+    return key
+
+
+def check_own(key: Key, application_id: Any, foreign: type[CassataError] = UnknownApplication) -> None:
+    """Raise `foreign` for an application that the key does not reach."""
+    if application_id is not None and key.application_id not in {None, application_id}:
+        raise foreign

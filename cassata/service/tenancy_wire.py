@@ -1,0 +1,290 @@
+"""Applications, keys and secrets as JSON, and the values that they stand for. Knows neither Flask nor the database."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from cassata.model import (
+    EGRESS_ENTRIES,
+    KEY_NAME_LENGTH,
+    LIMIT_RANGES,
+    METADATA_BYTES,
+    Application,
+    Breaker,
+    Egress,
+    EgressPolicy,
+    Key,
+    Scope,
+    Secret,
+    check_application_id,
+    check_egress_entry,
+    check_limit,
+    check_secret,
+)
+from cassata.service.wire import (
+    FIELDS,
+    Faults,
+    InvalidDocument,
+    Shape,
+    check_fields,
+    explained,
+    fault,
+    few_fields,
+    hyphenated,
+    instant,
+    kind_of,
+    milliseconds,
+    nearest,
+    number,
+    page_length,
+    read_instant,
+    read_query,
+    seconds,
+)
+from cassata.tenants import Changes
+
+S = TypeVar("S", bound=Shape)
+
+OVERLAP_MS = 24 * 3600 * 1000
+LONGEST_OVERLAP_MS = 365 * 24 * 3600 * 1000
+USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
+OPERATORS_SCOPES = frozenset({Scope.ADMIN})
+"""What a key is good for that is made without saying it: an application's, and an operator's."""
+
+LIMITS = {"horizon" if name == "horizon_ms" else hyphenated(name): name for name in LIMIT_RANGES}
+"""Limits by the names that clients write. The horizon is in seconds there."""
+OPERATORS_FIELDS = frozenset({"active", "limits", "egress"})
+"""What only an operator may set of an application."""
+EGRESS_FIELDS = frozenset({"policy", "allow"})
+
+
+# --- one field ---------------------------------------------------------------------------------------------------------
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, not {kind_of(value)}")
+    return value
+
+
+def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any]) -> list[Any]:
+    """Read every item, and name all those that are wrong."""
+    found, faults = [], []
+    for step, item in items:
+        try:
+            found.append(read(step, item))
+        except ValueError as error:
+            faults.append(((step,), str(error)))
+    if faults:
+        raise Faults(faults)
+    return found
+
+
+def _limits(value: Any) -> dict[str, float | None]:
+    return dict(_each(_object(few_fields(value)).items(), _limit))
+
+
+def _limit(written: str, value: Any) -> tuple[str, float | None]:
+    if written not in LIMITS:
+        raise ValueError(f"is not a limit{nearest(written, LIMITS)}")
+    name = LIMITS[written]
+    if value is None:
+        return name, None
+    if name != "horizon_ms":
+        return name, check_limit(name, number(value))
+    least, most = (bound // 1000 for bound in LIMIT_RANGES[name])
+    if not least <= number(value) <= most:
+        raise ValueError(f"must be from {least:,} to {most:,} seconds")
+    return name, milliseconds(value)
+
+
+def _egress(value: Any) -> Egress | Literal["default"]:
+    if value is None:
+        return "default"
+    _each(_object(few_fields(value)).items(), _egress_field)
+    if "policy" not in value:
+        raise Faults([(("policy",), "is required")])
+    return Egress(EgressPolicy(value["policy"]), tuple(value.get("allow") or ()))
+
+
+def _egress_field(name: str, value: Any) -> None:
+    if name not in EGRESS_FIELDS:
+        raise ValueError(f"is not a field{nearest(name, EGRESS_FIELDS)}")
+    if name == "policy" and value not in [policy.value for policy in EgressPolicy]:
+        raise ValueError(f"must be one of {', '.join(EgressPolicy)}")
+    if name == "allow" and value is not None:
+        _check_allowed(value)
+
+
+def _check_allowed(value: Any) -> None:
+    if not isinstance(value, list):
+        raise ValueError(f"must be an array of networks and hosts, not {kind_of(value)}")
+    if len(value) > EGRESS_ENTRIES:
+        raise ValueError(f"must be at most {EGRESS_ENTRIES:,} networks and hosts")
+    for entry in value:
+        if not isinstance(entry, str):
+            raise ValueError(f"must hold strings, not {kind_of(entry)}")
+        check_egress_entry(entry)
+
+
+def _metadata(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    size = len(json.dumps(_object(value), separators=(",", ":")))
+    if size > METADATA_BYTES:
+        raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
+    return cast("dict[str, Any]", value)
+
+
+def _scopes(value: Any) -> frozenset[Scope]:
+    if not isinstance(value, list) or not 0 < len(value) <= FIELDS:
+        raise ValueError(f"must be an array of some of {', '.join(Scope)}")
+    return frozenset(_each(enumerate(value), _scope))
+
+
+def _scope(_index: int, value: Any) -> Scope:
+    if value not in [scope.value for scope in Scope]:
+        raise ValueError(f"must be one of {', '.join(Scope)}")
+    return Scope(value)
+
+
+def _check_name(value: str) -> str:
+    if len(value) > KEY_NAME_LENGTH or not value.isprintable():
+        raise ValueError(f"must be at most {KEY_NAME_LENGTH} characters, and all of them visible")
+    return value
+
+
+def _check_overlap(value: int) -> int:
+    if not 0 <= value <= LONGEST_OVERLAP_MS:
+        raise ValueError(f"must be from 0 to {LONGEST_OVERLAP_MS // 1000:,} seconds")
+    return value
+
+
+# --- documents ---------------------------------------------------------------------------------------------------------
+
+
+class ChangesDocument(Shape):
+    """What a client sets of an application."""
+
+    active: bool = True
+    limits: Annotated[Any, BeforeValidator(_limits)] = Field(default_factory=dict)
+    egress: Annotated[Any, BeforeValidator(_egress)] = None
+    metadata: Annotated[Any, BeforeValidator(_metadata)] = None
+
+    def changes(self) -> Changes:
+        """Only what was written is set."""
+        return Changes(**{name: getattr(self, name) for name in ChangesDocument.model_fields if name in self.model_fields_set})
+
+
+class ApplicationDocument(ChangesDocument):
+    """A new application."""
+
+    application_id: Annotated[str, AfterValidator(check_application_id)]
+
+
+class KeyDocument(Shape):
+    """A new key."""
+
+    scopes: Annotated[Any, BeforeValidator(_scopes)] = None
+    name: Annotated[str, AfterValidator(_check_name)] = ""
+    expires_at: Annotated[int, BeforeValidator(read_instant)] | None = None
+
+
+class RotationDocument(Shape):
+    """For how long the secrets before are still used, and which one is used from now on."""
+
+    overlap: Annotated[int, BeforeValidator(milliseconds), AfterValidator(_check_overlap)] = OVERLAP_MS
+    secret: Annotated[str, AfterValidator(check_secret)] | None = None
+
+
+def read(shape: type[S], document: Any) -> S:
+    """Read one of the documents above. Raises InvalidDocument naming everything that is wrong."""
+    if not isinstance(document, dict):
+        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
+    try:
+        return shape.model_validate(document)
+    except ValidationError as error:
+        raise InvalidDocument(fault({}, steps, detail) for steps, detail in explained(shape, error)) from None
+
+
+# --- the query of the list ---------------------------------------------------------------------------------------------
+
+
+def read_listing(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Read the query of the list of applications. Raises InvalidDocument."""
+    return read_query(parameters, {"limit": ("limit", page_length), "cursor": ("after", _read_cursor)})
+
+
+def _read_cursor(value: str) -> str:
+    try:
+        return check_application_id(base64.b64decode(value, altchars=b"-_", validate=True).decode("ascii"))
+    except ValueError:
+        raise ValueError("is not one that this service gave out") from None
+
+
+def _written_cursor(application_id: str) -> str:
+    return base64.urlsafe_b64encode(application_id.encode()).decode()
+
+
+# --- values -> JSON ----------------------------------------------------------------------------------------------------
+
+
+def application_document(application: Application) -> dict[str, Any]:
+    """An application. A limit, or an egress, of null is as configured."""
+    return {
+        "application-id": application.application_id,
+        "active": application.active,
+        "limits": {written: _written_limit(name, application.limits.get(name)) for written, name in LIMITS.items()},
+        "egress": application.egress and {"policy": application.egress.policy.value, "allow": list(application.egress.allow)},
+        "metadata": application.metadata,
+        "created-at": instant(application.created_at),
+    }
+
+
+def _written_limit(name: str, value: float | None) -> float | None:
+    return seconds(None if value is None else int(value)) if name == "horizon_ms" else value
+
+
+def page(applications: Sequence[Application], limit: int) -> dict[str, Any]:
+    """One page of up to `limit` applications, of which one more was read if there are more."""
+    shown = applications[:limit]
+    return {
+        "applications": [application_document(application) for application in shown],
+        "next-cursor": _written_cursor(shown[-1].application_id) if len(applications) > limit else None,
+    }
+
+
+def key_document(key: Key) -> dict[str, Any]:
+    """A key, without its token."""
+    return {
+        "prefix": key.prefix,
+        "application-id": key.application_id,
+        "name": key.name,
+        "scopes": [scope.value for scope in Scope if scope in key.scopes],
+        "created-at": instant(key.created_at),
+        "expires-at": instant(key.expires_at),
+        "revoked-at": instant(key.revoked_at),
+    }
+
+
+def secrets_document(secrets: Iterable[Secret]) -> dict[str, Any]:
+    """The signing secrets in use, the newest first."""
+    return {"secrets": [{"secret": secret.value, "until": instant(secret.until)} for secret in secrets]}
+
+
+def breaker_document(breaker: Breaker) -> dict[str, Any]:
+    """A destination that gets nothing at the moment."""
+    return {
+        "destination": breaker.destination,
+        "opened-at": instant(breaker.opened_at),
+        "retry-at": instant(breaker.retry_at),
+        "openings": breaker.openings,
+        "probing": breaker.probing,
+        "reason": breaker.reason,
+    }
