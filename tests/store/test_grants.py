@@ -91,6 +91,28 @@ def test_a_service_and_a_worker_need_no_more_than_their_users_may(
     assert "denied" not in service.output() + worker.output()
 
 
+def test_limits_and_breakers_need_no_more_either(
+    users: Users, service_process: Callable[..., Running], worker_process: Callable[..., Running]
+) -> None:
+    limits = {"max-pending": 100, "adds-per-second": 1_000, "max-in-flight": 5, "deliveries-per-second": 1_000, "max-in-flight-per-host": 5}
+    service = service_process(users.url("service"))
+    worker = worker_process(users.url("worker"), env={"CASSATA_WORKER__BREAKERMINIMUMREQUESTS": "2"})
+    shop = f"{service.url}/cassata/applications/shop"
+
+    made = requests.post(f"{service.url}/cassata/applications", json={"application-id": "shop", "limits": limits}, timeout=30)
+    assert made.status_code == 201, made.text
+    with Receiver(answer=lambda _request: 500) as receiver:
+        event = {"application-id": "shop", "event": "x", "delay": 0, "url": receiver.url, "retry": {"count": 0}}
+        for _ in range(2):
+            requests.post(f"{service.url}/cassata/add/batch", json=[event] * 5, timeout=30)
+        wait_until(lambda: requests.get(f"{shop}/breakers", timeout=30).json()["breakers"] != [], explain=worker.output)
+
+    assert requests.patch(shop, json={"limits": {"max-pending": 1}}, timeout=30).status_code == 200
+    assert requests.post(f"{shop}/keys", timeout=30).status_code == 201
+    assert [service.stop(), worker.stop()] == [0, 0]
+    assert "denied" not in service.output() + worker.output()
+
+
 def test_applications_and_keys_are_the_services_to_keep(users: Users) -> None:
     scheduler = Scheduler.open(users.url("service"))
     scheduler.add(new_event(due_at=None, delay_ms=3_600_000))
