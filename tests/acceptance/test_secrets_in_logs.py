@@ -24,6 +24,7 @@ WORKER = {
     "CASSATA_WORKER__RETRYBACKOFFINITIALSECONDS": "0.1",
     "CASSATA_WORKER__CONNECTTIMEOUTSECONDS": "1",
     "CASSATA_WORKER__REQUESTTIMEOUTSECONDS": "1",
+    "CASSATA_WORKER__BREAKERMINIMUMREQUESTS": "16",  # it opens once everything has been tried at the destination of garbage
 }
 PLACES = ("payload", "authorization", "header", "query", "userinfo", "answer", "location", "body", "token", "asked", "password", "raw")
 CANARY = {place: f"CaNaRy{place}7f3a" for place in PLACES}
