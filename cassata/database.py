@@ -112,7 +112,8 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
     """Prepare, without connecting or creating anything yet. Raises ConfigError for a URL that cannot be used."""
     settings = settings or config.Database()
     parsed = check_url(url)
-    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5}
+    # An error that is logged must not quote payloads, headers and answers.
+    options: dict[str, Any] = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
         prepare = _prepare_sqlite

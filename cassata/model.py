@@ -410,6 +410,7 @@ _ID = re.compile(r"[A-Za-z0-9._:~-]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token, RFC 9110 section 5.6.2
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
+_BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -458,7 +459,7 @@ def check_url(value: str) -> str:
         raise ValueError("must begin with http:// or https://")
     if "@" in parts.netloc:
         raise ValueError("must not hold a user name or password: send credentials in request-headers")
-    if not host or not _is_host(host, bracketed="[" in parts.netloc):
+    if not host or not _is_host(host, bracketed=bool(_BRACKETED.fullmatch(parts.netloc))):
         raise ValueError("must name a host")
     if port == 0:
         raise ValueError("must not use port 0")

@@ -34,19 +34,30 @@ def emit(name: str, /, **facts: Any) -> None:
 
 # --- the log -----------------------------------------------------------------------------------------------------------
 
-CHATTY = ("alembic", "sqlalchemy", "urllib3", "gunicorn.access")
-"""Libraries that talk about every step: of those only warnings are of interest."""
+CHATTY = {"alembic": logging.WARNING, "sqlalchemy": logging.WARNING, "gunicorn.access": logging.WARNING, "urllib3": logging.ERROR}
+"""Libraries that talk about every step, and from where on they are of interest. urllib3 warns by quoting what was answered."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _COLOURS = {"debug": "\x1b[2m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _PLAIN = re.compile(r"[^\s\"'=]+")
+# What a secret begins with is kept: by the first letters of an API key its owner knows which one to replace. A URL's path is
+# kept too. Every alternative reads a character once, however long a hostile line is.
+_SECRET = re.compile(
+    r"(csk_[a-z0-9]+_)[\w-]+"
+    r"|(whsec_)[\w+/=-]+"
+    r"|\b([Bb]earer +|Basic +)[\w.~+/=-]{8,}"
+    r"|(https?://)[^\s/?#@]*(?=@)"
+    r"|(://[^\s/:@]*:)[^\s/@]+(?=@)"
+    r"|(\?)\S+"
+)
 
 
 def configure_logging(level: str = "info", format: str = "text") -> None:
     """Write facts, and what libraries log, to standard error: one line per record, in one format ("text" or "json").
 
     Control characters are escaped, so nothing that came from outside can begin a line. In text a traceback follows its
-    record on lines that begin with a bar. May be called again.
+    record on lines that begin with a bar. Secrets of known shapes, and the queries of URLs, are left out, wherever they stand.
+    May be called again.
     """
     import structlog
 
@@ -59,14 +70,15 @@ def configure_logging(level: str = "info", format: str = "text") -> None:
     ]
     last = structlog.processors.JSONRenderer(ensure_ascii=True, default=str) if format == "json" else _text(colours=_has_colours())
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last]
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _hide_secrets, last]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(_name_errors)
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    for name, least in CHATTY.items():
+        logging.getLogger(name).setLevel(max(least, logging.getLogger().level))
     if _log not in _subscribers:
         subscribe(_log)
 
@@ -81,6 +93,23 @@ def _add_facts(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> 
     for key, value in facts.items():
         if key != "exc_info":
             record.setdefault(key, value)
+    return record
+
+
+def _name_errors(record: logging.LogRecord) -> bool:
+    """Have gunicorn name its errors instead of quoting them: they hold what it could not read, headers and all."""
+    if record.name.startswith("gunicorn.") and isinstance(record.args, tuple):
+        record.args = tuple(type(value).__name__ if isinstance(value, Exception) else value for value in record.args)
+    return True
+
+
+def _hide_secrets(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key, value in record.items():
+        if not isinstance(value, int | float | None):
+            text = str(value)
+            hidden = _SECRET.sub(lambda found: f"{found[found.lastindex or 0]}***", text)
+            if hidden != text:
+                record[key] = hidden
     return record
 
 

@@ -402,8 +402,8 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")]
-    figures = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "figure"]
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "call"]
+    figures = [value for report in reports for name, value in report.user_properties if name == "figure"]
     if figures:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):

@@ -28,6 +28,7 @@ from cassata.model import Delivery, ErrorKind, Outcome
 _AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
 _BLANK = (b"\r\n", b"\n")
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, for which pycurl has no name
+_QUOTED = re.compile(r" \(.*\)", re.DOTALL)  # what libcurl quotes of an answer, which would stand in the log
 LONGEST_ABSENCE_SECONDS = 0.5
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
@@ -394,6 +395,8 @@ class _Transfer:
 
     def result(self, code: int, text: str) -> Outcome:
         error, detail = self._judged(code, text)
+        if error is ErrorKind.BAD_RESPONSE and detail:
+            detail = _QUOTED.sub("", detail)
         status = self.easy.getinfo(pycurl.RESPONSE_CODE)
         if status < 200 and error is not None:
             status = 0  # an interim answer, or none

@@ -152,10 +152,23 @@ def _judged(problem: BaseException) -> tuple[ErrorKind, str | None]:
     for error in chain:
         for kinds, kind in _KINDS:
             if isinstance(error, kinds):
-                return kind, str(error) or type(error).__name__
+                return kind, _said(error)
     return ErrorKind.UNSENDABLE, str(problem) or type(problem).__name__
 
 
+def _said(error: BaseException) -> str:
+    """What a destination answered is not quoted: it would stand in the log."""
+    if isinstance(error, _QUOTING) and not isinstance(error, http.client.RemoteDisconnected):
+        return "the answer is not HTTP/1"
+    return str(error) or type(error).__name__
+
+
+_QUOTING = (
+    http.client.BadStatusLine,
+    http.client.UnknownProtocol,
+    urllib3.exceptions.InvalidChunkLength,
+    urllib3.exceptions.InvalidHeader,
+)
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], ErrorKind], ...] = (
     ((http.client.RemoteDisconnected, http.client.IncompleteRead), ErrorKind.CONNECTION_LOST),
     ((http.client.InvalidURL,), ErrorKind.UNSENDABLE),

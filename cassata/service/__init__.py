@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Flask
+from flask import Flask, request
+from werkzeug.exceptions import BadRequest
 
 from cassata import config
 from cassata.config import Service
@@ -29,6 +30,7 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    app.before_request(_check_query)
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
@@ -36,3 +38,8 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     health.register(app, gate, scheduler, draining)
     problems.register(app)
     return app
+
+
+def _check_query() -> None:
+    if not request.query_string.isascii():  # Werkzeug would stumble over it (RFC 3986 section 3.4)
+        raise BadRequest("The query holds a byte that is not ASCII: percent-encode it.")

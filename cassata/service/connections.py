@@ -11,11 +11,32 @@ import time
 from functools import partial
 from typing import Any
 
+from flask import Response
+from gunicorn.http.errors import (
+    ExpectationFailed,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    LimitRequestHeaders,
+    LimitRequestLine,
+    ParseException,
+)
 from gunicorn.workers.gthread import ThreadWorker
+from werkzeug import exceptions as http
+
+from cassata import telemetry
+from cassata.service.problems import http_problem
 
 LINGER_SECONDS = 2.0
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 """Blocked while a process is forked, until it has handlers of its own: a SIGTERM in between would be lost."""
+QUOTED_CHARACTERS = 200
+"""How much is told of what could not be read."""
+REFUSALS: dict[type[Exception], type[http.HTTPException]] = {
+    LimitRequestLine: http.RequestURITooLarge,
+    LimitRequestHeaders: http.RequestHeaderFieldsTooLarge,
+    ExpectationFailed: http.ExpectationFailed,
+}
+"""What is not HTTP as we read it, and not simply a bad request."""
 
 
 class Connection(socket.socket):
@@ -23,6 +44,8 @@ class Connection(socket.socket):
 
     seconds = 0.0
     deadline = 0.0
+    answered = False
+    """Whether the request that is under way has got an answer, or the beginning of one."""
 
     def recv(self, *arguments: Any) -> bytes:
         """Raise TimeoutError once the deadline has passed. gunicorn logs no traceback for its errno."""
@@ -35,6 +58,7 @@ class Connection(socket.socket):
 
     def sendall(self, *arguments: Any) -> None:
         self.settimeout(self.seconds)
+        self.answered = True
         try:
             super().sendall(*arguments)
         except TimeoutError as error:
@@ -80,7 +104,27 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Any) -> Any:
         conn.sock.deadline = time.monotonic() + self._seconds
+        conn.sock.answered = False
         keep = super().handle(conn)
         if not keep:
             conn.sock.linger()
         return keep
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Any) -> None:
+        """Answer what is not HTTP in the form that all errors have. The log is not told what came: it may hold a secret.
+
+        gunicorn would answer in HTML, some of it with a 5xx, and a second time where it finds the rest of a refused body
+        unreadable: whoever shares a connection among clients would take that for the answer to the next one's request.
+        """
+        if not isinstance(exc, ParseException) or isinstance(exc, InvalidResponseHeader | InvalidResponseHeaderName):
+            super().handle_error(req, client, addr, exc)
+            return
+        telemetry.emit("not a request", remote=addr[0] if addr else None, error=type(exc).__name__)
+        if not client.answered:
+            refusal = REFUSALS.get(type(exc), http.BadRequest)
+            client.sendall(_written(http_problem(refusal(f"The request cannot be read: {str(exc)[:QUOTED_CHARACTERS]}"))))
+
+
+def _written(response: Response) -> bytes:
+    response.headers["Connection"] = "close"
+    return f"HTTP/1.1 {response.status}\r\n{response.headers}".encode("latin-1") + response.get_data()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 import signal
 import socket
 import sys
@@ -33,7 +32,6 @@ from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.service.connections import STOP_SIGNALS, PatientWorker
 from cassata.service.problems import http_problem
-from cassata.tenants import KEY_SCHEME
 
 BACKLOG = 1024
 GRACEFUL_SECONDS = 30
@@ -45,8 +43,6 @@ LEFTOVER_SECONDS = 3
 DAY_MS = 86_400_000
 KEY_COMMAND = "cassata key create --operator"
 QUIET_PATHS = frozenset({"/livez", "/readyz"})
-TOKEN = re.compile(rf"({KEY_SCHEME}_[a-z0-9]*)_[^&/ ]*")
-"""A key that somebody has put into the address: of no use there, but a key."""
 
 
 class CannotListen(CassataError):
@@ -182,6 +178,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             "graceful_timeout": GRACEFUL_SECONDS,
             "keepalive": KEEP_ALIVE_SECONDS,
             "control_socket_disable": True,
+            # Or who comes from this host, or through a proxy on it, could choose PATH_INFO and SCRIPT_NAME by headers of these names.
+            "forwarded_allow_ips": "",
             "accesslog": "-" if service.access_log else None,
             "loglevel": self.settings.logging.level,
             "logger_class": Log,
@@ -288,13 +286,13 @@ class Log(Logger):  # type: ignore[misc]
             log.propagate = True
 
     def access(self, resp: Any, req: Any, environ: Any, request_time: Any) -> None:  # noqa: ARG002
-        if self.cfg.accesslog is None or environ["PATH_INFO"] in QUIET_PATHS:
+        if self.cfg.accesslog is None or environ.get("PATH_INFO") in QUIET_PATHS:
             return
         telemetry.emit(
             "request",
             remote=environ.get("REMOTE_ADDR"),
             method=environ["REQUEST_METHOD"],
-            path=TOKEN.sub(r"\1...", environ["RAW_URI"]),
+            path=environ["RAW_URI"],
             status=resp.status_code,
             bytes=resp.sent,
             ms=round(request_time.total_seconds() * 1000, 1),

@@ -27,11 +27,14 @@ from cassata.model import (
     check_secret,
 )
 from cassata.service.wire import (
+    FIELDS,
     Faults,
     InvalidDocument,
     Shape,
+    check_fields,
     explained,
     fault,
+    few_fields,
     hyphenated,
     instant,
     kind_of,
@@ -49,7 +52,6 @@ S = TypeVar("S", bound=Shape)
 
 OVERLAP_MS = 24 * 3600 * 1000
 LONGEST_OVERLAP_MS = 365 * 24 * 3600 * 1000
-METADATA_DEPTH = 32
 USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
 OPERATORS_SCOPES = frozenset({Scope.ADMIN})
 """What a key is good for that is made without saying it: an application's, and an operator's."""
@@ -84,7 +86,7 @@ def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any
 
 
 def _limits(value: Any) -> dict[str, float | None]:
-    return dict(_each(_object(value).items(), _limit))
+    return dict(_each(_object(few_fields(value)).items(), _limit))
 
 
 def _limit(written: str, value: Any) -> tuple[str, float | None]:
@@ -104,7 +106,7 @@ def _limit(written: str, value: Any) -> tuple[str, float | None]:
 def _egress(value: Any) -> Egress | Literal["default"]:
     if value is None:
         return "default"
-    _each(_object(value).items(), _egress_field)
+    _each(_object(few_fields(value)).items(), _egress_field)
     if "policy" not in value:
         raise Faults([(("policy",), "is required")])
     return Egress(EgressPolicy(value["policy"]), tuple(value.get("allow") or ()))
@@ -133,22 +135,14 @@ def _check_allowed(value: Any) -> None:
 def _metadata(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    if _is_deeper(_object(value), METADATA_DEPTH):
-        raise ValueError(f"must not be nested more than {METADATA_DEPTH} levels deep")
-    size = len(json.dumps(value, separators=(",", ":")))
+    size = len(json.dumps(_object(value), separators=(",", ":")))
     if size > METADATA_BYTES:
         raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
     return cast("dict[str, Any]", value)
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    return levels == 0 or any(_is_deeper(inner, levels - 1) for inner in (value.values() if isinstance(value, dict) else value))
-
-
 def _scopes(value: Any) -> frozenset[Scope]:
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list) or not 0 < len(value) <= FIELDS:
         raise ValueError(f"must be an array of some of {', '.join(Scope)}")
     return frozenset(_each(enumerate(value), _scope))
 
@@ -212,6 +206,7 @@ def read(shape: type[S], document: Any) -> S:
     """Read one of the documents above. Raises InvalidDocument naming everything that is wrong."""
     if not isinstance(document, dict):
         raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
     try:
         return shape.model_validate(document)
     except ValidationError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any, TypedDict, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -19,6 +20,7 @@ from pydantic_core import ErrorDetails
 from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
     BATCH_LENGTH,
+    HEADER_COUNT,
     Attempt,
     Event,
     Headers,
@@ -42,6 +44,11 @@ from cassata.model import (
 from cassata.scheduler import Cursor, Page
 
 PAGE_LENGTH = 1_000
+FIELDS = 32
+"""No object that is read here knows so many fields. One that has more is not searched for what may have been meant."""
+HINTS = 3
+DETAIL_CHARACTERS = 500
+"""How much a refusal says of one fault: it may quote what was written."""
 METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 ALIASES = {
@@ -82,16 +89,22 @@ class PayloadOverLimit(InvalidDocument):
 
 # --- JSON text -> JSON values ------------------------------------------------------------------------------------------
 
+NESTING = 32
+"""So many levels of arrays and objects may a document have: one that has more is an attack on whoever reads it next."""
+
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(body: bytes) -> Any:
     """Read JSON (RFC 8259), and refuse what two readers could understand differently.
 
-    Raises MalformedDocument: also for a byte order mark, a key given twice, NaN, numbers that overflow, half a surrogate pair.
+    Raises MalformedDocument: also for a byte order mark, a key given twice, NaN, numbers that overflow, half a surrogate pair,
+    and more than NESTING levels.
     """
     try:
         document = _decoder.decode(_text(body))
+        if body.count(b"[") + body.count(b"{") > NESTING:
+            _check_nesting(document)
         if _ESCAPED_SURROGATE.search(body):
             _encode_compact(document).encode()
     except json.JSONDecodeError as error:
@@ -99,10 +112,24 @@ def read_json(body: bytes) -> Any:
     except UnicodeEncodeError as error:
         raise MalformedDocument(f"{error.object[error.start]!a} is half of a surrogate pair, and no character.") from error
     except RecursionError as error:
-        raise MalformedDocument("The document is nested too deeply.") from error
+        raise MalformedDocument(_TOO_DEEP) from error
     except ValueError as error:
         raise MalformedDocument("A number has too many digits.") from error
     return document
+
+
+_CONTAINERS = frozenset({dict, list})
+_TOO_DEEP = f"The document has more than {NESTING} levels of arrays and objects. A string may hold any others."
+
+
+def _check_nesting(document: Any) -> None:
+    level: list[Any] = [[document]]
+    for _ in range(NESTING + 1):
+        children = (child for parent in level for child in (parent.values() if type(parent) is dict else parent))
+        level = [child for child in children if type(child) in _CONTAINERS]
+        if not level:
+            return
+    raise MalformedDocument(_TOO_DEEP)
 
 
 def _text(body: bytes) -> str:
@@ -192,21 +219,20 @@ def milliseconds(value: Any) -> int:
 
 def _payload(value: Any) -> bytes:
     """A string is sent as it is, anything else as compact JSON."""
-    try:
-        return (value if isinstance(value, str) else _encode_compact(value)).encode()
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
+    return (value if isinstance(value, str) else _encode_compact(value)).encode()
 
 
 def _headers(value: Any) -> Headers:
     """Read ["Name: value", ...] or {"Name": "value" or ["value", ...]}, keeping order and repetitions."""
     lines: list[tuple[Steps, tuple[str, str] | str]]
     if isinstance(value, list):
-        lines = [((index,), _split_header(line)) for index, line in enumerate(value)]
+        lines = [((index,), _split_header(line)) for index, line in enumerate(value[: HEADER_COUNT + 1])]
     elif isinstance(value, dict):
-        lines = list(_named_headers(value))
+        lines = list(islice(_named_headers(value), HEADER_COUNT + 1))
     else:
         raise ValueError(f"must be an array of 'Name: value', or an object, not {kind_of(value)}")
+    if len(lines) > HEADER_COUNT:
+        raise ValueError(f"must be at most {HEADER_COUNT} headers")
     faults = [(steps, detail) for steps, header in lines if (detail := _header_fault(header))]
     if faults:
         raise Faults(faults)
@@ -246,6 +272,13 @@ def _header_fault(header: tuple[str, str] | str) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def few_fields(value: Any) -> Any:
+    """Raise ValueError for an object with so many fields that naming each would take long."""
+    if isinstance(value, dict) and len(value) > FIELDS:
+        raise ValueError(f"must not have {len(value)} fields")
+    return value
 
 
 def kind_of(value: Any) -> str:
@@ -290,7 +323,7 @@ class EventDocument(Shape):
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
-    retry: RetryDocument | None = None
+    retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
 
 
 Place = tuple[str, str]
@@ -321,6 +354,7 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
     """
     if not isinstance(document, dict):
         raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
     fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
@@ -337,6 +371,14 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
     if errors:
         raise InvalidDocument(errors)
     return Written(_new_event(shape), places)
+
+
+def check_fields(document: dict[str, Any]) -> None:
+    """Raise InvalidDocument for one with far too many fields."""
+    try:
+        few_fields(document)
+    except ValueError as error:
+        raise InvalidDocument([{"pointer": "", "detail": str(error)}]) from None
 
 
 def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
@@ -378,22 +420,27 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
     """Say in our words what Pydantic found wrong, each with the steps that lead to it."""
+    unknown = 0
     for details in error.errors(include_url=False):
         cause = details.get("ctx", {}).get("error")
         if isinstance(cause, Faults):
             yield from ((details["loc"] + steps, detail) for steps, detail in cause.faults)
+        elif details["type"] == "extra_forbidden":
+            unknown += 1
+            yield details["loc"], f"is not a field{_meant(shape, details['loc']) if unknown <= HINTS else ''}"
         else:
-            yield details["loc"], _expectation(shape, details)
+            yield details["loc"], _expectation(details)
 
 
-def _expectation(shape: type[Shape], details: ErrorDetails) -> str:
+def _meant(shape: type[Shape], steps: Steps) -> str:
+    return nearest(str(steps[-1]), RetryDocument.fields() if len(steps) > 1 else shape.fields())
+
+
+def _expectation(details: ErrorDetails) -> str:
     given = kind_of(details["input"])
     match details["type"]:
         case "missing":
             return "is required"
-        case "extra_forbidden":
-            names = RetryDocument.fields() if len(details["loc"]) > 1 else shape.fields()
-            return f"is not a field{nearest(str(details['loc'][-1]), names)}"
         case "value_error":
             return str(details["ctx"]["error"])
         case "string_type":
@@ -416,6 +463,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) -> dict[str, str]:
+    detail = detail if len(detail) <= DETAIL_CHARACTERS else f"{detail[:DETAIL_CHARACTERS]}..."
     if not steps:
         return {"pointer": "", "detail": detail}
     first, *rest = steps
@@ -455,7 +503,7 @@ def batch_items(document: Any) -> list[Any]:
     """Read {"events": [...]} or a bare array."""
     prefix = ""
     if isinstance(document, dict):
-        unknown = [name for name in document if name != "events"]
+        unknown = [name for name in islice(document, FIELDS) if name != "events"]
         if unknown:
             raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
         prefix, document = "/events", document.get("events")

@@ -76,3 +76,46 @@ def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> No
     telemetry.configure_logging()
     telemetry.emit("once")
     assert len(lines(capsys)) == 1
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("the key csk_abcd1234_CANARY-CANARY_x is unknown", "the key csk_abcd1234_*** is unknown"),
+        ("whsec_CANARYCANARY+/CANARY==", "whsec_***"),
+        ("Authorization: Bearer CANARY.CANARY-x", "Authorization: Bearer ***"),
+        ("('authorization', 'Basic CANARYCANARY==')", "('authorization', 'Basic ***')"),
+        ("mysql+pymysql://user:CANARY@host/db", "mysql+pymysql://user:***@host/db"),
+        ("https://CANARY@host/x and http://a:CANARY@host", "https://***@host/x and http://***@host"),
+        ("/cassata/add?key=CANARY&'CANARY\\CANARY end", "/cassata/add?*** end"),
+        ("http://[::1]:80/p/q?CANARY=CANARY#CANARY", "http://[::1]:80/p/q?***"),
+        ("is it so? a basic question of bearer bonds", "is it so? a basic question of bearer bonds"),
+    ],
+)
+def test_a_secret_of_a_known_shape_is_left_out_wherever_it_stands(
+    capsys: pytest.CaptureFixture[str], format: str, written: str, kept: str
+) -> None:
+    telemetry.configure_logging(format=format)
+    telemetry.emit("told", reason=written, error=ValueError(written))
+    logging.getLogger("some.library").warning("%s", written)
+    try:
+        raise ValueError(written)
+    except ValueError as error:
+        telemetry.emit("it failed", exc_info=error)
+
+    log = capsys.readouterr().err
+
+    assert "CANARY" not in log
+    assert log.count(json.dumps(kept)[1:-1] if format == "json" else kept) >= 4
+
+
+@pytest.mark.parametrize("piece", ["http://a:", "://a:b", "?", "csk_a_", "Bearer ", "Basic a", "whsec_", "http://a@"])
+def test_a_long_hostile_line_takes_no_longer_than_its_length(piece: str) -> None:
+    telemetry._hide_secrets(None, "", {"message": piece * (1_000_000 // len(piece))})  # quadratic, this would take the whole night
+
+
+def test_gunicorn_names_what_it_could_not_read_and_does_not_quote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure_logging("debug")
+    logging.getLogger("gunicorn.error").debug("Ignored premature client disconnection. %s", ValueError("Cookie: CANARY"))
+    assert lines(capsys)[0].endswith("Ignored premature client disconnection. ValueError")
