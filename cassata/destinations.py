@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from cassata.model import Delivery, ErrorKind, Outcome, destination_of
@@ -94,9 +94,9 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Queue:
-    """What is under way to a place that may have so much at a time only, and how long each takes (ms, a moving average)."""
+    """How much is under way to a place that may have so much at a time only, and how long each takes (ms, a moving average)."""
 
-    under_way: set[tuple[int, int]] = field(default_factory=set)
+    under_way: int = 0
     turn_ms: float = SHORTEST_TURN_MS
 
 
@@ -111,6 +111,7 @@ class Destinations:
         self._probes: dict[Place, tuple[int, int]] = {}  # ours, by row and fence
         self._held_back: dict[Place, int] = {}
         self._queues: dict[Place, _Queue] = {}
+        self._queued: dict[tuple[int, int], Place] = {}  # what is under way to one of these, by row and fence
 
     @property
     def has_breakers(self) -> bool:
@@ -136,13 +137,12 @@ class Destinations:
         changes: list[Change] = []
         with self._lock:
             for outcome, failed in outcomes:
-                if not (failed or self._open or self._tallies or self._queues):
+                if self._queued:
+                    self._leave_queue(outcome.delivery, outcome.duration_ms)
+                if not (failed or self._open or self._tallies):
                     continue  # nearly all of them, nearly always
-                place = place_of(outcome.delivery)
-                if place in self._queues:
-                    self._leave_queue(place, outcome)
                 if self.has_breakers and outcome.error is not ErrorKind.PROXY_FAILED:
-                    change = self._judge(place, outcome, now, failed=failed)
+                    change = self._judge(place_of(outcome.delivery), outcome, now, failed=failed)
                     if change:
                         changes.append(change)
                         self._apply(change)
@@ -200,23 +200,22 @@ class Destinations:
             self._probes[place] = (delivery.id, delivery.fence)
             self._open = {**self._open, place: opened}
 
-    def enter_queue(self, deliveries: Iterable[Delivery]) -> None:
+    def enter_queue(self, deliveries: Iterable[tuple[Delivery, Place]]) -> None:
         """Count what has been claimed for places that may have only so much under way."""
         with self._lock:
-            for delivery in deliveries:
-                queue = self._queues.setdefault(place_of(delivery), _Queue())
-                queue.under_way.add((delivery.id, delivery.fence))
+            for delivery, place in deliveries:
+                self._queued[delivery.id, delivery.fence] = place
+                self._queues.setdefault(place, _Queue()).under_way += 1
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Take out of the count what was claimed and not sent."""
         with self._lock:
             for delivery in deliveries:
-                if queue := self._queues.get(place_of(delivery)):
-                    queue.under_way.discard((delivery.id, delivery.fence))
+                self._leave_queue(delivery)
 
     def under_way(self, place: Place) -> int:
         queue = self._queues.get(place)
-        return len(queue.under_way) if queue else 0
+        return queue.under_way if queue else 0
 
     def turn_at(self, place: Place, position: int, most: int, now: int) -> int:
         """Return when the event at that position of those that find no room is likely to find it: so each looks again once."""
@@ -224,10 +223,14 @@ class Destinations:
         turn_ms = queue.turn_ms if queue else SHORTEST_TURN_MS
         return now + int(SHORTEST_TURN_MS + position * turn_ms / most)
 
-    def _leave_queue(self, place: Place, outcome: Outcome) -> None:
+    def _leave_queue(self, delivery: Delivery, duration_ms: int | None = None) -> None:
+        place = self._queued.pop((delivery.id, delivery.fence), None)
+        if place is None:
+            return
         queue = self._queues[place]
-        queue.under_way.discard((outcome.delivery.id, outcome.delivery.fence))
-        queue.turn_ms += (outcome.duration_ms - queue.turn_ms) / 8
+        queue.under_way -= 1
+        if duration_ms is not None:
+            queue.turn_ms += (duration_ms - queue.turn_ms) / 8
         if not queue.under_way:
             del self._queues[place]
 

@@ -101,6 +101,7 @@ class Claimed:
     buried: int = 0
     has_more: bool = False
     held_back: dict[int, int] = field(default_factory=dict)
+    queued: list[tuple[Delivery, Place]] = field(default_factory=list)
 
 
 class Recorded(NamedTuple):
@@ -352,7 +353,8 @@ class Scheduler:
         for claim in doubtful:
             self._doubtful.pop(claim, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
-        self._count_narrow(claimed.deliveries)
+        if claimed.queued:
+            self._destinations.enter_queue(claimed.queued)
         _tell(recorded)
         self._tell_of(breakers)
         return recorded, claimed
@@ -560,7 +562,7 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
-        held_back = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
+        held_back, queued = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
         taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead | held_back]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
@@ -569,20 +571,22 @@ class Scheduler:
         taken.sort(key=kind)
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
-        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead))
+        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead), queued=queued)
 
     def _hold_back(
         self, conn: Connection, deliveries: Sequence[Delivery], tenants: Mapping[int, Application], now: int, terms: Terms
-    ) -> set[int]:
-        """Postpone what would go to a destination that is left alone, or has enough under way; return these rows.
+    ) -> tuple[set[int], list[tuple[Delivery, Place]]]:
+        """Postpone what would go to a destination that is left alone, or has enough under way.
 
-        It is no attempt. One event for each open breaker goes out nevertheless, once its time has come: the probe.
+        Return these rows, and what else goes to places that may have only so much under way. To be postponed is no attempt. One
+        event for each open breaker goes out nevertheless, once its time has come: the probe.
         """
         postponed: dict[int, int] = {}
         crowds: Counter[Place] = Counter()
         widths = {number: self.limiter.of(tenants[number]).max_in_flight_per_host for number in {each.application for each in deliveries}}
         if not self._destinations.any_open and not any(widths.values()):
-            return set()
+            return set(), []
+        queued: list[tuple[Delivery, Place]] = []
         for delivery in deliveries:
             most = widths[delivery.application]
             place = place_of(delivery)
@@ -594,9 +598,11 @@ class Scheduler:
                 crowds[place] += 1
                 if position >= 0:
                     postponed[delivery.id] = self._destinations.turn_at(place, position, most, now)
+                else:
+                    queued.append((delivery, place))
         if postponed:
             store.postpone(conn, postponed)
-        return set(postponed)
+        return set(postponed), queued
 
     def _begins_probe(self, conn: Connection, place: Place, opened: Opened, delivery: Delivery, now: int, terms: Terms) -> bool:
         until = now + terms.lease_ms(delivery.timeout_ms)
@@ -609,13 +615,6 @@ class Scheduler:
         """Take notice of how destinations fare; return what is to be written about it."""
         fresh = [outcome for outcome in outcomes if not self._noted or _claim_of(outcome) not in self._noted]
         return self._destinations.note([(outcome, may_pass(outcome)) for outcome in fresh], self.clock.estimate())
-
-    def _count_narrow(self, deliveries: Sequence[Delivery]) -> None:
-        """Remember what has been claimed for places that may have only so much under way."""
-        applications = {delivery.application for delivery in deliveries}
-        narrow = {number for number in applications if self.limiter.of(self.tenants.in_mind(number)).max_in_flight_per_host}
-        if narrow:
-            self._destinations.enter_queue(delivery for delivery in deliveries if delivery.application in narrow)
 
     def _tell_of(self, breakers: Sequence[Change]) -> None:
         for place, opened in breakers:
