@@ -142,10 +142,10 @@ class CurlCourier:
 
     def _send(self, transfer: _Transfer) -> None:
         """Start the transfer, or let it wait for its host's addresses."""
-        addresses = self._names.addresses(transfer.host)
+        addresses = self._names.addresses(transfer.host, transfer.application)
         if addresses is None:
             self._unresolved.setdefault(transfer.host, []).append(transfer)
-            self._names.look_up(transfer.host)
+            self._names.look_up(transfer.host, transfer.application)
         else:
             self._start(transfer, addresses)
 
@@ -270,6 +270,7 @@ class CurlCourier:
             overdue = [transfer for transfer in queue if transfer.connect_until <= now]
             for transfer in overdue:
                 queue.remove(transfer)
+                self._names.give_up(host, transfer.application)
                 self._end_unresolved(transfer, ErrorKind.TIMEOUT, f"{host} could not be looked up: {transfer.patience_spent()}")
             if not queue:
                 del self._unresolved[host]
@@ -314,6 +315,10 @@ class _Transfer:
     def host(self) -> str:
         """The host whose addresses are dialled."""
         return self._peer.host
+
+    @property
+    def application(self) -> int:
+        return self._delivery.application
 
     def _set_egress(self, delivery: Delivery) -> None:
         self._guard = guard(delivery.egress, self._settings.database) if delivery.egress else self._usual_guard

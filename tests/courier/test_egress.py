@@ -233,7 +233,8 @@ def test_nothing_reaches_a_forbidden_address_however_it_is_written_or_looked_up(
     monkeypatch: pytest.MonkeyPatch,
     figure: Callable[[str], None],
 ) -> None:
-    monkeypatch.setattr("cassata.courier.names.LIFETIME_SECONDS", 0.0)
+    for seconds in ("LIFETIME_SECONDS", "STALE_SECONDS"):
+        monkeypatch.setattr(f"cassata.courier.names.{seconds}", 0.0)
     tried = 0
     with trap(receive) as (four, six):
         for usual, own in [(policy, None) for policy in POLICIES.values()] + [(INTERNAL, policy) for policy in POLICIES.values()]:
