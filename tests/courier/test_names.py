@@ -138,7 +138,7 @@ def test_whoever_has_the_fewest_under_way_comes_first(make_names: MakeNames, bel
         names.look_up(f"first{number}.test", 1)
     names.look_up("second.test", 2)
 
-    assert asked(resolver, 2) == ["dead.test", "second.test"]
+    assert sorted(asked(resolver, 2)) == ["dead.test", "second.test"]  # on two threads, so in any order
 
 
 # --- old answers --------------------------------------------------------------------------------------------------------
