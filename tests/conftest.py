@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 FAULT_SEED = "CASSATA_FAULT_SEED"
 """The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
+NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -436,7 +437,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    skipped = sum(NO_MARIADB in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
-    if skipped:
-        terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
-        terminalreporter.write_line(f"{skipped} tests were skipped: {NO_MARIADB}.", red=True)
+    for reason in (NO_MARIADB, NO_FAKETIME):
+        skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+        if skipped:
+            terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
+            terminalreporter.write_line(f"{skipped} tests were skipped: {reason}.", red=True)
