@@ -166,5 +166,6 @@ breakers = Table(
     Column("openings", Integer, nullable=False),
     Column("probing", Boolean, nullable=False, server_default=false()),
     Column("reason", String(DETAIL_CHARACTERS)),
+    Index("breakers_retry", "retry_at"),
     **OPTIONS,
 )

@@ -126,8 +126,13 @@ def register_application(conn: Connection, application_id: str, now: int, **colu
     return int(result.lastrowid)
 
 
-def applications_without_secrets(conn: Connection) -> Sequence[int]:
-    return conn.execute(select(A.id).where(A.secrets.is_(None))).scalars().all()
+def applications_without_secrets(conn: Connection, limit: int) -> Sequence[int]:
+    return conn.execute(select(A.id).where(A.secrets.is_(None)).order_by(A.id).limit(limit)).scalars().all()
+
+
+def give_secrets(conn: Connection, number: int, secrets: str, now: int) -> None:
+    """Write secrets down, unless somebody else has."""
+    conn.execute(update(applications).where(A.id == number, A.secrets.is_(None)).values(secrets=secrets, changed_at=now))
 
 
 def lock_application(conn: Connection, application_id: str) -> Row[Any] | None:
@@ -344,8 +349,8 @@ _DUE_OF_MANY = _waking(and_(_ONE_OF_APPLICATIONS, _SPAN, _FIT), E.application)
 _SUSPECT = _waking(and_(_ONE_OF_APPLICATIONS, _LOST_AGAIN), E.application)
 
 
-def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock up to `limit` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
+def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, most: Mapping[int, int]) -> Sequence[Row[Any]]:
+    """Lock up to `most` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
 
     A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
     One statement, joined from text: a UNION of 30 takes Core longer to write than the database to answer.
@@ -354,11 +359,17 @@ def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int
     # SQLite takes no parentheses here, and locks no rows; MariaDB and MySQL lock only where the branch itself says so.
     opening = "SELECT * FROM (" if conn.dialect.name == "sqlite" else "("
     statement = " UNION ALL ".join([f"{opening}{text})"] * len(floors)) if len(floors) > 1 else text
-    common = constants | {"now": now, "most": limit}
+    common = constants | {"now": now}
     parameters = []
     for application, floor in floors.items():
         # An empty second range would make MariaDB sort, and lock, everything that is due.
-        asked = common | {"of": application, "floor": floor.wake_at, "floor_id": floor.id, "until": max(until, floor.wake_at + 1)}
+        asked = common | {
+            "of": application,
+            "most": most[application],
+            "floor": floor.wake_at,
+            "floor_id": floor.id,
+            "until": max(until, floor.wake_at + 1),
+        }
         parameters += [asked[name] for name in names]
     return conn.exec_driver_sql(statement, tuple(parameters)).all()
 
@@ -447,8 +458,7 @@ def held_by_others(conn: Connection, numbers: Collection[int], holder: str, now:
 def hold(conn: Connection, application: int, holder: str, held: int, held_until: int) -> bool:
     """Write down how much a holder holds; say whether it is a new one. The application's row is locked: nobody else does so now."""
     own = and_(H.application == application, H.holder == holder)
-    until = case((H.held_until > held_until, H.held_until), else_=held_until)
-    if conn.execute(update(holdings).where(own).values(events=held, held_until=until)).rowcount:
+    if conn.execute(update(holdings).where(own).values(events=held, held_until=held_until)).rowcount:
         return False
     conn.execute(insert(holdings).values(application=application, holder=holder, events=held, held_until=held_until))
     return True
@@ -462,19 +472,26 @@ def hold_less(conn: Connection, holder: str, held: Mapping[int, int]) -> None:
     conn.execute(_HOLD_LESS, [{"of": application, "by": holder, "held": count} for application, count in held.items()])
 
 
-def let_go(conn: Connection, holder: str) -> None:
-    conn.execute(delete(holdings).where(H.holder == holder))
+def let_go(conn: Connection, applications: Collection[int], holder: str) -> None:
+    conn.execute(delete(holdings).where(H.application.in_(sorted(applications)), H.holder == holder))
 
 
 def forget_holders(conn: Connection, application: int, now: int) -> None:
     """Remove what workers have left that are gone: none of their leases lasts any more."""
-    conn.execute(delete(holdings).where(H.application == application, H.held_until < now))
+    gone = and_(H.application == application, H.held_until < now)
+    holders = conn.execute(select(H.holder).where(gone).with_for_update(skip_locked=True)).scalars().all()
+    if holders:  # those that are alive after all are locked, or about to write something else
+        conn.execute(delete(holdings).where(gone, H.holder.in_(holders)))
 
 
 def paces_of(conn: Connection, numbers: Collection[int], kind: PaceKind) -> dict[int, int]:
     """Tell for applications when their next one of that kind may be (microseconds); those that are missing: at any time."""
     rows = conn.execute(select(P.application, P.next_at).where(P.application.in_(sorted(numbers)), P.kind == kind))
     return {row.application: row.next_at for row in rows}
+
+
+def forget_paces(conn: Connection, application: int) -> None:
+    conn.execute(delete(paces).where(P.application == application))
 
 
 def set_pace(conn: Connection, application: int, kind: PaceKind, next_at: int) -> None:
@@ -506,11 +523,16 @@ def pending(conn: Connection, application: int, most: int) -> int:
     return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
 
 
-def open_breakers(conn: Connection) -> dict[Place, Opened]:
-    rows = conn.execute(select(*breakers.c))
-    return {
-        Place(row.application, row.destination): Opened(row.opened_at, row.retry_at, row.openings, row.probing, row.reason) for row in rows
-    }
+def open_breakers(conn: Connection, since: int, application: int | None = None) -> dict[Place, Opened]:
+    """Read breakers, all or those of an application; not those for whose probe there has been no event `since` (ms)."""
+    question = select(B.application, B.destination, B.opened_at, B.retry_at, B.openings, B.probing, B.reason).where(B.retry_at > since)
+    rows = conn.execute(question if application is None else question.where(B.application == application))
+    return {Place(application, destination): Opened(*opened) for application, destination, *opened in rows}
+
+
+def forget_breakers(conn: Connection, since: int) -> None:
+    """Remove those for whose probe there has been no event since then."""
+    conn.execute(delete(breakers).where(B.retry_at <= since))
 
 
 def change_breaker(conn: Connection, change: Change) -> None:
@@ -519,7 +541,8 @@ def change_breaker(conn: Connection, change: Change) -> None:
         conn.execute(delete(breakers).where(own))
         return
     columns = {**change.opened._asdict(), "reason": _clipped(change.opened.reason, DETAIL_CHARACTERS)}
-    changed = conn.execute(update(breakers).where(own, B.openings < change.opened.openings).values(columns))
+    before = or_(B.openings < change.opened.openings, and_(B.openings == change.opened.openings, B.probing))
+    changed = conn.execute(update(breakers).where(own, before).values(columns))
     if not changed.rowcount and change.opened.openings == 1:  # others may have opened it just now
         conn.execute(_ignoring(insert(breakers)).values(**change.place._asdict(), **columns))
 
@@ -680,7 +703,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
     )
 
 
-def to_delivery(row: Row[Any], application: Application) -> Delivery:
+def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
     """Read a row of `lock_due` as it is once `claim` has taken it."""
     request = _read_request(row)
     return Delivery(
@@ -700,7 +723,7 @@ def to_delivery(row: Row[Any], application: Application) -> Delivery:
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         application=row.application,
-        signing_keys=application.signing_keys(row.wake_at),
+        signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
     )
 

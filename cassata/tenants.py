@@ -30,6 +30,7 @@ KEYS_IN_MIND = 10_000
 STRANGERS_PER_SECOND = 50
 """So many keys that are not in mind are looked up in a second; more of them are guesses, and not worth the database's time."""
 SECRET_BYTES = 32
+SECRETS_AT_ONCE = 500
 PREFIX_LETTERS = string.ascii_lowercase + string.digits
 PREFIX_LENGTH = 8
 KEY_SCHEME = "csk"
@@ -149,14 +150,13 @@ class Tenants:
         return count
 
     def give_secrets(self) -> None:
-        """Make signing secrets for applications that an older Cassata has left without."""
+        """Make signing secrets for applications that an older Cassata has left without. Several that start at once share the work."""
+        while numbers := self._transactions.read(lambda conn: store.applications_without_secrets(conn, SECRETS_AT_ONCE)):
+            self._transactions.write(lambda conn, _tries, numbers=numbers: self._give_secrets(conn, numbers))  # type: ignore[misc]
 
-        def work(conn: Connection, _tries: int) -> None:
-            for number in store.applications_without_secrets(conn):
-                store.change_application(conn, number, self._clock.now(conn), {"secrets": self._vault.written((new_secret(),))})
-
-        if self._transactions.read(store.applications_without_secrets):
-            self._transactions.write(work)
+    def _give_secrets(self, conn: Connection, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            store.give_secrets(conn, number, self._vault.written((new_secret(),)), self._clock.now(conn))
 
     def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
         def work(conn: Connection, _tries: int) -> Application:
@@ -167,6 +167,8 @@ class Tenants:
             columns = self._difference(before, change(before, now), anew=anew)
             if columns:
                 store.change_application(conn, before.number, now, columns)
+            if "limits" in columns:  # whoever was told to wait, by another pace, is not told so any more
+                store.forget_paces(conn, before.number)
             return self._found(conn, application_id)
 
         changed = self._transactions.write(work)
@@ -231,11 +233,11 @@ class Tenants:
         """Return what is known of an application without asking."""
         return self._by_number.get(number)
 
-    def refresh(self, conn: Connection) -> None:
-        """Forget what has been changed, if nobody has looked for a second."""
+    def refresh(self, conn: Connection) -> bool:
+        """Forget what has been changed, if nobody has looked for a second; say whether there was something."""
         now = time.monotonic()
         if now - self._looked_at < FRESH_SECONDS:
-            return
+            return False
         before, self._looked_at = self._looked_at, now
         try:
             instant = self._clock.now(conn)
@@ -245,7 +247,9 @@ class Tenants:
             raise
         self._seen_until = instant
         in_mind = ((self._by_number.get(number), changed_at) for number, changed_at in changed.items())
-        self._forget([application.number for application, changed_at in in_mind if application and application.changed_at != changed_at])
+        stale = [application.number for application, changed_at in in_mind if application and application.changed_at != changed_at]
+        self._forget(stale)
+        return bool(stale)
 
     def _remember(self, rows: Iterable[Row[Any]]) -> list[Application]:
         applications = [self._read_row(row) for row in rows]

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import FrameType
 from typing import NamedTuple
@@ -36,14 +36,20 @@ LINGER_SECONDS = 0.025
 """So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
 USUAL_TRANSACTION_SECONDS = 0.005
 """What is due in less time would be late if a transaction were begun before it."""
+NO_ROOM_MS = 3
+"""What finds no room at its host looks again after that."""
 SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 SPARE_DESCRIPTORS = 128
 """Files and sockets of a process that are not requests under way."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
+HELD_BACK_MS = 1_000
+"""An application at a limit is asked for again after that at the latest."""
 LOOK_SHARE = 0.02
 """A look at the agenda may cost this share of the time between two looks: 50 ms, as with 10,000 applications, every 2.5 s."""
+REFRESH_SECONDS = 1.0
+"""So often is asked whether applications have been changed."""
 LATE_COMMIT_SECONDS = 0.25
 """So long after later rows a row may become visible and still be noticed without a look."""
 SHORTEST_PAUSE_SECONDS = 0.05
@@ -106,7 +112,7 @@ class Agenda:
 
     def __init__(self, *, interval: float, longest: float = LONGEST_IDLE_SECONDS) -> None:
         self.turn = threading.Lock()
-        self.next_look = self.next_glance = 0.0  # monotonic
+        self.next_look = self.next_glance = self.next_refresh = 0.0  # monotonic
         self.backlog = False  # read by every thread: more is due than the last claim could take
         # Applications at a limit, and until when there is no use in asking for more of them (ms). Any thread takes them out.
         self.held_back: dict[int, int] = {}
@@ -314,8 +320,8 @@ class WorkerThread(threading.Thread):
             earliest = agenda.earliest(self._may_claim)
             if earliest is not None and self._free():
                 yield self._until(earliest - self._terms.claim_ahead_ms)
-            if agenda.held_back:
-                yield self._until(min(agenda.held_back.values()))
+            if self._free():
+                yield from (self._until(until) for until in sorted(agenda.held_back.values())[:1])
         elif self._free():
             yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
 
@@ -373,6 +379,10 @@ class WorkerThread(threading.Thread):
             agenda.replace(seen, time.monotonic() - began, newest)
         elif agenda.surely_known is not None and began >= agenda.next_glance:
             agenda.notice(*self._scheduler.added_after(agenda.surely_known), began)
+        elif agenda.is_dear and began >= agenda.next_refresh:
+            agenda.next_refresh = began + REFRESH_SECONDS
+            if self._scheduler.refresh():  # an application may have been activated, whose events only a look shows
+                agenda.next_look = began
         else:
             return
         agenda.outage.is_over()
@@ -417,7 +427,9 @@ class WorkerThread(threading.Thread):
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
-            agenda.held_back |= claimed.held_back
+            # It is only a hint: limits may be changed meanwhile.
+            soon = self._scheduler.clock.estimate() + HELD_BACK_MS
+            agenda.held_back |= {application: min(until, soon) for application, until in claimed.held_back.items()}
             if len(claimed.deliveries) * 2 < len(claimed.wakes):
                 agenda.waste(time.monotonic() - began)
             agenda.backlog = claimed.has_more
@@ -468,6 +480,9 @@ class WorkerThread(threading.Thread):
                 if time.monotonic() > held.start_by:
                     late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
                     continue
+                if not self._scheduler.destinations.may_begin(held.delivery):
+                    heapq.heappush(self._held, replace(held, send_at=now + NO_ROOM_MS))
+                    continue
                 self._courier.submit(held.delivery, started_at=now)
                 begun += 1
                 if begun % SUBMIT_STEP == 0:
@@ -480,7 +495,7 @@ class WorkerThread(threading.Thread):
     def _put_back(self, held: list[Held]) -> None:
         deliveries = [each.delivery for each in held]
         try:
-            self._scheduler.release(deliveries)
+            self._scheduler.release(deliveries, self._hands)
         except Exception:
             self._held = list(heapq.merge(self._held, sorted(held)))  # a sorted list is a heap
             raise

@@ -85,6 +85,25 @@ def test_eight_upgrades_at_once_make_one_schema(empty_url: str) -> None:
     Scheduler.open(empty_url).close()
 
 
+def test_an_upgrade_that_was_interrupted_goes_on(empty_url: str) -> None:
+    """On MySQL each statement is committed by itself. It ended here after the first one of the second migration."""
+    engines = database.open_engines(empty_url)
+    with engines.write.connect() as conn:
+        settings = database.alembic_config()
+        settings.attributes["connection"] = conn
+        command.upgrade(settings, "0001")
+        conn.commit()
+    if engines.write.dialect.name != "sqlite":
+        with engines.write.begin() as conn:
+            kinds = "ADD COLUMN active BOOL NOT NULL DEFAULT true, ADD COLUMN limits TEXT, ADD COLUMN egress TEXT, ADD COLUMN metadata TEXT"
+            rest = "ADD COLUMN secrets TEXT, ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0', ADD INDEX applications_changed (changed_at)"
+            conn.execute(text(f"ALTER TABLE applications {kinds}, {rest}"))
+    engines.dispose()
+
+    assert database.upgrade(empty_url) == schema.VERSION
+    Scheduler.open(empty_url).close()
+
+
 def test_without_tables_it_refuses_and_says_what_to_type(empty_url: str) -> None:
     with pytest.raises(TablesMissing, match="cassata db upgrade"):
         Scheduler.open(empty_url)
