@@ -79,6 +79,17 @@ def take(scheduler: Scheduler, outcomes: list[Outcome] | None = None, hands: Han
     return scheduler.record_and_claim(outcomes or [], list(scheduler.agenda()), 100, TERMS, hands)[1]
 
 
+def taken_soon(scheduler: Scheduler, count: int, seconds: float = 10) -> list[Delivery]:
+    """Claim until so many have been claimed, looking as often as a worker does."""
+    deliveries: list[Delivery] = []
+    until = time.monotonic() + seconds
+    while len(deliveries) < count:
+        assert time.monotonic() < until, deliveries
+        deliveries += take(scheduler).deliveries
+        time.sleep(0.2)
+    return deliveries
+
+
 def answered(delivery: Delivery, code: int = 200) -> Outcome:
     return Outcome(delivery, started_at=1_000, duration_ms=5, status_code=code)
 
@@ -229,6 +240,21 @@ def test_what_a_claim_took_whose_commit_was_cut_off_is_put_back_and_was_no_attem
     assert time.monotonic() - began < 1.0  # it was put back, and not only left until the lease ran out
 
 
+def test_a_claim_that_never_was_committed_takes_nothing_from_whoever_claimed_the_same_rows_since(
+    proxy: FaultProxy, shaky: Scheduler, steady: Scheduler
+) -> None:
+    """Both have the same fence: the one that was rolled back is no claim at all, and must not be put back."""
+    add(shaky, 5)
+    proxy.trap(Loss.REQUEST, COMMIT, after="UPDATE events")
+    with pytest.raises(DatabaseUnavailable):
+        take(shaky)
+    deliveries = taken_soon(steady, 5)
+
+    assert take(shaky).deliveries == []
+
+    assert steady.record([answered(delivery) for delivery in deliveries]).kept == 5
+
+
 @ANSWER_OR_REQUEST
 def test_a_probe_that_was_claimed_and_cut_off_keeps_its_breaker_open_for_a_lease_at_most(
     proxy: FaultProxy, shaky: Scheduler, loss: Loss
@@ -279,11 +305,7 @@ def test_the_rows_of_a_host_that_vanished_inside_its_claim_are_claimed_by_others
     assert trap.sprung.is_set()
 
     began = time.monotonic()  # since then nothing has been heard of it; its connection stays
-    deliveries: list[Delivery] = []
-    while len(deliveries) < 5:
-        assert time.monotonic() - began < 10, deliveries
-        deliveries += take(steady).deliveries
-        time.sleep(0.2)
+    deliveries = taken_soon(steady, 5)
 
     taken = time.monotonic() - began + 1.0  # the second that it waited for an answer
     figure(f"host vanished inside a claim, after {last_words}: its rows claimed by others after {taken:.1f} s (at most 5)")
