@@ -126,9 +126,7 @@ def test_an_insert_cut_off_inside_a_transaction_is_begun_anew(proxy: FaultProxy,
 
 
 @ANSWER_OR_REQUEST
-def test_a_batch_whose_commit_is_cut_off_is_unavailable_and_repeated_without_harm(
-    proxy: FaultProxy, shaky: Scheduler, loss: Loss
-) -> None:
+def test_a_batch_whose_commit_is_cut_off_is_unavailable_and_repeated_without_harm(proxy: FaultProxy, shaky: Scheduler, loss: Loss) -> None:
     trap = proxy.trap(loss, COMMIT, after=EVENTS)
     news = [new(f"e{number}") for number in range(3)]
 
@@ -261,9 +259,10 @@ def test_a_probe_that_was_claimed_and_cut_off_keeps_its_breaker_open_for_a_lease
 ) -> None:
     add(shaky, 1)
     opened_at = shaky.clock.estimate() - 60_000
-    question = "INSERT INTO breakers (application, destination, opened_at, retry_at, openings, probing) SELECT id, '127.0.0.1:80', {0}, {0}, 1, 0"
+    columns = "application, destination, opened_at, retry_at, openings, probing"
+    open_one = f"INSERT INTO breakers ({columns}) SELECT id, '127.0.0.1:80', {opened_at}, {opened_at}, 1, 0 FROM applications"
     with shaky._engines.write.begin() as conn:
-        conn.execute(text(f"{question.format(opened_at)} FROM applications"))
+        conn.execute(text(open_one))
     shaky._breakers_at = float("-inf")
     proxy.trap(loss, COMMIT, after="UPDATE breakers")
 
