@@ -177,11 +177,11 @@ def worker_processes(settings: Settings) -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach what listens there. Of a name, even of localhost, nobody knows before it is looked up."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return False
 
 
 def authenticates(service: Service) -> bool:

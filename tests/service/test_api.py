@@ -9,7 +9,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from cassata.config import Service
-from cassata.model import NewEvent
+from cassata.model import NewEvent, Scope
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
 
@@ -332,3 +332,67 @@ def test_a_page_of_another_site_may_do_nothing_where_no_key_is_needed(http: Flas
 
     assert http.get("/cassata/events/shop", headers={"Sec-Fetch-Site": "none"}).status_code == 200
     assert http.get("/livez", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8085", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.nip.io:8085", 403),
+        ("evil.example:80@localhost", 403),
+        ("0.0.0.0:8085", 403),
+        ("10.0.0.1", 403),
+        ("[::2]", 403),
+        ("localhost:", 403),
+        ("", 403),
+        ("localhost", 200),
+        ("LocalHost:1", 200),
+        ("127.0.0.1:8085", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:8085", 200),
+    ],
+)
+def test_where_no_key_is_needed_only_this_machines_own_names_are_answered(http: FlaskClient, host: str, status: int) -> None:
+    """What `evil.example` is the name of may become 127.0.0.1 while its page is open: DNS rebinding."""
+    for method, path in (("GET", "/cassata/applications"), ("POST", "/cassata/keys"), ("GET", "/cassata/nowhere")):
+        answer = http.open(path, method=method, headers={"Host": host})
+        assert (answer.status_code == 403) is (status == 403), path
+    assert http.get("/livez", headers={"Host": host}).status_code == 200
+
+
+def test_who_asks_by_another_name_is_told_what_to_do(http: FlaskClient, scheduler: Scheduler) -> None:
+    refused = http.get("/cassata/applications", headers={"Host": "cassata.example.com"})
+    assert refused.json["type"] == "urn:cassata:problem:cross-site"
+    assert "set service.authentication to 'required', and send a key" in refused.json["detail"]
+
+    token = scheduler.tenants.create_key(None, {Scope.ADMIN})[1]
+    headers = {"Host": "cassata.example.com", "Authorization": f"Bearer {token}"}
+    assert http.get("/cassata/applications", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://localhost:3000", 403),
+        ("https://localhost:8085", 403),
+        ("http://127.0.0.1:8085", 403),
+        ("http://localhost:8085, http://evil.example", 403),
+        ("http://localhost:8085", 201),
+    ],
+)
+def test_where_no_key_is_needed_a_page_of_another_origin_posts_nothing(http: FlaskClient, origin: str, status: int) -> None:
+    """Neither does a form without a body, for which no browser asks beforehand."""
+    assert http.post("/cassata/keys", headers={"Host": "localhost:8085", "Origin": origin}).status_code == status
+
+
+def test_a_service_that_asks_for_keys_answers_to_any_name(scheduler: Scheduler) -> None:
+    guarded = create_app(scheduler, Service(authentication="required")).test_client()
+    token = scheduler.tenants.create_key(None, {Scope.ADMIN})[1]
+    headers = {"Host": "cassata.example.com", "Origin": "https://console.example.com", "Authorization": f"Bearer {token}"}
+    assert guarded.get("/cassata/applications", headers=headers).status_code == 200
+    assert guarded.get("/cassata/applications", headers={"Host": "evil.example"}).status_code == 401
