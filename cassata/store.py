@@ -126,8 +126,14 @@ def register_application(conn: Connection, application_id: str, now: int, **colu
     return int(result.lastrowid)
 
 
-def applications_without_secrets(conn: Connection) -> Sequence[int]:
-    return conn.execute(select(A.id).where(A.secrets.is_(None))).scalars().all()
+def applications_without_secrets(conn: Connection) -> list[tuple[int, str]]:
+    """Read their numbers and ids."""
+    return [(row.id, row.application_id) for row in conn.execute(select(A.id, A.application_id).where(A.secrets.is_(None)))]
+
+
+def has_secrets(conn: Connection, *, sealed: bool) -> bool:
+    """Tell whether any application's secrets are sealed (an object), or whether any's are not (an array)."""
+    return conn.execute(select(A.id).where(A.secrets.like("{%" if sealed else "[{%")).limit(1)).first() is not None
 
 
 def lock_application(conn: Connection, application_id: str) -> Row[Any] | None:

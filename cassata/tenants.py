@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from cassata import database, store
-from cassata.errors import ApplicationExists, CassataError, InvalidApplication, Problem, UnknownApplication, UnknownKey
+from cassata import database, store, telemetry
+from cassata.errors import ApplicationExists, CassataError, ConfigError, InvalidApplication, Problem, UnknownApplication, UnknownKey
 from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
-from cassata.vault import SecretsUnreadable, Vault
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault
 
 FRESH_SECONDS = 1.0
 """What is kept in mind of applications and keys is looked at again after that: so soon a change holds everywhere."""
@@ -75,6 +75,7 @@ class Tenants:
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._vault = vault
+        self._some_are_sealed = (float("-inf"), False)  # when that was looked up (monotonic), and what was found
         self._lock = threading.Lock()  # of the three attributes below
         self._by_number: dict[int, Application] = {}
         self._by_id: dict[str, Application] = {}
@@ -87,12 +88,12 @@ class Tenants:
     # --- applications --------------------------------------------------------------------------------------------------
 
     def create(self, application_id: str, changes: Changes = Changes()) -> Application:
-        """Make an application. Raises ApplicationExists."""
+        """Make an application. Raises ApplicationExists, SecretsKeyMissing."""
 
         def work(conn: Connection, _tries: int) -> Application:
             now = self._clock.now(conn)
             new = changes.applied_to(Application(0, application_id))
-            self.register(conn, application_id, now, **self._difference(Application(0, ""), new))
+            self.register(conn, application_id, now, **self._difference(conn, Application(0, application_id), new))
             return self._found(conn, application_id)
 
         try:
@@ -101,8 +102,9 @@ class Tenants:
             raise ApplicationExists(f"there is an application {application_id!r} already") from error
 
     def register(self, conn: Connection, application_id: str, now: int, **columns: Any) -> int:
-        """Make an application, with a signing secret, in somebody's transaction; return its number."""
-        return store.register_application(conn, application_id, now, secrets=self._vault.written((new_secret(),)), **columns)
+        """Make an application, with a signing secret, in somebody's transaction; return its number. Raises SecretsKeyMissing."""
+        secrets = self._written(conn, application_id, (new_secret(),))
+        return store.register_application(conn, application_id, now, secrets=secrets, **columns)
 
     def application(self, application_id: str) -> Application:
         """Return an application as it is now. Raises UnknownApplication."""
@@ -120,7 +122,7 @@ class Tenants:
     def rotate_secret(self, application_id: str, *, overlap_ms: int, secret: Secret | None = None) -> Application:
         """Sign with a new secret from now on, and with those before it for that long still.
 
-        Raises UnknownApplication, SecretsUnreadable, InvalidApplication if too many would be in use.
+        Raises UnknownApplication, SecretsUnreadable, SecretsKeyMissing, InvalidApplication if too many would be in use.
         """
 
         def rotated(application: Application, now: int) -> Application:
@@ -138,8 +140,10 @@ class Tenants:
     def seal_secrets(self) -> int:
         """Write the secrets of all applications down anew, as the key file says now; return of how many.
 
-        Raises SecretsUnreadable, having changed those before.
+        Raises ConfigError if it says nothing, and SecretsUnreadable, having changed those before.
         """
+        if not self._vault.seals:
+            raise ConfigError("there is no key to seal with: make one with 'cassata app new-key-file', and set database.secretsKeyFile")
         after, count = "", 0
         while page := self.applications(after=after, limit=1_000):
             after = page[-1].application_id
@@ -152,11 +156,33 @@ class Tenants:
         """Make signing secrets for applications that an older Cassata has left without."""
 
         def work(conn: Connection, _tries: int) -> None:
-            for number in store.applications_without_secrets(conn):
-                store.change_application(conn, number, self._clock.now(conn), {"secrets": self._vault.written((new_secret(),))})
+            for number, application_id in store.applications_without_secrets(conn):
+                secrets = self._written(conn, application_id, (new_secret(),))
+                store.change_application(conn, number, self._clock.now(conn), {"secrets": secrets})
 
         if self._transactions.read(store.applications_without_secrets):
             self._transactions.write(work)
+
+    def warn_of_open_secrets(self) -> None:
+        """Tell in the log where secrets are not kept as the settings say."""
+        seals = self._vault.seals
+        if not self._transactions.read(lambda conn: store.has_secrets(conn, sealed=not seals)):
+            return
+        if seals:
+            telemetry.emit("some signing secrets are not sealed", level="warning", hint="type: cassata app seal-secrets")
+        else:
+            telemetry.emit("signing secrets are sealed", level="warning", hint="set database.secretsKeyFile: what they sign has to wait")
+
+    def _written(self, conn: Connection, application_id: str, secrets: tuple[Secret, ...]) -> str:
+        """Write secrets down. Raises SecretsKeyMissing rather than leave some open where others are sealed."""
+        if not self._vault.seals:
+            looked_at, found = self._some_are_sealed
+            if time.monotonic() - looked_at > FRESH_SECONDS:  # not for every new application: it reads them all
+                found = store.has_secrets(conn, sealed=True)
+                self._some_are_sealed = time.monotonic(), found
+            if found:
+                raise SecretsKeyMissing
+        return self._vault.written(application_id, secrets)
 
     def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
         def work(conn: Connection, _tries: int) -> Application:
@@ -164,7 +190,7 @@ class Tenants:
             before = self._read_row(_there(store.lock_application(conn, application_id)))
             if anew and before.is_sealed:
                 raise SecretsUnreadable
-            columns = self._difference(before, change(before, now), anew=anew)
+            columns = self._difference(conn, before, change(before, now), anew=anew)
             if columns:
                 store.change_application(conn, before.number, now, columns)
             return self._found(conn, application_id)
@@ -173,7 +199,7 @@ class Tenants:
         self._forget([changed.number])
         return changed
 
-    def _difference(self, before: Application, after: Application, *, anew: bool = False) -> dict[str, Any]:
+    def _difference(self, conn: Connection, before: Application, after: Application, *, anew: bool = False) -> dict[str, Any]:
         """Return the columns that differ, as they are to be written."""
         columns: dict[str, Any] = {}
         if after.active != before.active:
@@ -185,7 +211,7 @@ class Tenants:
         if after.metadata != before.metadata:
             columns["metadata"] = json.dumps(after.metadata)
         if after.secrets != before.secrets or (anew and after.secrets):
-            columns["secrets"] = self._vault.written(after.secrets)
+            columns["secrets"] = self._written(conn, after.application_id, after.secrets)
         return columns
 
     def _found(self, conn: Connection, application_id: str) -> Application:
@@ -203,7 +229,7 @@ class Tenants:
             changed_at=row.changed_at,
         )
         try:
-            return replace(application, secrets=self._vault.read(row.secrets)) if row.secrets else application
+            return replace(application, secrets=self._vault.read(row.application_id, row.secrets)) if row.secrets else application
         except SecretsUnreadable:
             return replace(application, is_sealed=True)
 

@@ -30,7 +30,7 @@ from cassata.service.answers import answer
 from cassata.service.auth import CrossSite, MissingScope, Unauthorized
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
 from cassata.tenants import TooManyStrangers
-from cassata.vault import SecretsUnreadable
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -80,6 +80,7 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     DatabaseUnfit: Kind(503, "database-unfit", "The database is not set up for this version"),
     SecretsUnreadable: Kind(503, "secrets-unreadable", "The signing secrets cannot be read"),
+    SecretsKeyMissing: Kind(503, "secrets-key-missing", "The key of the signing secrets is not configured"),
     TooManyStrangers: Kind(503, "too-many-keys", "Too many unknown keys are tried", "Repeat the request after a second."),
     Draining: Kind(503, "draining", "The service is about to end"),
 }

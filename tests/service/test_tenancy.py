@@ -209,9 +209,12 @@ def test_only_so_many_secrets_are_in_use_at_a_time(http: FlaskClient) -> None:
     assert len(http.post("/cassata/applications/shop/rotate-secret", json={"overlap": 0}).json["secrets"]) == 1
 
 
-def test_sealed_secrets_without_their_key_are_a_problem_of_the_service(http: FlaskClient, scheduler: Scheduler, tmp_path: Any) -> None:
+def test_sealed_secrets_without_their_key_are_a_problem_of_the_service(
+    http: FlaskClient, scheduler: Scheduler, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cassata.vault import new_key_file
 
+    monkeypatch.setattr(tenants, "FRESH_SECONDS", 0.0)
     create(http)
     new_key_file(tmp_path / "key")
     scheduler.tenants._vault = Vault(str(tmp_path / "key"))
@@ -220,6 +223,16 @@ def test_sealed_secrets_without_their_key_are_a_problem_of_the_service(http: Fla
     for answer in (http.get("/cassata/applications/shop/secrets"), http.post("/cassata/applications/shop/rotate-secret")):
         assert (answer.status_code, answer.json["type"]) == (503, "urn:cassata:problem:secrets-unreadable")
     assert http.get("/cassata/applications/shop").status_code == 200
+
+    event = {"application-id": "new", "event-id": "e1", "url": "http://receiver.example/", "delay": 60, "event": "x"}
+    for answer in (
+        create(http, "new"),
+        http.post("/cassata/add/", json=event),
+        http.put("/cassata/event/new/e1", json=event),
+        http.post("/cassata/add/batch", json=[event]),
+    ):
+        assert (answer.status_code, answer.json["type"]) == (503, "urn:cassata:problem:secrets-key-missing")
+        assert "set database.secretsKeyFile" in answer.json["detail"]
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------------

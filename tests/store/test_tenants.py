@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from cassata import database, tenants
+from cassata import config, database, telemetry, tenants
 from cassata.errors import ApplicationExists, ConfigError, UnknownApplication, UnknownKey
 from cassata.model import Egress, EgressPolicy, Scope, Secret, check_secret
 from cassata.scheduler import Scheduler
 from cassata.tenants import Changes, TooManyStrangers, new_secret
-from cassata.vault import SecretsUnreadable, Vault, new_key_file
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault, new_key_file
 from tests.words import Hand, ManualClock, new_event
 
 DAY_MS = 86_400_000
@@ -175,6 +175,97 @@ def test_events_wait_rather_than_go_out_unsigned_where_the_secrets_cannot_be_rea
     assert len(Hand(sealing, clock).claim()) == 1
     sealing.close()
     keyless.close()
+
+
+def test_where_some_secrets_are_sealed_none_is_written_open(database_url: str, key_file: Path, clock: ManualClock) -> None:
+    plain = Scheduler(database.open_engines(database_url), clock=clock)
+    plain.tenants.create("early")
+    sealing = Scheduler(database.open_engines(database_url), clock=clock, vault=Vault(str(key_file)))
+    sealing.tenants.create("shop")
+    keyless = Scheduler(database.open_engines(database_url), clock=clock)
+    before = sorted(columns(sealing, "secrets"))
+
+    for write in (
+        lambda: keyless.tenants.create("new"),
+        lambda: keyless.tenants.rotate_secret("early", overlap_ms=0),
+        lambda: keyless.add(new_event("e1", "new")),
+        lambda: keyless.add_all([new_event("e1", "new"), new_event("e2", "early")]),
+    ):
+        with pytest.raises(SecretsKeyMissing, match=r"database\.secretsKeyFile"):
+            write()
+
+    assert sorted(columns(sealing, "secrets")) == before
+    assert keyless.add(new_event("e1", "early")).event_id == "e1"
+    assert keyless.tenants.change("shop", Changes(metadata={"a": 1})).metadata == {"a": 1}
+    for opened in (plain, sealing, keyless):
+        opened.close()
+
+
+def test_a_process_without_the_key_notices_within_a_second_that_secrets_are_sealed(
+    database_url: str, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyless = Scheduler(database.open_engines(database_url))
+    keyless.tenants.create("early")
+    sealing = Scheduler(database.open_engines(database_url), vault=Vault(str(key_file)))
+    sealing.tenants.seal_secrets()
+
+    monkeypatch.setattr(tenants, "FRESH_SECONDS", 0.0)
+    with pytest.raises(SecretsKeyMissing):
+        keyless.tenants.create("late")
+    with pytest.raises(ConfigError, match="no key to seal with"):
+        keyless.tenants.seal_secrets()
+    sealing.close()
+    keyless.close()
+
+
+def test_what_is_sealed_for_one_application_opens_nothing_in_the_row_of_another(database_url: str, key_file: Path) -> None:
+    sealing = Scheduler(database.open_engines(database_url), vault=Vault(str(key_file)))
+    for name in ("shop", "rival"):
+        sealing.tenants.create(name)
+    shops = sealing.tenants.application("shop").secrets
+    with sealing._engines.write.begin() as conn:
+        (written,) = conn.execute(text("SELECT secrets FROM applications WHERE application_id = 'shop'")).scalars()
+        conn.execute(text("UPDATE applications SET secrets = :written WHERE application_id = 'rival'"), {"written": written})
+
+    rival = sealing.tenants.application("rival")
+
+    assert (rival.is_sealed, rival.secrets) == (True, ())
+    assert sealing.tenants.application("shop").secrets == shops
+    with pytest.raises(SecretsUnreadable):
+        sealing.tenants.rotate_secret("rival", overlap_ms=0)
+    sealing.close()
+
+
+def test_a_start_warns_where_secrets_are_not_kept_as_the_settings_say(database_url: str, key_file: Path) -> None:
+    with_key, without = config.Database(secretsKeyFile=str(key_file)), config.Database()
+
+    def warnings(settings: config.Database) -> list[str]:
+        told: list[tuple[str, dict[str, Any]]] = []
+
+        def listen(name: str, facts: dict[str, Any]) -> None:
+            told.append((name, facts))
+
+        telemetry.subscribe(listen)
+        try:
+            Scheduler.open(database_url, settings=settings).close()
+        finally:
+            telemetry.unsubscribe(listen)
+        return [f"{name} {facts.get('hint')}" for name, facts in told if "secrets" in name]
+
+    assert warnings(with_key) == warnings(without) == []
+    plain = Scheduler.open(database_url)
+    plain.tenants.create("shop")
+    plain.close()
+    assert warnings(without) == []
+    [not_sealed] = warnings(with_key)
+    assert "cassata app seal-secrets" in not_sealed
+
+    sealing = Scheduler.open(database_url, settings=with_key)
+    sealing.tenants.seal_secrets()
+    sealing.close()
+    assert warnings(with_key) == []
+    [no_key] = warnings(without)
+    assert "database.secretsKeyFile" in no_key
 
 
 def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
