@@ -89,6 +89,12 @@ CREATE TABLE api_keys (
 
 CREATE INDEX api_keys_application ON api_keys (application);
 
+CREATE TABLE installation (
+    id INTEGER NOT NULL,
+    secret BLOB NOT NULL,
+    PRIMARY KEY (id)
+);
+
 CREATE TABLE paces (
     application INTEGER NOT NULL,
     kind SMALLINT NOT NULL,

@@ -128,7 +128,9 @@ class Tenancy:
 
     def _created_key(self, application_id: str | None, usual: frozenset[Scope]) -> Response:
         asked = tenancy_wire.read(KeyDocument, bodies.optional_document())
-        key, token = self._tenants.create_key(application_id, asked.scopes or usual, name=asked.name, expires_at=asked.expires_at)
+        key, token = self._tenants.create_key(
+            application_id, asked.scopes or usual, name=asked.name, expires_at=asked.expires_at, maker=caller()
+        )
         return answer({"token": token, **key_document(key)}, 201)
 
     def revoke_key(self, application_id: str, prefix: str) -> Response:
