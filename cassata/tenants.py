@@ -115,6 +115,17 @@ class Tenants:
         """Return an application as it is now. Raises UnknownApplication."""
         return self._transactions.read(lambda conn: self._found(conn, application_id))
 
+    def secrets(self, application_id: str) -> tuple[Secret, ...]:
+        """Return the signing secrets that are in use now, the newest first. Raises UnknownApplication, SecretsUnreadable."""
+
+        def work(conn: Connection) -> tuple[Secret, ...]:
+            application, now = self._found(conn, application_id), self._clock.now(conn)
+            if application.is_sealed:
+                raise SecretsUnreadable
+            return tuple(secret for secret in application.secrets if secret.until is None or secret.until > now)
+
+        return self._transactions.read(work)
+
     def applications(self, *, after: str = "", limit: int = 100) -> list[Application]:
         """List applications in the order of their ids."""
         rows = self._transactions.read(lambda conn: store.applications_after(conn, after, limit))

@@ -24,7 +24,6 @@ from cassata.service.tenancy_wire import (
     key_document,
 )
 from cassata.tenants import Changes
-from cassata.vault import SecretsUnreadable
 
 USUAL_PAGE_LENGTH = 100
 
@@ -98,10 +97,7 @@ class Tenancy:
     # --- signing secrets -----------------------------------------------------------------------------------------------
 
     def secrets(self, application_id: str) -> Response:
-        application = self._tenants.application(_possible(application_id))
-        if application.is_sealed:
-            raise SecretsUnreadable
-        return answer(tenancy_wire.secrets_document(application.secrets))
+        return answer(tenancy_wire.secrets_document(self._tenants.secrets(_possible(application_id))))
 
     def rotate_secret(self, application_id: str) -> Response:
         asked = tenancy_wire.read(RotationDocument, bodies.optional_document())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 from typing import Any
 
@@ -251,6 +253,36 @@ def test_a_list_goes_by_expiry_page_by_page(http: FlaskClient) -> None:
         cursor = page["next-cursor"]
 
     assert pages == [["e4", "e3"], ["e2", "e1"], ["e0"]]
+
+
+def test_a_cursor_tells_nothing_of_the_rows_of_others(http: FlaskClient) -> None:
+    """Neither a row's number, nor how far apart two are: that is how much others have added in between."""
+    for number in range(9):
+        http.post("/cassata/add/", json=event(event_id=f"e{number}", delay=None, expiry=1_900_000_000))
+    sealed, query = [], "limit=1"
+    while cursor := http.get(f"/cassata/events/shop?{query}").json["next-cursor"]:
+        sealed.append(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        query = f"limit=1&cursor={cursor}"
+
+    assert len(sealed) == 8
+    assert {len(one) for one in sealed} == {24}
+    for one, other in itertools.combinations(sealed, 2):
+        assert sum(left == right for left, right in zip(one, other, strict=True)) < 8
+
+
+def test_a_cursor_that_was_changed_or_given_to_another_is_refused(http: FlaskClient) -> None:
+    for application_id in ("shop", "rival"):
+        for number in range(2):
+            http.post("/cassata/add/", json=event(application_id=application_id, event_id=f"e{number}", delay=60 + number))
+    cursor = http.get("/cassata/events/shop?limit=1").json["next-cursor"]
+    sealed = base64.urlsafe_b64decode(cursor)
+
+    forged = [sealed[:place] + bytes([sealed[place] ^ 1]) + sealed[place + 1 :] for place in range(len(sealed))]
+    for text in ("AAAA" * 8, *(base64.urlsafe_b64encode(each).decode() for each in forged)):
+        refused = http.get(f"/cassata/events/shop?cursor={text}")
+        assert (refused.status_code, refused.json["errors"][0]["parameter"]) == (400, "cursor")
+    assert http.get(f"/cassata/events/rival?cursor={cursor}").status_code == 400
+    assert [found["event-id"] for found in http.get(f"/cassata/events/shop?cursor={cursor}").json["events"]] == ["e1"]
 
 
 def test_a_list_can_be_narrowed_by_status_and_expiry(http: FlaskClient) -> None:

@@ -14,6 +14,7 @@ from cassata.model import METADATA_BYTES, Breaker, NewEvent, Scope
 from cassata.scheduler import Scheduler
 from cassata.service import create_app, problems
 from cassata.vault import SecretsUnreadable, Vault
+from tests.conftest import wait_until
 
 NO_LIMITS = dict.fromkeys(
     [
@@ -189,6 +190,14 @@ def test_a_secret_is_rotated_and_the_one_before_stays_for_the_overlap(http: Flas
     assert (rotated[0]["until"], rotated[1]["until"] is not None) == (None, True)
     assert own == [{"secret": SECRET, "until": None}]
     assert http.get("/cassata/applications/shop/secrets").json["secrets"] == own
+
+
+def test_only_secrets_in_use_are_shown(http: FlaskClient) -> None:
+    create(http)
+    rotated = http.post("/cassata/applications/shop/rotate-secret", json={"overlap": 0.05}).json["secrets"]
+    assert len(rotated) == 2
+
+    wait_until(lambda: http.get("/cassata/applications/shop/secrets").json["secrets"] == rotated[:1])
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,17 @@ def test_a_secret_that_is_rotated_out_signs_along_until_the_overlap_ends(schedul
     assert hand.claim_one().signing_keys == (new.key,)
 
 
+def test_a_secret_whose_overlap_is_over_is_not_shown(scheduler: Scheduler, clock: ManualClock) -> None:
+    old = scheduler.tenants.create("shop").secrets[0]
+    rotated = scheduler.tenants.rotate_secret("shop", overlap_ms=1_000)
+
+    clock.advance(999)
+    assert scheduler.tenants.secrets("shop") == rotated.secrets
+    assert rotated.secrets[1].value == old.value
+    clock.advance(1)
+    assert scheduler.tenants.secrets("shop") == rotated.secrets[:1]
+
+
 def test_a_secret_that_leaked_is_rotated_out_at_once(scheduler: Scheduler, hand: Hand) -> None:
     old = scheduler.tenants.create("shop").secrets[0]
 
