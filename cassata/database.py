@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -402,9 +403,9 @@ def upgrade(url: str, settings: config.Database | None = None) -> str:
 
 
 def make_tables(engines: Engines) -> str:
-    """Do the work of `upgrade` on engines that are there already; make the folder of an SQLite file, for its owner alone."""
+    """Do the work of `upgrade` on engines that are there already; make an SQLite file, and its folder, for its owner alone."""
     if engines.write.dialect.name == "sqlite":
-        Path(engines.write.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_file(Path(engines.write.url.database or ""))
     with engines.write.connect() as connection, _upgrade_lock(connection):
         if table_version(connection) != schema.VERSION:
             _run_migrations(connection)
@@ -414,6 +415,17 @@ def make_tables(engines: Engines) -> str:
     if version is None:
         raise TablesMissing
     return version
+
+
+def _make_file(file: Path) -> None:
+    """Make an empty SQLite file unless there is one: SQLite gives -wal and -shm the same rights.
+
+    One that is there is not opened: to close it again would take away the locks that this process has on it (fcntl(2)).
+    """
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not str(file).startswith("file:"):
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _run_migrations(connection: Connection) -> None:

@@ -206,6 +206,7 @@ class Scheduler:
                 if check:
                     database.check(engines, limits.payload_bytes)
                     scheduler.tenants.give_secrets()
+                    scheduler.tenants.warn_of_open_secrets()
         except BaseException:
             scheduler.close()
             raise
