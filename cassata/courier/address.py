@@ -91,7 +91,7 @@ class Endpoint:
 class Guard:
     """An egress policy, ready to judge. Made by `guard`, once for equal policies."""
 
-    def __init__(self, egress: Egress, database: Endpoint | None) -> None:
+    def __init__(self, egress: Egress, database: tuple[Endpoint, ...]) -> None:
         entries = [(entry, _network(entry)) for entry in egress.allow]
         names = [entry.removesuffix(".") for entry, network in entries if network is None]
         self.label = hashlib.sha256(repr(egress).encode()).hexdigest()[:16]
@@ -100,8 +100,9 @@ class Guard:
         self._networks = [network for _, network in entries if network is not None]
         self._hosts = frozenset(name for name in names if not name.startswith("*"))
         self._domains = tuple(name.removeprefix("*") for name in names if name.startswith("*"))
-        self._database_port = database and database.port
-        self._database_addresses = frozenset(map(ip_address, database.addresses if database else ()))
+        self._database: dict[int, set[Address]] = {}  # the addresses of its hosts, by port
+        for endpoint in database:
+            self._database.setdefault(endpoint.port, set()).update(map(ip_address, endpoint.addresses))
 
     def refusal(self, address: str, port: int, host: str) -> str | None:
         """Say why this IP address, at which `host` is to be reached, must not be dialled; None if it may be."""
@@ -111,7 +112,7 @@ class Guard:
             return f"{address} is not an IP address"
         if facts.never:
             return f"{address} is {facts.never}"
-        if port == self._database_port and (facts.not_public or not self._database_addresses.isdisjoint(facts.readings)):
+        if port in self._database and (facts.not_public or not self._database[port].isdisjoint(facts.readings)):
             return f"{address} port {port} is the port of Cassata's own database"
         if self._policy is EgressPolicy.PUBLIC and facts.not_public:
             return f"{address} is {facts.not_public}, and only public addresses are allowed"
@@ -138,8 +139,8 @@ class Guard:
 
 
 @lru_cache(maxsize=256)
-def guard(egress: Egress, database: Endpoint | None = None) -> Guard:
-    """Return the guard of a policy. It also keeps requests away from the port of this database."""
+def guard(egress: Egress, database: tuple[Endpoint, ...] = ()) -> Guard:
+    """Return the guard of a policy. It also keeps requests away from the ports of this database."""
     return Guard(egress, database)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cassata import config
@@ -11,10 +10,8 @@ from cassata.courier.address import Endpoint
 from cassata.courier.names import resolve
 from cassata.courier.proxy import Proxy, parse_proxy
 from cassata.errors import ConfigError
+from cassata.hosts import split
 from cassata.model import Egress, EgressPolicy
-
-_HOST_AND_PORT = re.compile(r"://(?:[^@]*@)?(?:\[([^\]]*)\]|([^/:?]*))(?::(\d+))?")
-_MYSQL_PORT = 3306
 
 
 def courier_settings(settings: config.Settings) -> CourierSettings:
@@ -48,10 +45,8 @@ def _proxy(worker: config.Worker) -> Proxy | None:
         raise ConfigError(f"worker.egressProxy {error}") from None
 
 
-def _database(url: str) -> Endpoint | None:
-    """Return where it listens. SQLite listens nowhere."""
-    match = _HOST_AND_PORT.search(url)
-    if match is None or url.startswith("sqlite"):
-        return None
-    bracketed, host, port = match.groups()
-    return Endpoint(int(port or _MYSQL_PORT), resolve(bracketed or host or "localhost").addresses)
+def _database(url: str) -> tuple[Endpoint, ...]:
+    """Return where it listens, on each of its hosts. SQLite listens nowhere."""
+    if url.startswith("sqlite"):
+        return ()
+    return tuple(Endpoint(host.port, resolve(host.name or "localhost").addresses) for host in split(url).hosts)

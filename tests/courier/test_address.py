@@ -126,7 +126,7 @@ def test_a_final_dot_changes_nothing_on_either_side() -> None:
         assert refusal(listing("*.example.com."), "10.1.2.3", host=host) is None
 
 
-DATABASE = Endpoint(3306, ("10.0.0.5", "198.41.0.4", "2606:2800:220:1::1"))
+DATABASE = (Endpoint(3306, ("10.0.0.5", "198.41.0.4", "2606:2800:220:1::1")),)
 
 
 @pytest.mark.parametrize("egress", [INTERNAL, PUBLIC, listing("0.0.0.0/0", "::/0")], ids=str)
@@ -136,6 +136,16 @@ def test_the_port_of_the_own_database_is_never_dialled(egress: Egress, address: 
 
     assert own.refusal(address, 3306, "any.test") == f"{address} port 3306 is the port of Cassata's own database"
     assert "own database" not in str(own.refusal(address, 3307, "any.test"))
+
+
+def test_each_host_of_the_own_database_has_a_port_of_its_own() -> None:
+    own = guard(INTERNAL, (Endpoint(3306, ("198.41.0.4",)), Endpoint(3307, ("198.41.0.5",)), Endpoint(3306, ("198.41.0.6",))))
+
+    found = {
+        (address, port): own.refusal(f"198.41.0.{address}", port, "any.test") is None for address in (4, 5, 6) for port in (3306, 3307)
+    }
+
+    assert {where for where, may_be_dialled in found.items() if not may_be_dialled} == {(4, 3306), (5, 3307), (6, 3306)}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.9.9.9", "::1", "fd00::1", "::ffff:192.168.1.1"])

@@ -92,7 +92,7 @@ def test_the_port_of_the_own_database_is_never_reached(
     make_courier: MakeCourier, receive: Receive, resolver: Resolver, egress: Egress, host: str
 ) -> None:
     database = receive(answering(OK))
-    courier = make_courier(database=Endpoint(database.port, ("198.41.0.4",)), egress=egress)
+    courier = make_courier(database=(Endpoint(database.port, ("198.41.0.4",)),), egress=egress)
 
     outcomes = deliver(courier, delivery(database.url(host=host)), delivery(database.url(host=host), egress=INTERNAL))
 

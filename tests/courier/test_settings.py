@@ -54,19 +54,20 @@ def test_a_bad_proxy_is_named_and_its_password_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "endpoint"),
+    ("url", "endpoints"),
     [
-        (None, None),
-        ("sqlite:////tmp/x.db", None),
-        ("mysql+pymysql://user@127.0.0.1:3307/cassata", Endpoint(3307, ("127.0.0.1",))),
-        ("mariadb+pymysql://user:p:a/ss?w#rd@10.0.0.5/cassata?charset=utf8mb4", Endpoint(3306, ("10.0.0.5",))),
-        ("mysql+pymysql://[fd00::1]:3308/cassata", Endpoint(3308, ("fd00::1",))),
-        ("mysql+pymysql://10.0.0.5", Endpoint(3306, ("10.0.0.5",))),
-        ("mysql+pymysql://nobody.invalid:3309/cassata", Endpoint(3309, ())),
+        (None, []),
+        ("sqlite:////tmp/x,y.db", []),
+        ("mysql+pymysql://user@127.0.0.1:3307/cassata", [Endpoint(3307, ("127.0.0.1",))]),
+        ("mariadb+pymysql://user:p:a/ss?w#rd@10.0.0.5/cassata?charset=utf8mb4", [Endpoint(3306, ("10.0.0.5",))]),
+        ("mysql+pymysql://[fd00::1]:3308/cassata", [Endpoint(3308, ("fd00::1",))]),
+        ("mysql+pymysql://10.0.0.5", [Endpoint(3306, ("10.0.0.5",))]),
+        ("mysql+pymysql://nobody.invalid:3309/cassata", [Endpoint(3309, ())]),
+        ("mysql+pymysql://user:pa,ss@10.0.0.5:3307,10.0.0.6/x", [Endpoint(3307, ("10.0.0.5",)), Endpoint(3306, ("10.0.0.6",))]),
     ],
 )
-def test_where_the_own_database_listens_is_found_in_its_url(url: str | None, endpoint: Endpoint | None) -> None:
-    assert courier_settings(settings(url)).database == endpoint
+def test_where_the_own_database_listens_is_found_in_its_url(url: str | None, endpoints: list[Endpoint]) -> None:
+    assert courier_settings(settings(url)).database == tuple(endpoints)
 
 
 @pytest.mark.parametrize("courier", ["curl", "requests"])
