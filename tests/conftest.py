@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -39,6 +40,8 @@ import pytest
 if TYPE_CHECKING:
     from cassata.scheduler import Scheduler
 
+FAULT_SEED = "CASSATA_FAULT_SEED"
+"""The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -149,7 +152,7 @@ def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
         pytest.skip(NO_MARIADB)
     user = pwd.getpwuid(os.getuid()).pw_name
     _initialise(server, folder / "data", user)
-    port = _unused_port()
+    port = unused_port()
     running = MariaDB(_serve(server, folder, user, port, *options), port, folder)
     try:
         _await_server(running)
@@ -245,7 +248,7 @@ def scheduler(database_url: str) -> Iterator[Scheduler]:
 # --- real processes -----------------------------------------------------------------------------------------------------
 
 
-def _unused_port() -> int:
+def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -253,7 +256,7 @@ def _unused_port() -> int:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    return _unused_port
+    return unused_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +309,21 @@ def _environment(home: Path) -> dict[str, str]:
     return {**inherited, "CASSATA_HOME": str(home), "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
 
 
+def start_process(module: str, *words: str, log: Path, url: str = "", env: dict[str, str] | None = None) -> Running:
+    """Start a module of ours as a program, with the folder of its log as its home. Whoever calls this has to end it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=log.parent,
+            env=_environment(log.parent) | (env or {}),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return Running(process, log, url)
+
+
 @pytest.fixture
 def run_cassata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_cassata("config", "check", env={...})`: the exit code, standard output and standard error."""
@@ -324,19 +342,7 @@ def cassata_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
 
     def start(*words: str, url: str = "", env: dict[str, str] | None = None) -> Running:
         log = tmp_path / f"{words[0]}-{len(started)}.log"
-        surroundings = _environment(tmp_path) | (env or {})
-        command = [sys.executable, "-m", "cassata", *words]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=tmp_path,
-                env=surroundings,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        started.append(Running(process, log, url))
+        started.append(start_process("cassata", *words, log=log, url=url, env=env))
         return started[-1]
 
     yield start
@@ -354,11 +360,11 @@ def service_process(cassata_process: Callable[..., Running]) -> Callable[..., Ru
     """`service_process(database_url, *flags, env={...}, port=...)`: a real service that answers on its `url`."""
 
     def start(database_url: str, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> Running:
-        port = port or _unused_port()
+        port = port or unused_port()
         url = f"http://127.0.0.1:{port}"
         words = ["service", "start", "--database-url", database_url, "--port", str(port), *flags]
         running = cassata_process(*words, url=url, env=env)
-        running.wait_until(lambda: _answers(f"{url}/livez"))
+        running.wait_until(lambda: answers(f"{url}/livez"))
         return running
 
     return start
@@ -376,7 +382,7 @@ def worker_process(cassata_process: Callable[..., Running]) -> Callable[..., Run
     return start
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -385,6 +391,28 @@ def _answers(url: str) -> bool:
 
 
 # --- the run ------------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="run the tests that break things on purpose, and only those, each fault once")
+    parser.addoption("--fault-rounds", type=int, default=1, metavar="N", help="each fault N times (the long form is 20)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before xdist starts its processes, which inherit it.
+    os.environ.setdefault(FAULT_SEED, str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"faults: {FAULT_SEED}={os.environ[FAULT_SEED]}" if config.getoption("--faults") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Faults on purpose are neither quick nor gentle to what runs beside them: they have a run of their own."""
+    faults = [item for item in items if item.get_closest_marker("faults")]
+    usual = [item for item in items if not item.get_closest_marker("faults")]
+    items[:], others = (faults, usual) if config.getoption("--faults") else (usual, faults)
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(wrapper=True)
