@@ -59,8 +59,8 @@ _CANNOT_CONNECT = 2003
 _LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
 
 
-def is_conflict(error: BaseException) -> bool:
-    """Tell whether the same transaction may well succeed when it is begun again."""
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether the same transaction may well succeed when it is begun again. It has left nothing behind."""
     if not isinstance(error, DBAPIError):
         return False
     return _code(error) in _CONFLICTS or (isinstance(error, OperationalError) and _is_locked(error))
