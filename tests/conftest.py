@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 FAULT_SEED = "CASSATA_FAULT_SEED"
 """The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
+NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -101,7 +102,7 @@ def _rows_of(cursor: Any, table: str) -> Iterator[str]:
         yield f"INSERT INTO {table} VALUES ({', '.join(cursor.connection.escape(value) for value in row)})"
 
 
-def _program(*names: str) -> str | None:
+def program(*names: str) -> str | None:
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
 
@@ -114,7 +115,7 @@ def die_with_parent() -> None:
 
 def _initialise(server: str, data: Path, user: str) -> None:
     """Make the system tables, with a root user that needs no password on 127.0.0.1."""
-    if install := _program("mariadb-install-db", "mysql_install_db"):
+    if install := program("mariadb-install-db", "mysql_install_db"):
         command = [install, "--no-defaults", f"--user={user}", f"--datadir={data}"]
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
@@ -147,7 +148,7 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 @contextlib.contextmanager
 def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
     """Run a private server; skip the test where there is none."""
-    server = _program("mariadbd", "mysqld")
+    server = program("mariadbd", "mysqld")
     if server is None:
         pytest.skip(NO_MARIADB)
     user = pwd.getpwuid(os.getuid()).pw_name
@@ -436,7 +437,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    skipped = sum(NO_MARIADB in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
-    if skipped:
-        terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
-        terminalreporter.write_line(f"{skipped} tests were skipped: {NO_MARIADB}.", red=True)
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    for reason in (NO_MARIADB, NO_GALERA):
+        if count := sum(reason in why for why in skipped):
+            terminalreporter.write_sep("!", f"{count} TESTS DID NOT RUN", red=True, bold=True)
+            terminalreporter.write_line(f"{count} tests were skipped: {reason}.", red=True)
