@@ -357,8 +357,8 @@ class Scheduler:
 
         At most one of what it claims is a suspect, none if `suspects` is false: a process should have one at a time.
 
-        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
-        claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
+        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it may
+        have claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
         breakers = self._note(outcomes) if outcomes else []
@@ -384,7 +384,7 @@ class Scheduler:
         except BaseException as error:
             self.limiter.doubt(hands)
             self._noted.update(map(_claim_of, outcomes))
-            if isinstance(error, DatabaseUnavailable):
+            if isinstance(error, DatabaseUnavailable) and not database.is_conflict(error.__cause__):
                 self._doubtful.update({_doubt(delivery, claimed.claimed_at, terms): delivery for delivery in claimed.deliveries})
             raise
         self._noted.difference_update(map(_claim_of, outcomes))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from cassata import database, store
@@ -431,6 +431,29 @@ def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(
     monkeypatch.setattr(scheduler._transactions, "write", working)
 
     assert hand.claim_one().number == 1
+
+
+def test_a_claim_that_a_conflict_has_undone_is_not_put_back_for_the_one_who_won(
+    scheduler: Scheduler, hand: Hand, clock: ManualClock, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner's claim has the very same fence: on a cluster, where it is decided at COMMIT, that happens all the time."""
+    scheduler.add(new_event())
+    other = Scheduler(database.open_engines(database_url), clock=clock)
+
+    def conflict(connection: Any) -> None:
+        connection.connection.rollback()
+        raise OperationalError(None, None, pymysql.err.OperationalError(1213, "Deadlock found when trying to get lock"))
+
+    event.listen(scheduler._engines.write, "commit", conflict)
+    with pytest.raises(DatabaseUnavailable):
+        hand.claim()
+    event.remove(scheduler._engines.write, "commit", conflict)
+    delivery = Hand(other, clock).claim_one()
+
+    assert hand.claim() == []
+    assert Hand(other, clock).answer(delivery) == 1
+    assert other.status("shop", "e1").attempts == 1
+    other.close()
 
 
 def test_a_clock_that_is_set_back_hides_nothing(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
