@@ -29,7 +29,7 @@ from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
 
 LOCK_WAIT_SECONDS = 3
-IDLE_TRANSACTION_SECONDS = 5
+IDLE_TRANSACTION_SECONDS = 4
 IDLE_CONNECTION_SECONDS = 60
 SQLITE_BUSY_SECONDS = 10
 UPGRADE_WAIT_SECONDS = 60
