@@ -31,7 +31,7 @@ from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, Tabl
 from cassata.hosts import Host, Hosts, NoneUsable, Untried, split
 
 LOCK_WAIT_SECONDS = 3
-IDLE_TRANSACTION_SECONDS = 5
+IDLE_TRANSACTION_SECONDS = 4
 IDLE_CONNECTION_SECONDS = 60
 SQLITE_BUSY_SECONDS = 10
 UPGRADE_WAIT_SECONDS = 60

@@ -174,6 +174,7 @@ class Scheduler:
         # What a COMMIT whose answer was lost may have claimed: to be put back as soon as may be.
         self._doubtful: dict[Doubt, Delivery] = {}
         self._noted: set[tuple[int, int]] = set()  # outcomes that have been noticed, and are still to be recorded
+        self._unwritten: list[Change] = []  # what they have changed: to be written with whatever is recorded next
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -361,7 +362,8 @@ class Scheduler:
         have claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
-        breakers = self._note(outcomes) if outcomes else []
+        unwritten, self._unwritten = self._unwritten, []
+        breakers = [*unwritten, *(self._note(outcomes) if outcomes else ())]
 
         def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
@@ -384,6 +386,7 @@ class Scheduler:
         except BaseException as error:
             self.limiter.doubt(hands)
             self._noted.update(map(_claim_of, outcomes))
+            self._unwritten += breakers
             if isinstance(error, DatabaseUnavailable) and not database.is_conflict(error.__cause__):
                 self._doubtful.update({_doubt(delivery, claimed.claimed_at, terms): delivery for delivery in claimed.deliveries})
             raise

@@ -122,14 +122,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def initialise(server: str, data: Path, user: str) -> None:
+def initialise(server: str, data: Path, user: str, *options: str) -> None:
     """Make the system tables, with a root user that needs no password on 127.0.0.1."""
     if install := find_program("mariadb-install-db", "mysql_install_db"):
         command = [install, "--no-defaults", f"--user={user}", f"--datadir={data}"]
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run(command, check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+    subprocess.run([*command, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
 
 
 def _own_temporary_folder(folder: Path) -> dict[str, str]:

@@ -19,10 +19,12 @@ import pytest
 from cassata import database
 from tests.conftest import MariaDB, await_server, initialise, serve, server_program
 
-DURABLE = ("--innodb-flush-log-at-trx-commit=1", "--innodb-log-file-size=16M")
-SMALL = ("--innodb-temp-data-file-path=ibtmp1:4M:autoextend", "--innodb-data-file-path=ibdata1:12M:autoextend", "--innodb-fast-shutdown=1")
+DURABLE = ("--innodb-flush-log-at-trx-commit=1", "--innodb-log-file-size=16M", "--max-user-connections=300")
+SMALL = ("--innodb-temp-data-file-path=ibtmp1:4M:autoextend",)
+"""For a small disk."""
 PLAIN_USER = "plain"
 """May do everything but what an administrator may: write on a read-only server, and come in when it is full."""
+OTHER_USER = "other"
 
 
 class BreakableServer:
@@ -46,13 +48,15 @@ class BreakableServer:
         return (self.folder / "log").read_text(errors="replace")
 
     def initialise(self) -> None:
-        initialise(self._program, self.folder / "data", self._user)
+        initialise(self._program, self.folder / "data", self._user, *self._options)
 
     def start(self) -> float:
         """Start it on the data there are; return how many seconds it took until it answered."""
         began = time.monotonic()
         self._running = MariaDB(serve(self._program, self.folder, self._user, self.port, *self._options), self.port, self.folder)
         await_server(self._running)
+        # Kept, since when all connections are taken not even an administrator comes in again.
+        self._administrator = self._running.connect()
         return time.monotonic() - began
 
     def kill(self) -> None:
@@ -60,6 +64,11 @@ class BreakableServer:
         if self._running is not None:
             self.process.kill()
             self.process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        with contextlib.suppress(AttributeError, pymysql.Error):
+            self._administrator.close()
 
     def stop(self) -> None:
         """Have it shut down in good order."""
@@ -79,13 +88,9 @@ class BreakableServer:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def connect(self, name: str | None = None) -> pymysql.Connection[Any]:
-        assert self._running is not None
-        return self._running.connect(name)
-
     def execute(self, *statements: str) -> list[tuple[Any, ...]]:
         """Run statements as the administrator; return the rows of the last one."""
-        with self.connect() as connection, connection.cursor() as cursor:
+        with self._administrator.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
             return list(cursor.fetchall())
@@ -96,15 +101,13 @@ class BreakableServer:
             "CREATE DATABASE cassata",
             f"CREATE USER '{PLAIN_USER}'@'127.0.0.1'",
             f"GRANT ALL ON cassata.* TO '{PLAIN_USER}'@'127.0.0.1'",
+            f"CREATE USER '{OTHER_USER}'@'127.0.0.1'",
         )
         url = f"mysql+pymysql://{PLAIN_USER}@127.0.0.1:{self.port}/cassata"
         database.upgrade(url)
         return url
 
-    def open_transactions(self) -> int:
-        return int(self.execute("SELECT COUNT(*) FROM information_schema.innodb_trx")[0][0])
-
-    def kill_connections(self, which: str = "user = 'plain'") -> int:
+    def kill_connections(self, which: str) -> int:
         """Kill other people's connections, as an administrator or a proxy may; return how many there were."""
         numbers = [row[0] for row in self.execute(f"SELECT id FROM information_schema.processlist WHERE {which}")]
         for number in numbers:
@@ -122,7 +125,7 @@ def breakable_server(folder: Path, port: int, *options: str) -> Iterator[Breakab
         server.start()
         yield server
     finally:
-        server.kill()
+        server.close()
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
@@ -136,11 +139,16 @@ class SmallDisk:
         self.folder = folder
         self._ballast = folder / "ballast"
 
-    def fill(self, leave_bytes: int = 0) -> None:
-        room = os.statvfs(self.folder)
-        size = room.f_bavail * room.f_frsize - leave_bytes
+    def fill(self, leave_bytes: int) -> None:
+        """Take all but so much; others may be writing meanwhile."""
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            while (size := self._room() - leave_bytes) > 0:
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), size)
+
+    def _room(self) -> int:
+        facts = os.statvfs(self.folder)
+        return facts.f_bavail * facts.f_frsize
 
     def make_room(self) -> None:
         self._ballast.unlink(missing_ok=True)
