@@ -88,7 +88,7 @@ def test_what_was_cancelled_is_never_sent_however_close_the_claim_was(cluster: C
     service = cluster.start_service()
     cluster.start_worker()
     pairs = [(f"e{number}", cluster.random.uniform(-0.25, 0.02)) for number in range(300)]
-    with ThreadPoolExecutor(8) as pool, urllib3.PoolManager(maxsize=8, retries=False, timeout=10) as http:
+    with ThreadPoolExecutor(16) as pool, urllib3.PoolManager(maxsize=16, retries=False, timeout=10) as http:
         answers = dict(pool.map(lambda pair: _race(http, service, cluster, *pair), pairs))
     cluster.wait_until_all_have_ended()
 
