@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cassata import database
-from tests.conftest import MariaDB, running_mariadb, wait_until
+from tests.conftest import MariaDB, Running, running_mariadb, wait_until
 from tests.faults import checker
 from tests.faults.cluster import Cluster, between
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.faults
 Figure = Callable[[str], None]
 FakedClock = Callable[[float], dict[str, str]]
 HOUR = 3_600.0
-LATE_MS = 1_000
-"""Nothing hurts these workers, so nothing may be late by even a part of the hour that clocks are wrong by."""
+LATE_MS = 60_000
+"""Far less than clocks are wrong by, and far more than a busy machine delays anything."""
 
 
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
@@ -48,8 +48,9 @@ CHANGES = {
     "skips in spring": datetime.datetime(2027, 3, 28, 1, tzinfo=datetime.UTC),
     "repeats in autumn": datetime.datetime(2026, 10, 25, 1, tzinfo=datetime.UTC),
 }
-LEAD_SECONDS = 12
-"""So long before the change a server is started: time for all else to start, too."""
+HOURS_BEFORE = {"skips in spring": 1, "repeats in autumn": 2}
+LEAD_SECONDS = (12, 24, 48)
+"""So long before the change a server is started: time for all else to start, too. On a busy machine that may take longer."""
 
 
 @pytest.fixture
@@ -58,11 +59,12 @@ def server_in_berlin(tmp_path: Path, faked_clock: FakedClock) -> Iterator[Callab
     with contextlib.ExitStack() as running:
 
         def start(ahead: int) -> MariaDB:
-            (tmp_path / "server").mkdir()
+            folder = tmp_path / f"server{ahead}"
+            folder.mkdir()
             with pytest.MonkeyPatch.context() as surroundings:
                 for name, value in {**faked_clock(ahead), "TZ": "Europe/Berlin"}.items():
                     surroundings.setenv(name, value)
-                return running.enter_context(running_mariadb(tmp_path / "server"))
+                return running.enter_context(running_mariadb(folder))
 
         yield start
 
@@ -71,15 +73,13 @@ def server_in_berlin(tmp_path: Path, faked_clock: FakedClock) -> Iterator[Callab
 def test_an_hour_that_the_zone_of_the_database_skips_or_repeats_moves_nothing(
     server_in_berlin: Callable[[int], MariaDB], cluster_on: Callable[[str], Cluster], figure: Figure, change: str
 ) -> None:
-    ahead = int((CHANGES[change] - datetime.datetime.now(datetime.UTC)).total_seconds()) - LEAD_SECONDS
-    server = server_in_berlin(ahead)
-    url = server.url(server.create_database([]))
-    database.upgrade(url)
-    cluster = cluster_on(url)
-    service = cluster.start_service()
-    cluster.start_worker()
-    cluster.start_worker()
-    before = hours_from_utc(server)
+    for lead in LEAD_SECONDS:
+        ahead = int((CHANGES[change] - datetime.datetime.now(datetime.UTC)).total_seconds()) - lead
+        server = server_in_berlin(ahead)
+        before = hours_from_utc(server)
+        cluster, service = start_on(server, cluster_on)
+        if hours_from_utc(server) == before == HOURS_BEFORE[change]:
+            break
     with cluster.producers([service], delay=between(0, 2), pause=0.03):
         wait_until(lambda: hours_from_utc(server) != before)
         time.sleep(1)
@@ -91,6 +91,17 @@ def test_an_hour_that_the_zone_of_the_database_skips_or_repeats_moves_nothing(
     assert figures.is_sound
     assert (figures.duplicates, figures.fenced) == (0, 0)
     assert figures.latest_ms <= LATE_MS
+
+
+def start_on(server: MariaDB, cluster_on: Callable[[str], Cluster]) -> tuple[Cluster, Running]:
+    url = server.url(server.create_database([]))
+    database.upgrade(url)
+    cluster = cluster_on(url)
+    workers = [cluster.start_worker(ready=False) for _ in range(2)]
+    service = cluster.start_service()
+    for worker in workers:
+        worker.wait_until(lambda worker=worker: "worker started" in worker.output())
+    return cluster, service
 
 
 def hours_from_utc(server: MariaDB) -> int:

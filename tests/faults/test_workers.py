@@ -286,12 +286,12 @@ def test_slow_destinations_and_batches_larger_than_the_slots_repeat_nothing(clus
         "CASSATA_WORKER__MAXINFLIGHTPERTHREAD": "10",
         "CASSATA_WORKER__NUMWORKERTHREADS": "1",
         "CASSATA_WORKER__NUMEVENTSPROCESSEDPERTRANSACTION": "100",
-        "CASSATA_WORKER__REQUESTTIMEOUTSECONDS": "2",  # so that the tenth of it that is left is more than a busy machine's delays
+        "CASSATA_WORKER__REQUESTTIMEOUTSECONDS": "4",  # so that the tenth of it that is left is more than a busy machine's delays
     }
     service = cluster.start_service()
     for _ in range(2):
         cluster.start_worker(env=env)
-    cluster.add_all(service, [cluster.event(f"e{number}", "/slow/1.8", application=f"a{number % 4}") for number in range(80)])
+    cluster.add_all(service, [cluster.event(f"e{number}", "/slow/3.6", application=f"a{number % 4}") for number in range(60)])
     cluster.wait_until_all_have_ended()
 
     figures = cluster.check()
