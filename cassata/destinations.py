@@ -23,7 +23,9 @@ MOST_OPEN = 100
 """So many breakers of one application may be open: workers read all that are, every second."""
 MOST_TALLIES = 1_000
 """And so many destinations of one application that fail now and then are kept in mind."""
-USUAL_TURN_MS = 50.0
+USUAL_TURN_MS = 10.0
+LONGEST_STEP_MS = 20.0
+"""What finds no room looks again after the one before it by what a turn takes, and by no more than that: a guess may be wrong."""
 AHEAD_MS = 400
 """What a place with a limit can take in that time is claimed ahead, and waits in memory."""
 MOST_QUEUES = 10_000
@@ -157,8 +159,6 @@ class Destinations:
         changes: list[Change] = []
         with self._lock:
             for outcome, failed in outcomes:
-                if self._queued:
-                    self._leave_queue(outcome.delivery, outcome.duration_ms)
                 if not (failed or self._open or self._tallies):
                     continue  # nearly all of them, nearly always
                 change = self._judged(outcome, now, failed=failed) if self.has_breakers else None
@@ -257,7 +257,7 @@ class Destinations:
             queue.most = most
             if queue.room > ahead:
                 return None
-            queue.last_turn_at = max(queue.last_turn_at, now + queue.turn_ms) + queue.turn_ms / most
+            queue.last_turn_at = max(queue.last_turn_at, now + queue.turn_ms) + min(queue.turn_ms / most, LONGEST_STEP_MS)
             return int(queue.last_turn_at)
 
     def claimed(self, deliveries: Iterable[tuple[Delivery, Place]]) -> None:
@@ -267,21 +267,32 @@ class Destinations:
                     self._queued[delivery.id, delivery.fence] = place
                     queue.claimed += 1
 
-    def may_begin(self, delivery: Delivery) -> bool:
-        """Say whether its place has room for it, and count it if so."""
+    def ended(self, outcomes: Iterable[Outcome]) -> None:
+        """Make room for what waits for these to end."""
+        if self._queued:
+            with self._lock:
+                for outcome in outcomes:
+                    self._leave_queue(outcome.delivery, outcome.duration_ms)
+
+    def full(self, delivery: Delivery) -> Place | None:
+        """Return the delivery's place if it has no room at the moment; else count the delivery as begun."""
         if not self._queued:
-            return True
+            return None
         claim = delivery.id, delivery.fence
         with self._lock:
             place = self._queued.get(claim)
             if place is None:
-                return True
+                return None
             queue = self._queues[place]
             if queue.begun >= queue.most:
-                return False
+                return place
             queue.begun += 1
             self._begun.add(claim)
-            return True
+            return None
+
+    def has_room(self, place: Place) -> bool:
+        queue = self._queues.get(place)
+        return queue is None or queue.begun < queue.most
 
     def _new_queue(self, place: Place, most: int) -> _Queue:
         if len(self._queues) >= MOST_QUEUES:

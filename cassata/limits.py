@@ -9,6 +9,7 @@ import math
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -119,7 +120,8 @@ class Limiter:
     def __init__(self, tenants: Tenants, defaults: Limits) -> None:
         self._tenants = tenants
         self._defaults = defaults
-        self._lock = threading.Lock()  # of the next two
+        # Of the next two, by application: of many adds that come at once, one draws, and counts, for the others.
+        self._locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._drawn: dict[int, int] = {}  # adds that may be made without asking, by application
         self._pending: dict[int, _Count] = {}
         self._shares: dict[tuple[str, int], _Share] = {}  # by holder, each a thread of this process, and application
@@ -157,18 +159,16 @@ class Limiter:
 
         A call is let in or not as a whole: a large one makes the next one wait for longer, but no longer than LONGEST_DEBT_MS.
         """
-        with self._lock:
+        with self._locks[application]:
             left = self._drawn.get(application, 0)
-            if left >= adds:
-                self._drawn[application] = left - adds
-                return 0
-        drawn = max(adds, int(rate / DRAWS_PER_SECOND))
-        cost = min(int(drawn * 1_000_000 / rate), LONGEST_DEBT_MS * 1000)
-        if not store.draw(conn, application, PaceKind.ADDS, now * 1000, cost, BURST_MICROSECONDS):
-            return self._wait_ms(conn, application, rate, now)
-        with self._lock:
-            self._drawn[application] = self._drawn.get(application, 0) + drawn - adds
-        return 0
+            if left < adds:
+                drawn = max(adds - left, int(rate / DRAWS_PER_SECOND))
+                cost = min(int(drawn * 1_000_000 / rate), LONGEST_DEBT_MS * 1000)
+                if not store.draw(conn, application, PaceKind.ADDS, now * 1000, cost, BURST_MICROSECONDS):
+                    return self._wait_ms(conn, application, rate, now)
+                left += drawn
+            self._drawn[application] = left - adds
+            return 0
 
     def _wait_ms(self, conn: Connection, application: int, rate: float, now: int) -> int:
         """Return when the pace lets the next call in; where it stems from a lower rate, bring it to what this one could have made it."""
@@ -181,7 +181,7 @@ class Limiter:
 
     def _has_room(self, conn: Connection, application: int, adds: int, most: int) -> bool:
         """Whether so many more may become pending. It is counted anew the sooner the less room there is, but not for every add."""
-        with self._lock:  # of many that come at once, one counts
+        with self._locks[application]:
             count = self._pending.get(application)
             is_near = count is not None and count.added + adds > count.trusted_adds
             if count is None or (is_near and time.monotonic() > count.count_again_at):

@@ -472,7 +472,8 @@ class Scheduler:
     def _add_within(self, conn: Connection, news: Sequence[NewEvent]) -> list[Added]:
         """Add inside a transaction that is not ours to begin again. A failed INSERT leaves it as it was, so look once more."""
         with database.explained():
-            closed = self._closed_ones(conn, news)
+            # Limits of many adds are not kept here: what is drawn would lock others out until the transaction of the caller ends.
+            closed = self._closed_ones(conn, news, counting=False)
             try:
                 return self._add(conn, news, closed, looking=True)
             except IntegrityError:
@@ -508,10 +509,10 @@ class Scheduler:
             return None
         return store.to_event(row, new.application_id)
 
-    def _closed_ones(self, conn: Connection, news: Sequence[NewEvent]) -> Closed:
+    def _closed_ones(self, conn: Connection, news: Sequence[NewEvent], *, counting: bool = True) -> Closed:
         now = self.clock.now(conn)
         counts = Counter(new.application_id for new in news)
-        return {name: self._closed(conn, self.tenants.known(conn, name), adds, now) for name, adds in counts.items()}
+        return {name: self._closed(conn, self.tenants.known(conn, name), adds if counting else 0, now) for name, adds in counts.items()}
 
     def _closed(self, conn: Connection, application: Application | None, adds: int, now: int) -> ApplicationRefused | None:
         """Say why an application takes no events now, or not that many."""

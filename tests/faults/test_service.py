@@ -65,13 +65,14 @@ def test_an_add_whose_answer_never_came_is_stored_once(cluster: Cluster, tmp_pat
     figure(f"F5 killed {point.replace('-', ' the ')}: acknowledged {len(cluster.ledger)}, stored {stored}, repeated {producers.repeats}")
 
 
-def test_a_process_of_the_service_that_stands_still_is_replaced_and_its_adds_are_stored_once(cluster: Cluster, figure: Figure) -> None:
+def test_processes_of_the_service_that_stand_still_are_replaced_and_their_adds_are_stored_once(cluster: Cluster, figure: Figure) -> None:
     service = cluster.start_service(program=FAULTY, env={"FAULT": "impatient"})
     with cluster.producers([service], delay=600) as producers:
-        time.sleep(0.5)
-        victim = cluster.random.choice(children_of(service.pid))
-        os.kill(victim, signal.SIGSTOP)
-        wait_until(lambda: victim not in children_of(service.pid))
+        time.sleep(cluster.random.uniform(0.5, 1))
+        victims = children_of(service.pid)
+        for victim in victims:
+            os.kill(victim, signal.SIGSTOP)
+        wait_until(lambda: not set(victims) & set(children_of(service.pid)))
         time.sleep(0.5)
 
     stored = stored_once(cluster)
@@ -87,7 +88,7 @@ def test_what_was_cancelled_is_never_sent_however_close_the_claim_was(cluster: C
     service = cluster.start_service()
     cluster.start_worker()
     pairs = [(f"e{number}", cluster.random.uniform(-0.25, 0.02)) for number in range(300)]
-    with ThreadPoolExecutor(8) as pool, urllib3.PoolManager(maxsize=8, retries=False, timeout=10) as http:
+    with ThreadPoolExecutor(16) as pool, urllib3.PoolManager(maxsize=16, retries=False, timeout=10) as http:
         answers = dict(pool.map(lambda pair: _race(http, service, cluster, *pair), pairs))
     cluster.wait_until_all_have_ended()
 
