@@ -312,6 +312,23 @@ def _begin_sqlite(connection: Connection) -> None:
 # --- transactions ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _ended_for_sure(conn: Connection) -> Iterator[None]:
+    """Roll back after a COMMIT that failed: SQLAlchemy takes its transaction for ended, though the server may keep it open.
+
+    The next one on the same connection would then commit what was to be given up, and is being tried again.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if error.statement is None and not conn.invalidated:
+            try:
+                conn.dialect.do_rollback(conn.connection)
+            except Exception:  # noqa: BLE001 - whatever it is, that connection is of no use, and the first error says why
+                conn.invalidate()
+        raise
+
+
 class BeginAnew(Exception):
     """What a transaction took for granted is not so: it has to be begun anew, this time looking first."""
 
@@ -326,7 +343,7 @@ class Transactions:
         """Run `work(connection, tries)` in a transaction of its own."""
 
         def once(tries: int) -> T:
-            with self._engines.write.begin() as conn:
+            with self._engines.write.connect() as conn, _ended_for_sure(conn), conn.begin():
                 return work(conn, tries)
 
         return self._again(once, retry_duplicates=retry_duplicates)

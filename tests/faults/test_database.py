@@ -170,17 +170,20 @@ def test_a_server_that_stands_still_for_ten_seconds_hangs_nobody(seed: str, serv
 # --- it refuses ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", ["max_connections", "max_user_connections"])
+@pytest.mark.parametrize(("limit", "code"), [("max_connections", 1040), ("max_user_connections", 1203)])
 def test_a_server_without_connections_to_spare_is_waited_for(
-    seed: str, server: BreakableServer, load: Load, figure: Figure, limit: str
+    seed: str, server: BreakableServer, load: Load, figure: Figure, limit: str, code: int
 ) -> None:
     with load.running():
         usual = load.rate()
         with contextlib.ExitStack() as taken:
-            code = 1040 if limit == "max_connections" else 1203
-            server.execute(f"SET GLOBAL {limit} = {FEWEST_CONNECTIONS[limit]}")
-            take_all_connections(server, code, taken)
+            if code == 1040:
+                take_every_connection(server, taken)
+            else:
+                take_the_only_connection(server, taken)
             told = load.answers()
+            with pytest.raises(pymysql.OperationalError, match=str(code)):
+                connect(server, PLAIN_USER)
         server.execute(f"SET GLOBAL {limit} = 300")
         load.wait_until_back(usual)
 
@@ -188,23 +191,26 @@ def test_a_server_without_connections_to_spare_is_waited_for(
     load.holds(f"B9 {limit} reached", figure)
 
 
-FEWEST_CONNECTIONS = {"max_connections": 10, "max_user_connections": 1}
+def connect(server: BreakableServer, user: str) -> pymysql.Connection:  # type: ignore[type-arg]
+    return pymysql.connect(host="127.0.0.1", port=server.port, user=user)
 
 
-def take_all_connections(server: BreakableServer, code: int, taken: contextlib.ExitStack) -> None:
-    """Throw ours out, and take what connections there are, as applications beside ours may, until the server says `code`."""
-    user = OTHER_USER if code == 1040 else PLAIN_USER
-    ours = f"user = '{PLAIN_USER}'"
-    connections: list[pymysql.Connection] = []  # type: ignore[type-arg]
-    until = time.monotonic() + 10
-    while time.monotonic() < until:
-        kept = "".join(f" AND id != {connection.thread_id()}" for connection in connections)
-        if not server.kill_connections(f"{ours}{kept}") and connections:
-            return
-        with contextlib.suppress(pymysql.OperationalError):
-            while True:
-                connections.append(taken.enter_context(pymysql.connect(host="127.0.0.1", port=server.port, user=user)))
-    pytest.fail("connections of ours come in again and again")
+def take_every_connection(server: BreakableServer, taken: contextlib.ExitStack) -> None:
+    """As applications beside ours may. Ours are kept out while that is being done, or they would come in between."""
+    server.execute("SET GLOBAL max_connections = 10", f"ALTER USER {PLAIN_USER}@127.0.0.1 ACCOUNT LOCK")
+    while server.kill_connections(f"user = '{PLAIN_USER}'"):
+        time.sleep(0.05)
+    with contextlib.suppress(pymysql.OperationalError):
+        while True:
+            taken.enter_context(connect(server, OTHER_USER))
+    server.execute(f"ALTER USER {PLAIN_USER}@127.0.0.1 ACCOUNT UNLOCK")
+
+
+def take_the_only_connection(server: BreakableServer, taken: contextlib.ExitStack) -> None:
+    ours = taken.enter_context(connect(server, PLAIN_USER))
+    server.execute("SET GLOBAL max_user_connections = 1")
+    while server.kill_connections(f"user = '{PLAIN_USER}' AND id != {ours.thread_id()}"):
+        time.sleep(0.05)
 
 
 def test_a_server_that_becomes_read_only_accepts_nothing_and_loses_nothing(
