@@ -135,8 +135,9 @@ class Scheduler:
         self._engines = engines
         self._transactions = database.Transactions(engines)
         self._retry = retry
-        # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
-        self._doubtful: dict[tuple[int, int], Delivery] = {}
+        # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be. With the end of
+        # its lease, since the fence alone does not tell whose it is: if that COMMIT failed, the next claim has the same one.
+        self._doubtful: dict[tuple[int, int], tuple[Delivery, int]] = {}
         self._noted: set[tuple[int, int]] = set()  # outcomes that have been noticed, and are still to be recorded
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
@@ -323,16 +324,17 @@ class Scheduler:
         Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
         claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
-        doubtful, claimed = dict(self._doubtful), Claimed()
+        doubtful, claimed, claimed_at = dict(self._doubtful), Claimed(), 0
         breakers = self._note(outcomes) if outcomes else []
 
         def work(conn: Connection, tries: int) -> Recorded:
-            nonlocal claimed
-            now = self.clock.now(conn)
+            nonlocal claimed, claimed_at
+            now = claimed_at = self.clock.now(conn)
             if tries > 1:
                 self.limiter.forget(hands)
             if doubtful:
-                self._release(conn, list(doubtful.values()))
+                leases = {claim: lease_until for claim, (_, lease_until) in doubtful.items()}
+                self._release(conn, [delivery for delivery, _ in doubtful.values()], leases)
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
             self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, applications, hands)
             for change in breakers:
@@ -347,7 +349,12 @@ class Scheduler:
             self.limiter.forget(hands)
             self._noted.update(map(_claim_of, outcomes))
             if isinstance(error, DatabaseUnavailable):
-                self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
+                self._doubtful.update(
+                    {
+                        (delivery.id, delivery.fence): (delivery, claimed_at + terms.lease_ms(delivery.timeout_ms))
+                        for delivery in claimed.deliveries
+                    }
+                )
             raise
         self._noted.difference_update(map(_claim_of, outcomes))
         for claim in doubtful:
@@ -510,9 +517,12 @@ class Scheduler:
             if store.complete(conn, ids, fence, now) != len(ids):
                 raise database.BeginAnew
 
-    def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
+    def _release(self, conn: Connection, deliveries: Sequence[Delivery], leases: Mapping[tuple[int, int], int] | None = None) -> int:
+        """Put back what is still ours; `leases` tells of claims that may never have been made until when they would have been."""
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
         mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
+        if leases is not None:
+            mine = [delivery for delivery in mine if owned[delivery.id].wake_at == leases[delivery.id, delivery.fence]]
         endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
         if endings:
             store.release(conn, endings, self.clock.now(conn))

@@ -537,15 +537,16 @@ class Owned(NamedTuple):
     fence: int
     status: Status
     cancel_requested: bool
+    wake_at: int | None
 
 
-_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested, E.wake_at).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
 
 
 def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
     """Lock events by row number and say who owns them now."""
     rows = conn.execute(_LOCK_CLAIMED, {"ids": sorted(ids)})
-    return {id_: Owned(fence, Status(status), cancel_requested) for id_, fence, status, cancel_requested in rows}
+    return {id_: Owned(fence, Status(status), cancel_requested, wake_at) for id_, fence, status, cancel_requested, wake_at in rows}
 
 
 _COMPLETE = (
