@@ -780,9 +780,10 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
     delivery = outcome.delivery
     if verdict.wait_ms is None:
         return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
+    uncounted = 0 if verdict.counts else 1
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted=0 if verdict.counts else 1)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
 
 
 def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:

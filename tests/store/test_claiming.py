@@ -22,6 +22,7 @@ from cassata.courier.retry import RetryPolicy
 from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, ErrorKind, RetryOptions, Status
 from cassata.scheduler import LOST_LEASES, Scheduler
+from tests.store.worlds import Faults, Kind, Mishap
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
 
@@ -454,6 +455,24 @@ def test_a_claim_that_a_conflict_has_undone_is_not_put_back_for_the_one_who_won(
     assert Hand(other, clock).answer(delivery) == 1
     assert other.status("shop", "e1").attempts == 1
     other.close()
+
+
+def test_a_claim_that_was_never_made_is_not_put_back_from_somebody_else(
+    database_url: str, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    """Its COMMIT failed, and nobody told: whoever has claimed the event since has the fence that it would have had."""
+    scheduler.add(new_event())
+    with Faults(scheduler._engines).arranged(Mishap(Kind.NOT_COMMITTED)), pytest.raises(DatabaseUnavailable):
+        hand.claim()
+    clock.advance(1)
+    other = Hand(Scheduler(database.open_engines(database_url), clock=clock), clock)
+    delivery = other.claim_one()
+
+    scheduler.record([])
+
+    assert scheduler.status("shop", "e1").status is Status.PROCESSING
+    assert other.answer(delivery) == 1
+    other.scheduler.close()
 
 
 def test_a_clock_that_is_set_back_hides_nothing(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
