@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -116,10 +118,21 @@ class BreakableServer:
         return len(numbers)
 
 
+def lasting_port() -> int:
+    """Find a port that nobody is given for an outgoing connection: it must still be free when the server comes back.
+
+    A client that tries again and again to reach a port of the ephemeral ones may even be connected to itself.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 @contextlib.contextmanager
-def breakable_server(folder: Path, port: int, *options: str) -> Iterator[BreakableServer]:
+def breakable_server(folder: Path, *options: str) -> Iterator[BreakableServer]:
     folder.mkdir(exist_ok=True)
-    server = BreakableServer(folder, port, *options)
+    server = BreakableServer(folder, lasting_port(), *options)
     server.initialise()
     try:
         server.start()

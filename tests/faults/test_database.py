@@ -11,7 +11,7 @@ import pymysql
 import pytest
 import urllib3
 
-from tests.conftest import Running, unused_port, wait_until
+from tests.conftest import Running, wait_until
 from tests.faults.checker import Figures
 from tests.faults.cluster import IN_FLIGHT, Cluster, now_ms
 from tests.faults.receiver import arrivals
@@ -29,7 +29,7 @@ QUIET_SECONDS = 1.5
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[BreakableServer]:
-    with breakable_server(tmp_path / "db", unused_port()) as running:
+    with breakable_server(tmp_path / "db") as running:
         yield running
 
 
@@ -260,7 +260,7 @@ def test_a_full_disk_is_recovered_from_when_there_is_room_again(
     tmp_path: Path, seed: str, cluster_on: Callable[[str], Cluster], figure: Figure
 ) -> None:
     """The server may end itself for lack of room: then it is started again, as an init system would."""
-    with small_disk(tmp_path / "disk", megabytes=96) as disk, breakable_server(disk.folder, unused_port(), *SMALL) as server:
+    with small_disk(tmp_path / "disk", megabytes=96) as disk, breakable_server(disk.folder, *SMALL) as server:
         load = Load(cluster_on(server.create_database()))
         with load.running(event="x" * 20_000):
             usual = load.rate()
