@@ -101,6 +101,7 @@ class Claimed:
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
+    claimed_at: int = 0
     wakes: dict[int, int | None] = field(default_factory=dict)
     reaches: dict[int, Reach] = field(default_factory=dict)
     buried: int = 0
@@ -126,6 +127,16 @@ class HeldBack:
     def queue(self, delivery: Delivery, place: Place) -> None:
         self.queued.append((delivery, place))
         self.ahead[place] += 1
+
+
+class Doubt(NamedTuple):
+    """A claim that may have been committed, or not. If it was not, whoever claims the row next has the very same fence: that a
+    claim is ours only the end of its lease tells then.
+    """
+
+    id: int
+    fence: int
+    lease_until: int
 
 
 class Recorded(NamedTuple):
@@ -160,9 +171,10 @@ class Scheduler:
         self._engines = engines
         self._transactions = database.Transactions(engines)
         self._retry = retry
-        # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
-        self._doubtful: dict[tuple[int, int], Delivery] = {}
+        # What a COMMIT whose answer was lost may have claimed: to be put back as soon as may be.
+        self._doubtful: dict[Doubt, Delivery] = {}
         self._noted: set[tuple[int, int]] = set()  # outcomes that have been noticed, and are still to be recorded
+        self._unwritten: list[Change] = []  # what they have changed: to be written with whatever is recorded next
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -195,6 +207,7 @@ class Scheduler:
                 if check:
                     database.check(engines, limits.payload_bytes)
                     scheduler.tenants.give_secrets()
+                    scheduler.tenants.warn_of_open_secrets()
         except BaseException:
             scheduler.close()
             raise
@@ -345,11 +358,12 @@ class Scheduler:
 
         At most one of what it claims is a suspect, none if `suspects` is false: a process should have one at a time.
 
-        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
-        claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
+        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it may
+        have claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
-        breakers = self._note(outcomes) if outcomes else []
+        unwritten, self._unwritten = self._unwritten, []
+        breakers = [*unwritten, *(self._note(outcomes) if outcomes else ())]
 
         def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
@@ -357,7 +371,7 @@ class Scheduler:
             if tries > 1:
                 self.limiter.doubt(hands)
             if doubtful:
-                self._release(conn, list(doubtful.values()))
+                self._release_doubtful(conn, doubtful)
                 self.limiter.settle_ended(conn, {delivery.application for delivery in doubtful.values()}, (), hands)
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
             self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, applications, hands)
@@ -372,12 +386,13 @@ class Scheduler:
         except BaseException as error:
             self.limiter.doubt(hands)
             self._noted.update(map(_claim_of, outcomes))
-            if isinstance(error, DatabaseUnavailable):
-                self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
+            self._unwritten += breakers
+            if isinstance(error, DatabaseUnavailable) and not database.is_conflict(error.__cause__):
+                self._doubtful.update({_doubt(delivery, claimed.claimed_at, terms): delivery for delivery in claimed.deliveries})
             raise
         self._noted.difference_update(map(_claim_of, outcomes))
-        for claim in doubtful:
-            self._doubtful.pop(claim, None)
+        for doubt in doubtful:
+            self._doubtful.pop(doubt, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
         if claimed.queued:
             self.destinations.claimed(claimed.queued)
@@ -561,6 +576,12 @@ class Scheduler:
             if store.complete(conn, ids, fence, now) != len(ids):
                 raise database.BeginAnew
 
+    def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
+        there = store.lock_claimed(conn, [doubt.id for doubt in doubtful])
+        leases = {(id_, owned.fence, owned.wake_at) for id_, owned in there.items()}
+        if mine := [delivery for doubt, delivery in doubtful.items() if doubt in leases]:
+            self._release(conn, mine)
+
     def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
         mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
@@ -587,6 +608,7 @@ class Scheduler:
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
         wakes = store.next_wakes(conn, visit.emptied, until) if visit.emptied else {}
         claimed = self._take(conn, visit.rows, now, terms, allowances)
+        claimed.claimed_at = now
         taken = Counter(delivery.application for delivery in claimed.deliveries)
         held_until = now + max((terms.lease_ms(delivery.timeout_ms) for delivery in claimed.deliveries), default=0)
         self.limiter.settle(conn, allowances, taken, hands, now, held_until, lease_ms)
@@ -758,9 +780,14 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
     delivery = outcome.delivery
     if verdict.wait_ms is None:
         return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
+    uncounted = 0 if verdict.counts else 1
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted=0 if verdict.counts else 1)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
+
+
+def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
+    return Doubt(delivery.id, delivery.fence, claimed_at + terms.lease_ms(delivery.timeout_ms))
 
 
 def _claim_of(outcome: Outcome) -> tuple[int, int]:

@@ -45,7 +45,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, paces
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -126,13 +126,20 @@ def register_application(conn: Connection, application_id: str, now: int, **colu
     return int(result.lastrowid)
 
 
-def applications_without_secrets(conn: Connection, limit: int) -> Sequence[int]:
-    return conn.execute(select(A.id).where(A.secrets.is_(None)).order_by(A.id).limit(limit)).scalars().all()
+def applications_without_secrets(conn: Connection, limit: int) -> list[tuple[int, str]]:
+    """Read their numbers and ids."""
+    rows = conn.execute(select(A.id, A.application_id).where(A.secrets.is_(None)).order_by(A.id).limit(limit))
+    return [(row.id, row.application_id) for row in rows]
 
 
 def give_secrets(conn: Connection, number: int, secrets: str, now: int) -> None:
     """Write secrets down, unless somebody else has."""
     conn.execute(update(applications).where(A.id == number, A.secrets.is_(None)).values(secrets=secrets, changed_at=now))
+
+
+def has_secrets(conn: Connection, *, sealed: bool) -> bool:
+    """Tell whether any application's secrets are sealed (an object), or whether any's are not (an array)."""
+    return conn.execute(select(A.id).where(A.secrets.like("{%" if sealed else "[{%")).limit(1)).first() is not None
 
 
 def lock_application(conn: Connection, application_id: str) -> Row[Any] | None:
@@ -159,19 +166,40 @@ def key(conn: Connection, prefix: str) -> Row[Any] | None:
     return conn.execute(_KEYS.where(K.prefix == prefix)).first()
 
 
-def keys(conn: Connection, application: int | None = None) -> Sequence[Row[Any]]:
-    """Read the keys of an application, or (None) the operators', in the order in which they were made."""
-    return conn.execute(_KEYS.where(K.application == application).order_by(K.id)).all()
+def keys(conn: Connection, application: int | None, now: int, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` keys of an application, or (None) the operators', in the order in which they were made.
+
+    Where there are more, those that are of no use any more are left out first, the oldest of them before others.
+    """
+    latest = _KEYS.where(K.application == application).order_by(case((_is_live(now), 0), else_=1), K.id.desc()).limit(limit)
+    return sorted(conn.execute(latest), key=lambda row: row.id)
+
+
+def live_keys(conn: Connection, application: int | None, now: int) -> int:
+    """Count the keys of an application, or (None) the operators', that are of use."""
+    return conn.execute(select(func.count()).where(K.application == application, _is_live(now))).scalar_one()
 
 
 def operator_keys(conn: Connection, now: int) -> int:
     """Count the keys by which an operator may come in now."""
-    live = and_(K.application.is_(None), K.revoked_at.is_(None), or_(K.expires_at.is_(None), K.expires_at > now))
-    return conn.execute(select(func.count()).where(live, K.scopes.contains("admin"))).scalar_one()
+    return conn.execute(select(func.count()).where(K.application.is_(None), _is_live(now), K.scopes.contains("admin"))).scalar_one()
+
+
+def _is_live(now: int) -> ColumnElement[bool]:
+    return and_(K.revoked_at.is_(None), or_(K.expires_at.is_(None), K.expires_at > now))
 
 
 def revoke_key(conn: Connection, prefix: str, now: int) -> None:
     conn.execute(update(api_keys).where(K.prefix == prefix, K.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def installation_secret(conn: Connection) -> bytes | None:
+    return conn.execute(select(installation.c.secret)).scalar()
+
+
+def keep_installation_secret(conn: Connection, secret: bytes) -> None:
+    """Store it. Raises IntegrityError if there is one."""
+    conn.execute(insert(installation).values(id=1, secret=secret))
 
 
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
@@ -560,15 +588,16 @@ class Owned(NamedTuple):
     fence: int
     status: Status
     cancel_requested: bool
+    wake_at: int | None
 
 
-_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested, E.wake_at).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
 
 
 def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
     """Lock events by row number and say who owns them now."""
     rows = conn.execute(_LOCK_CLAIMED, {"ids": sorted(ids)})
-    return {id_: Owned(fence, Status(status), cancel_requested) for id_, fence, status, cancel_requested in rows}
+    return {id_: Owned(fence, Status(status), cancel_requested, wake_at) for id_, fence, status, cancel_requested, wake_at in rows}
 
 
 _COMPLETE = (

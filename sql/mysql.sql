@@ -78,6 +78,12 @@ CREATE TABLE IF NOT EXISTS api_keys (
 
 CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
 
+CREATE TABLE installation (
+    id INTEGER NOT NULL,
+    secret BINARY(32) NOT NULL,
+    PRIMARY KEY (id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
 CREATE TABLE IF NOT EXISTS paces (
     application INTEGER NOT NULL,
     kind SMALLINT NOT NULL,

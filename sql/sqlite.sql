@@ -89,6 +89,12 @@ CREATE TABLE IF NOT EXISTS api_keys (
 
 CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
 
+CREATE TABLE installation (
+    id INTEGER NOT NULL,
+    secret BLOB NOT NULL,
+    PRIMARY KEY (id)
+);
+
 CREATE TABLE IF NOT EXISTS paces (
     application INTEGER NOT NULL,
     kind SMALLINT NOT NULL,

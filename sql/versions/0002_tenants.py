@@ -65,6 +65,12 @@ def upgrade() -> None:
     )
     op.create_index("api_keys_application", "api_keys", ["application"], if_not_exists=True)
     op.create_table(
+        "installation",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("secret", HASH, nullable=False),
+        **OPTIONS,
+    )
+    op.create_table(
         "paces",
         sa.Column("application", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("kind", sa.SmallInteger, primary_key=True, autoincrement=False),
@@ -97,7 +103,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("breakers", "holdings", "paces", "api_keys"):
+    for table in ("breakers", "holdings", "paces", "installation", "api_keys"):
         op.drop_table(table)
     op.drop_index("applications_changed", "applications")
     for column in ("changed_at", "secrets", "metadata", "egress", "limits", "active"):

@@ -652,3 +652,14 @@ def test_a_failure_of_the_egress_proxy_uses_up_no_attempt_and_opens_no_breaker(
     assert scheduler.breakers("shop") == []
     hand.answer(hand.claim_one())
     assert scheduler.status("shop", "e0").attempts == 1
+
+
+def test_a_failure_of_the_egress_proxy_is_no_attempt_of_a_cancelled_event_either(scheduler: Scheduler, hand: Hand) -> None:
+    add(scheduler, 1)
+    delivery = hand.claim_one()
+    scheduler.cancel("shop", "e0")
+
+    hand.fail(delivery, ErrorKind.PROXY_FAILED)
+
+    event, log = scheduler.event("shop", "e0")
+    assert (event.status, event.attempts, len(log)) == (Status.CANCELLED, 0, 1)

@@ -18,6 +18,7 @@ from sqlalchemy import inspect, text
 from cassata import database, schema
 from cassata.errors import ConfigError, DatabaseUnavailable, TablesMissing, TablesOutdated, TablesTooNew
 from cassata.scheduler import Scheduler
+from tests.words import new_event
 
 DDL = Path(__file__).parents[2] / "sql"
 
@@ -54,6 +55,26 @@ def test_a_fresh_schema_equals_a_migrated_one(empty_url: str) -> None:
     with engines.read.connect() as conn:
         assert compare_metadata(MigrationContext.configure(conn, opts={"compare_type": True}), schema.metadata) == []
     engines.dispose()
+
+
+def test_an_sqlite_file_and_what_lies_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cassata.db"
+    before = os.umask(0)
+    try:
+        scheduler = Scheduler.open(f"sqlite:///{file}", create_tables=True)
+        scheduler.add(new_event())
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("cassata.db*")}
+        scheduler.close()
+    finally:
+        os.umask(before)
+    assert modes == {"cassata.db": 0o600, "cassata.db-wal": 0o600, "cassata.db-shm": 0o600}
+
+
+def test_an_sqlite_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "cassata.db"
+    file.touch(0o640)
+    database.upgrade(f"sqlite:///{file}")
+    assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_the_code_needs_the_newest_migration() -> None:
