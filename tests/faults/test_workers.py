@@ -150,6 +150,7 @@ def test_a_worker_that_stood_still_for_longer_than_its_lease_changes_and_sends_n
     assert figures.is_sound
     assert overwritten == []
     assert sent_stale == []
+    assert [record for record in checker.told(sleeper.log) if record["level"] == "error"] == []  # what came too late is expected
     assert set(figures.worker_lost) == orphans
     assert 0 < figures.fenced <= len(orphans)
     assert figures.duplicates <= figures.fenced
