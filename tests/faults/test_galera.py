@@ -83,10 +83,10 @@ def test_a_backlog_is_sent_once_however_many_nodes_are_written_to(
     galera: Galera, name: str, cluster: Cluster, orders: list[tuple[int, ...]], applications: int, seed: str, figure: Figure
 ) -> None:
     service = cluster.start_service(url=galera.url(name, *orders[0]))
-    cluster.add_all(service, [cluster.event(f"e{number}", application=f"app{number % applications}", delay=4) for number in range(6_000)])
+    cluster.add_all(service, [cluster.event(f"e{number}", application=f"app{number % applications}", delay=8) for number in range(6_000)])
     due_at = min(each.event.due_at for each in checker.read(cluster.database_url).values())
-    start_workers(cluster, galera, name, orders)
     before = galera.counters()
+    start_workers(cluster, galera, name, orders)
     cluster.wait_until_all_have_ended()
 
     figures, after = cluster.check(), galera.counters()
