@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +31,7 @@ from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, Tabl
 from cassata.hosts import Host, Hosts, NoneUsable, Untried, split
 
 LOCK_WAIT_SECONDS = 3
-IDLE_TRANSACTION_SECONDS = 5
+IDLE_TRANSACTION_SECONDS = 4
 IDLE_CONNECTION_SECONDS = 60
 SQLITE_BUSY_SECONDS = 10
 UPGRADE_WAIT_SECONDS = 60
@@ -311,6 +312,23 @@ def _begin_sqlite(connection: Connection) -> None:
 # --- transactions ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _ended_for_sure(conn: Connection) -> Iterator[None]:
+    """Roll back after a COMMIT that failed: SQLAlchemy takes its transaction for ended, though the server may keep it open.
+
+    The next one on the same connection would then commit what was to be given up, and is being tried again.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if error.statement is None and not conn.invalidated:
+            try:
+                conn.dialect.do_rollback(conn.connection)
+            except Exception:  # noqa: BLE001 - whatever it is, that connection is of no use, and the first error says why
+                conn.invalidate()
+        raise
+
+
 class BeginAnew(Exception):
     """What a transaction took for granted is not so: it has to be begun anew, this time looking first."""
 
@@ -325,7 +343,7 @@ class Transactions:
         """Run `work(connection, tries)` in a transaction of its own."""
 
         def once(tries: int) -> T:
-            with self._engines.write.begin() as conn:
+            with self._engines.write.connect() as conn, _ended_for_sure(conn), conn.begin():
                 return work(conn, tries)
 
         return self._again(once, retry_duplicates=retry_duplicates)
@@ -486,9 +504,9 @@ def upgrade(url: str, settings: config.Database | None = None) -> str:
 
 
 def make_tables(engines: Engines) -> str:
-    """Do the work of `upgrade` on engines that are there already; make the folder of an SQLite file, for its owner alone."""
+    """Do the work of `upgrade` on engines that are there already; make an SQLite file, and its folder, for its owner alone."""
     if engines.write.dialect.name == "sqlite":
-        Path(engines.write.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_file(Path(engines.write.url.database or ""))
     with engines.write.connect() as connection, _upgrade_lock(connection):
         if table_version(connection) != schema.VERSION:
             _run_migrations(connection)
@@ -498,6 +516,17 @@ def make_tables(engines: Engines) -> str:
     if version is None:
         raise TablesMissing
     return version
+
+
+def _make_file(file: Path) -> None:
+    """Make an empty SQLite file unless there is one: SQLite gives -wal and -shm the same rights.
+
+    One that is there is not opened: to close it again would take away the locks that this process has on it (fcntl(2)).
+    """
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not str(file).startswith("file:"):
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _run_migrations(connection: Connection) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import IntEnum, StrEnum
 from functools import lru_cache
-from ipaddress import ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -411,6 +411,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token, RFC 9110 s
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
+_C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -474,7 +475,10 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
 
 
 def destination_of(url: str) -> str:
-    """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about."""
+    """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about.
+
+    An IP address is the same destination in all its forms: 127.1, 0x7f.1, 2130706433 and [::ffff:7f00:1] are 127.0.0.1.
+    """
     scheme, _, authority, *_ = (*url.split("/", 3), "", "")
     return _destination(scheme, authority)
 
@@ -482,9 +486,34 @@ def destination_of(url: str) -> str:
 @lru_cache(maxsize=10_000)
 def _destination(scheme: str, authority: str) -> str:
     parts = urlsplit(f"{scheme}//{authority}")  # whatever comes after a "?" or "#" still is in there
-    host = (parts.hostname or "").removesuffix(".")
+    host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _canonical(host: str) -> str:
+    if ":" not in host:
+        return str(_ipv4(host) or host)
+    try:
+        address = IPv6Address(host)
+    except ValueError:  # what urlsplit lets through is not always an address
+        return host
+    return str(address.ipv4_mapped or address)  # RFC 4291 section 2.5.5.2: the same to the kernel
+
+
+def _ipv4(host: str) -> IPv4Address | None:
+    """Read an IPv4 address as inet_aton(3) does: one to four numbers, decimal, octal or hexadecimal, the last of which fills the rest."""
+    parts = host.split(".")
+    if len(parts) > 4 or not all(map(_C_NUMBER.fullmatch, parts)):
+        return None
+    *first, last = map(_c_number, parts)
+    if any(number > 255 for number in first) or last >= 256 ** (4 - len(first)):
+        return None
+    return IPv4Address(sum(number << 24 - 8 * place for place, number in enumerate(first)) + last)
+
+
+def _c_number(text: str) -> int:
+    return int(text, 16 if text[:2].lower() == "0x" else 8 if text[0] == "0" else 10)
 
 
 def check_egress_entry(value: str) -> str:
@@ -524,7 +553,8 @@ def _check_header(name: str, content: str) -> None:
         raise ValueError(f"{name!r} is not a header name")
     if not _HEADER_VALUE.fullmatch(content):
         raise ValueError(f"the value of {name!r} may hold only visible latin-1 characters, spaces and tabs")
-    if name.lower() in _RESERVED_HEADERS or name.lower().startswith(_RESERVED_PREFIXES):
+    read_as = name.lower().replace("_", "-")  # by whatever follows CGI (RFC 3875 section 4.1.18), such as WSGI: HTTP_CASSATA_EVENT_ID
+    if read_as in _RESERVED_HEADERS or read_as.startswith(_RESERVED_PREFIXES):
         raise ValueError(f"{name!r} is set by Cassata or belongs to the connection, and cannot be chosen")
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 FAULT_SEED = "CASSATA_FAULT_SEED"
 """The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
+NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
 NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -102,9 +103,17 @@ def _rows_of(cursor: Any, table: str) -> Iterator[str]:
         yield f"INSERT INTO {table} VALUES ({', '.join(cursor.connection.escape(value) for value in row)})"
 
 
-def program(*names: str) -> str | None:
+def find_program(*names: str) -> str | None:
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
+
+
+def server_program() -> str:
+    """Find the server; skip the test where there is none."""
+    server = find_program("mariadbd", "mysqld")
+    if server is None:
+        pytest.skip(NO_MARIADB)
+    return server
 
 
 def die_with_parent() -> None:
@@ -113,14 +122,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _initialise(server: str, data: Path, user: str) -> None:
+def initialise(server: str, data: Path, user: str, *options: str) -> None:
     """Make the system tables, with a root user that needs no password on 127.0.0.1."""
-    if install := program("mariadb-install-db", "mysql_install_db"):
+    if install := find_program("mariadb-install-db", "mysql_install_db"):
         command = [install, "--no-defaults", f"--user={user}", f"--datadir={data}"]
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run(command, check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+    subprocess.run([*command, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
 
 
 def _own_temporary_folder(folder: Path) -> dict[str, str]:
@@ -128,12 +137,12 @@ def _own_temporary_folder(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder)}
 
 
-def _serve(server: str, folder: Path, user: str, port: int, *options: str) -> subprocess.Popen[bytes]:
+def serve(server: str, folder: Path, user: str, port: int, *options: str) -> subprocess.Popen[bytes]:
     command = [server, "--no-defaults", f"--user={user}", f"--datadir={folder / 'data'}", f"--port={port}"]
     command += ["--bind-address=127.0.0.1", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"]
     command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
     command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400", *options]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             command, env=_own_temporary_folder(folder), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
         )
@@ -148,15 +157,13 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 @contextlib.contextmanager
 def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
     """Run a private server; skip the test where there is none."""
-    server = program("mariadbd", "mysqld")
-    if server is None:
-        pytest.skip(NO_MARIADB)
+    server = server_program()
     user = pwd.getpwuid(os.getuid()).pw_name
-    _initialise(server, folder / "data", user)
+    initialise(server, folder / "data", user)
     port = unused_port()
-    running = MariaDB(_serve(server, folder, user, port, *options), port, folder)
+    running = MariaDB(serve(server, folder, user, port, *options), port, folder)
     try:
-        _await_server(running)
+        await_server(running)
         yield running
     finally:
         running.process.kill()
@@ -164,7 +171,7 @@ def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
-def _await_server(server: MariaDB) -> None:
+def await_server(server: MariaDB) -> None:
     def answers() -> bool:
         try:
             server.connect().close()
@@ -437,8 +444,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
-    for reason in (NO_MARIADB, NO_GALERA):
-        if count := sum(reason in why for why in skipped):
-            terminalreporter.write_sep("!", f"{count} TESTS DID NOT RUN", red=True, bold=True)
-            terminalreporter.write_line(f"{count} tests were skipped: {reason}.", red=True)
+    for reason in (NO_MARIADB, NO_FAKETIME, NO_GALERA):
+        skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+        if skipped:
+            terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
+            terminalreporter.write_line(f"{skipped} tests were skipped: {reason}.", red=True)

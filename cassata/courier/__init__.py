@@ -14,7 +14,7 @@ from cassata.model import Delivery, Egress, Outcome
 class CourierSettings:
     """How requests are sent. `slots` bounds how many are under way at once; durations are seconds.
 
-    `egress` holds for deliveries that bring no policy of their own; `database` is where Cassata's own listens, where none of them may go.
+    `egress` holds for deliveries that bring no policy of their own; `database` is Cassata's own, where none of them may go.
     """
 
     slots: int = 100
@@ -23,7 +23,7 @@ class CourierSettings:
     response_read_bytes: int = 64 * 1024
     ca_bundle: str | None = None
     egress: Egress = field(default_factory=Egress)
-    database: tuple[Endpoint, ...] = ()
+    database: Endpoint | None = None
     proxy: Proxy | None = None
 
 

@@ -27,7 +27,7 @@ _NEVER = tuple(
         ("100.100.100.200/32", "a cloud metadata address"),  # Alibaba
         ("192.0.0.192/32", "a cloud metadata address"),  # Oracle
         ("168.63.129.16/32", "a cloud metadata address"),  # Azure
-        ("fd00:ec2::254/128", "a cloud metadata address"),  # AWS
+        ("fd00:ec2::/32", "a cloud metadata address"),  # AWS: ::254, and its time and name servers
         ("fd20:ce::254/128", "a cloud metadata address"),  # Google
         ("fd00:42::42/128", "a cloud metadata address"),  # Scaleway
         ("169.254.0.0/16", "a link-local address"),
@@ -74,24 +74,27 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _IPV4_IN_THE_LAST_32_BITS = (
     _MAPPED,
     _NAT64,
-    IPv6Network("64:ff9b:1::/48"),  # NAT64 of one's own, RFC 8215
     IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 section 2.5.5.1
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated, RFC 2765 section 2.1
 )
+_OWN_NAT64 = IPv6Network("64:ff9b:1::/48")  # RFC 8215
+_PREFIX_LENGTHS = (48, 56, 64, 96)  # that fit into it, RFC 6052 section 2.2
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 _6TO4 = IPv6Network("2002::/16")  # RFC 3056: the IPv4 address follows the prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where something listens: a port, and the addresses that its host had when it was looked up."""
+    """Where something listens: its ports, and the addresses that its hosts had when they were looked up."""
 
-    port: int
+    ports: tuple[int, ...]
     addresses: tuple[str, ...]
 
 
 class Guard:
     """An egress policy, ready to judge. Made by `guard`, once for equal policies."""
 
-    def __init__(self, egress: Egress, database: tuple[Endpoint, ...]) -> None:
+    def __init__(self, egress: Egress, database: Endpoint | None) -> None:
         entries = [(entry, _network(entry)) for entry in egress.allow]
         names = [entry.removesuffix(".") for entry, network in entries if network is None]
         self.label = hashlib.sha256(repr(egress).encode()).hexdigest()[:16]
@@ -100,9 +103,8 @@ class Guard:
         self._networks = [network for _, network in entries if network is not None]
         self._hosts = frozenset(name for name in names if not name.startswith("*"))
         self._domains = tuple(name.removeprefix("*") for name in names if name.startswith("*"))
-        self._database: dict[int, set[Address]] = {}  # the addresses of its hosts, by port
-        for endpoint in database:
-            self._database.setdefault(endpoint.port, set()).update(map(ip_address, endpoint.addresses))
+        self._database_ports = frozenset(database.ports if database else ())
+        self._database_addresses = frozenset(map(ip_address, database.addresses if database else ()))
 
     def refusal(self, address: str, port: int, host: str) -> str | None:
         """Say why this IP address, at which `host` is to be reached, must not be dialled; None if it may be."""
@@ -112,7 +114,7 @@ class Guard:
             return f"{address} is not an IP address"
         if facts.never:
             return f"{address} is {facts.never}"
-        if port in self._database and (facts.not_public or not self._database[port].isdisjoint(facts.readings)):
+        if port in self._database_ports and (facts.not_public or not self._database_addresses.isdisjoint(facts.readings)):
             return f"{address} port {port} is the port of Cassata's own database"
         if self._policy is EgressPolicy.PUBLIC and facts.not_public:
             return f"{address} is {facts.not_public}, and only public addresses are allowed"
@@ -139,8 +141,8 @@ class Guard:
 
 
 @lru_cache(maxsize=256)
-def guard(egress: Egress, database: tuple[Endpoint, ...] = ()) -> Guard:
-    """Return the guard of a policy. It also keeps requests away from the ports of this database."""
+def guard(egress: Egress, database: Endpoint | None = None) -> Guard:
+    """Return the guard of a policy. It also keeps requests away from the port of this database."""
     return Guard(egress, database)
 
 
@@ -168,8 +170,20 @@ def _readings(address: Address) -> Iterator[Address]:
         return
     if any(address in network for network in _IPV4_IN_THE_LAST_32_BITS):
         yield IPv4Address(int(address) & 0xFFFFFFFF)
+    elif address in _OWN_NAT64:
+        yield from _translated(int(address))
     elif address in _6TO4:
         yield IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
+    elif address.teredo:
+        yield from address.teredo  # RFC 4380 section 4: the server, and the client behind it
+
+
+def _translated(address: int) -> Iterator[Address]:
+    """What a gateway may read, depending on the length of its prefix, which only its operator knows."""
+    without_u = (address >> 64 << 56) | (address & (1 << 56) - 1)  # bits 64 to 71 belong to no address
+    found = [IPv4Address((address if length == 96 else without_u >> 88 - length) & 0xFFFFFFFF) for length in _PREFIX_LENGTHS]
+    # Where it is read with a prefix of another length there are mostly zeros.
+    yield from [reading for reading in found if reading not in _THIS_NETWORK] or found
 
 
 def _found(readings: Iterable[Address], table: Iterable[tuple[Network, str]]) -> str | None:

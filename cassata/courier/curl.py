@@ -13,6 +13,7 @@ import re
 import selectors
 import socket
 import time
+from collections import OrderedDict
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ _BLANK = (b"\r\n", b"\n")
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, for which pycurl has no name
 _QUOTED = re.compile(r" \(.*\)", re.DOTALL)  # what libcurl quotes of an answer, which would stand in the log
 LONGEST_ABSENCE_SECONDS = 0.5
+MOST_HEADER_BYTES = 64 * 1024
+"""So much memory the headers of one answer may take. libcurl itself stops at 300 KB, which in short lines would be over a megabyte."""
+LINE_OBJECT_BYTES = 64
+"""What a line costs beside its text."""
+_ALIASES = 10_000  # those whose addresses libcurl is to keep
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
 _ERRORS = {
@@ -72,6 +78,7 @@ class CurlCourier:
         self._bell_rope.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._names = Names(settings.slots, self._ring)
+        self._filed: OrderedDict[str, None] = OrderedDict()  # what libcurl has addresses of, the longest unused first
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, settings.slots)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
@@ -128,6 +135,7 @@ class CurlCourier:
         self._multi.close()  # still tells `_watch` about its sockets, so the selector goes last
         self._under_way.clear()
         self._unresolved.clear()
+        self._filed.clear()
         self._idle.clear()
         self._ended.clear()
         self._selector.close()
@@ -138,22 +146,33 @@ class CurlCourier:
 
     def _send(self, transfer: _Transfer) -> None:
         """Start the transfer, or let it wait for its host's addresses."""
-        addresses = self._names.addresses(transfer.host)
+        addresses = self._names.addresses(transfer.host, transfer.application)
         if addresses is None:
             self._unresolved.setdefault(transfer.host, []).append(transfer)
-            self._names.look_up(transfer.host)
+            self._names.look_up(transfer.host, transfer.application)
         else:
             self._start(transfer, addresses)
 
     def _start(self, transfer: _Transfer, addresses: tuple[str, ...]) -> None:
         try:
-            transfer.aim(addresses)
+            transfer.aim(addresses, forget=self._file(transfer.filed_as))
             self._multi.add_handle(transfer.easy)
-        except pycurl.error as error:
+        except (pycurl.error, ValueError) as error:
             self._end(transfer, ErrorKind.UNSENDABLE, str(error))
         else:
             self._under_way[transfer.easy] = transfer
             self._running += 1
+
+    def _file(self, name: str) -> str | None:
+        """Note that libcurl is to know this name's addresses; return another one that it may forget.
+
+        By itself it would look through all names at the end of every delivery: 180 µs, of 10,000.
+        """
+        if name in self._filed:
+            self._filed.move_to_end(name)
+            return None
+        self._filed[name] = None
+        return self._filed.popitem(last=False)[0] if len(self._filed) > _ALIASES else None
 
     def _end(self, transfer: _Transfer, error: ErrorKind, detail: str) -> None:
         """End a delivery that libcurl has not, or no longer, in its hands."""
@@ -255,6 +274,7 @@ class CurlCourier:
             overdue = [transfer for transfer in queue if transfer.connect_until <= now]
             for transfer in overdue:
                 queue.remove(transfer)
+                self._names.give_up(host, transfer.application)
                 self._end_unresolved(transfer, ErrorKind.TIMEOUT, f"{host} could not be looked up: {transfer.patience_spent()}")
             if not queue:
                 del self._unresolved[host]
@@ -275,7 +295,7 @@ class _Transfer:
         self._limit = settings.response_read_bytes
         self._lines: list[bytes] = []
         self._guard = self._usual_guard = guard(settings.egress, settings.database)
-        self._alias: str | None = None
+        self._alias = ""
         self.easy = _new_easy(settings)
         self.easy.setopt(pycurl.WRITEFUNCTION, self._receive)
         self.easy.setopt(pycurl.OPENSOCKETFUNCTION, self._dial)
@@ -288,6 +308,7 @@ class _Transfer:
         self.until = self._began + message.timeout_seconds(delivery, self._settings)
         self.connect_until = min(self.until, self._began + self._settings.connect_timeout)
         self._received = 0
+        self._lines_left = MOST_HEADER_BYTES
         self._head = bytearray()
         self._cut = False
         self._addresses_dialled = 0
@@ -300,25 +321,33 @@ class _Transfer:
         """The host whose addresses are dialled."""
         return self._peer.host
 
+    @property
+    def application(self) -> int:
+        return self._delivery.application
+
     def _set_egress(self, delivery: Delivery) -> None:
         self._guard = guard(delivery.egress, self._settings.database) if delivery.egress else self._usual_guard
         destination = _destination(delivery.url)
         if proxy := self._settings.proxy:
-            self._peer = _Peer(proxy.host, proxy.port, proxy.authority)
+            self._peer = _Peer(proxy.host, proxy.port)
             self.refusal = self._guard.refusal_unresolved(destination.host, destination.port)
         else:
             self._peer = destination
-            self._set_alias()
+        self._set_alias(_alias(delivery.application, self._guard.label, self._peer.host))
 
-    def _set_alias(self) -> None:
-        """Keep connections of different egress policies apart: libcurl uses one again only for what has the same alias.
+    def _set_alias(self, alias: str) -> None:
+        """Keep connections of different applications apart, and of policies: libcurl uses one again only under the same alias.
 
-        The usual policy has none, and those of others are never used for what has none.
+        A body that its receiver has not read is taken for the next request on that connection, and must not become another's.
         """
-        alias = None if self._guard is self._usual_guard else _alias(self._guard.label, self.host)
-        if alias != self._alias:
-            self.easy.setopt(pycurl.CONNECT_TO, [f"::{alias}:"] if alias else None)  # pycurl ignores an empty list
-            self._alias = alias
+        if alias == self._alias:
+            return
+        if self._settings.proxy:
+            # Not CONNECT_TO: what that names is also what the proxy would be asked for.
+            self.easy.setopt(pycurl.PROXY, f"http://{alias}:{self._peer.port}")
+        else:
+            self.easy.setopt(pycurl.CONNECT_TO, [f"::{alias}:"])
+        self._alias = alias
 
     def _set_request(self, delivery: Delivery) -> None:
         """Set every option that differs between deliveries: the handle still has those of its last one."""
@@ -333,17 +362,26 @@ class _Transfer:
             easy.setopt(pycurl.POSTFIELDS, body)
         elif delivery.method != "HEAD":
             easy.setopt(pycurl.HTTPGET, 1)
-        # A built-in costs a third of a function of ours. But libcurl knows no HEAD with content: it would wait for more.
+        # libcurl knows no HEAD with content: it would wait for more.
         is_head_with_content = delivery.method == "HEAD" and body is not None
-        easy.setopt(pycurl.HEADERFUNCTION, self._receive_line if is_head_with_content else self._lines.append)
+        easy.setopt(pycurl.HEADERFUNCTION, self._receive_last_line if is_head_with_content else self._receive_line)
 
-    def aim(self, addresses: tuple[str, ...]) -> None:
-        """Set where to, and how much time is left. Without addresses the host is one itself."""
-        if self._alias:
-            found = addresses or (numeric(self.host) or "",)
-            self.easy.setopt(pycurl.RESOLVE, [f"+{self._alias}:{self._peer.port}:{','.join(found)}"])
-        elif addresses:
-            self.easy.setopt(pycurl.RESOLVE, [f"+{self._peer.authority}:{','.join(addresses)}"])
+    @property
+    def filed_as(self) -> str:
+        """The name by which libcurl knows the addresses."""
+        return f"{self._alias}:{self._peer.port}"
+
+    def aim(self, addresses: tuple[str, ...], *, forget: str | None) -> None:
+        """Set where to, and how much time is left. Without addresses the host is one itself, or ValueError is raised."""
+        if not addresses:
+            literal = numeric(self.host)
+            if literal is None:
+                raise ValueError(f"{self.host} is not an IP address")
+            addresses = (literal,)
+        lines = [f"+{self.filed_as}:{','.join(addresses)}"]
+        if forget:
+            lines.append(f"-{forget}")
+        self.easy.setopt(pycurl.RESOLVE, lines)
         now = time.monotonic()
         self.easy.setopt(pycurl.TIMEOUT_MS, _milliseconds(self.until - now))
         self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(self.connect_until - now))
@@ -373,7 +411,15 @@ class _Transfer:
         return 0  # libcurl takes it for a failed write, and hangs up
 
     def _receive_line(self, line: bytes) -> int | None:
+        self._lines_left -= len(line) + LINE_OBJECT_BYTES
+        if self._lines_left < 0:
+            return 0
         self._lines.append(line)
+        return None
+
+    def _receive_last_line(self, line: bytes) -> int | None:
+        if self._receive_line(line) == 0:
+            return 0
         if not _is_whole(self._lines):
             return None
         self._cut = True
@@ -426,6 +472,8 @@ class _Transfer:
     def _judged(self, code: int, text: str) -> tuple[ErrorKind | None, str | None]:
         if self._cut and code == pycurl.E_WRITE_ERROR:
             return None, None  # enough was read: the status code decides
+        if self._lines_left < 0:
+            return ErrorKind.BAD_RESPONSE, f"its headers are larger than {MOST_HEADER_BYTES // 1024} KiB"
         if code == pycurl.E_OK:
             return (None, None) if _is_whole(self._lines) else (ErrorKind.CONNECTION_LOST, "the connection ended before the headers did")
         kind = _ERRORS.get(code, ErrorKind.CONNECTION_LOST)
@@ -438,7 +486,7 @@ class _Transfer:
         if code == pycurl.E_UNSUPPORTED_PROTOCOL and self.easy.getinfo(pycurl.PRIMARY_IP):
             return ErrorKind.BAD_RESPONSE, "the answer is not HTTP/1"  # libcurl reads it as HTTP/0.9
         said = text or self.easy.errstr() or pycurl.easy_strerror(code)
-        return kind, said.replace(f" via {self._alias}:{self._peer.port}", "")
+        return kind, said.replace(f" via {self.filed_as}", "").replace(self._alias, self.host)
 
     def _judged_tunnel(self, proxy: Proxy, kind: ErrorKind, text: str) -> tuple[ErrorKind, str] | None:
         """Say what went wrong before there was a tunnel; None if there was one, or if its destination may be what is slow."""
@@ -448,7 +496,7 @@ class _Transfer:
         if kind is ErrorKind.TIMEOUT:
             is_connected = self.easy.getinfo(pycurl.CONNECT_TIME) > 0
             return None if is_connected else (ErrorKind.PROXY_FAILED, proxy.failed(self.patience_spent()))
-        return ErrorKind.PROXY_FAILED, proxy.failed(text)
+        return ErrorKind.PROXY_FAILED, proxy.failed(text.replace(self._alias, self.host))
 
 
 def _milliseconds(seconds: float) -> int:
@@ -468,7 +516,7 @@ def _new_easy(settings: CourierSettings) -> pycurl.Curl:
     easy.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)  # by default libcurl reads file:///etc/passwd
     easy.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     easy.setopt(pycurl.FOLLOWLOCATION, 0)
-    easy.setopt(pycurl.PROXY, f"http://{settings.proxy.authority}" if settings.proxy else "")  # whatever the environment says
+    easy.setopt(pycurl.PROXY, "")  # whatever the environment says
     easy.setopt(pycurl.NOPROXY, "")
     if settings.proxy:
         easy.setopt(pycurl.HTTPPROXYTUNNEL, 1)
@@ -479,17 +527,15 @@ def _new_easy(settings: CourierSettings) -> pycurl.Curl:
     easy.unsetopt(pycurl.CAPATH)
     easy.setopt(pycurl.SSL_VERIFYPEER, 1)
     easy.setopt(pycurl.SSL_VERIFYHOST, 2)
+    easy.setopt(pycurl.DNS_CACHE_TIMEOUT, -1)  # addresses are replaced by us, and forgotten by name
     easy.setopt(pycurl.MAXLIFETIME_CONN, _LONGEST_CONNECTION_SECONDS)
     easy.setopt(pycurl.NOSIGNAL, 1)  # signals belong to the main thread
     return easy
 
 
 class _Peer(NamedTuple):
-    """A host and port, and both as libcurl files their addresses."""
-
     host: str
     port: int
-    authority: str
 
 
 @lru_cache(maxsize=1024)
@@ -499,13 +545,13 @@ def _destination(url: str) -> _Peer:
         raise ValueError(f"{url!r} is not an http or https URL")
     scheme, host, port = match.groups()
     number = int(port or (443 if scheme.lower() == "https" else 80))
-    return _Peer(host, number, f"{host}:{number}")
+    return _Peer(host, number)
 
 
-@lru_cache(maxsize=1024)
-def _alias(label: str, host: str) -> str:
-    """Return a name of its own for the host under a policy, of one length: libcurl files addresses under 255 characters."""
-    return hashlib.sha256(f"{label} {host.lower()}".encode()).hexdigest()
+@lru_cache(maxsize=20_000)
+def _alias(application: int, label: str, host: str) -> str:
+    """Return a name for the host as one application knows it under a policy, short: libcurl files addresses under 255 characters."""
+    return hashlib.sha256(f"{application} {label} {host.lower()}".encode()).hexdigest()[:32]
 
 
 def _is_whole(lines: list[bytes]) -> bool:

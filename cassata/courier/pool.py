@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,10 @@ class PoolCourier:
 
     A call that has not come back when its deadline passes is reported as a TIMEOUT, and whatever it brings later is
     discarded; but its slot is free only when its thread is, so that blocked threads are as bounded as busy ones.
+
+    The worker, who sees to it that no application takes all slots, does not know of these: it counts what has no outcome yet.
+    So an application that has blocked threads gets another one only while it has fewer than are free; until then its
+    deliveries wait here, and time out if that takes too long.
     """
 
     def __init__(self, settings: CourierSettings, deliver: Deliver | None = None) -> None:
@@ -46,6 +51,9 @@ class PoolCourier:
         self._returned: queue.SimpleQueue[tuple[_Ticket, Outcome]] = queue.SimpleQueue()
         self._under_way: set[_Ticket] = set()
         self._given_up: set[_Ticket] = set()
+        self._waiting: deque[_Ticket] = deque()  # of those under way the ones that have no thread yet
+        self._blocked: Counter[int] = Counter()  # threads by application, of what has been given up
+        self._occupied: Counter[int] = Counter()  # of everything that has begun
 
     @property
     def busy(self) -> int:
@@ -60,7 +68,10 @@ class PoolCourier:
         overdue_at = began + message.timeout_seconds(delivery, self._settings) + _GRACE_SECONDS
         ticket = _Ticket(delivery, started_at, began, overdue_at)
         self._under_way.add(ticket)
-        self._threads.run(partial(self._run, ticket))
+        if self._has_room(delivery.application):
+            self._begin(ticket)
+        else:
+            self._waiting.append(ticket)
 
     def poll(self, timeout: float) -> list[Outcome]:
         """As the contract says; also returns, with nothing, when a slot has become free again."""
@@ -75,7 +86,24 @@ class PoolCourier:
         self._threads.close()
         self._under_way.clear()
         self._given_up.clear()
+        self._waiting.clear()
         self._resources.close()
+
+    def _has_room(self, application: int) -> bool:
+        return not self._blocked[application] or self._occupied[application] < self._settings.slots - self._occupied.total()
+
+    def _begin(self, ticket: _Ticket) -> None:
+        self._occupied[ticket.delivery.application] += 1
+        self._threads.run(partial(self._run, ticket))
+
+    def _begin_waiting(self) -> None:
+        """Begin what there is room for by now, in the order in which it came."""
+        for _ in range(len(self._waiting)):
+            ticket = self._waiting.popleft()
+            if self._has_room(ticket.delivery.application):
+                self._begin(ticket)
+            else:
+                self._waiting.append(ticket)
 
     def _run(self, ticket: _Ticket) -> None:
         """What happens on a thread of the pool."""
@@ -97,19 +125,34 @@ class PoolCourier:
     def _take_returned(self) -> Iterator[Outcome]:
         while not self._returned.empty():
             ticket, outcome = self._returned.get()
+            _take_one(self._occupied, ticket.delivery.application)
             if ticket in self._under_way:
                 self._under_way.remove(ticket)
                 yield outcome
-            self._given_up.discard(ticket)
+            else:
+                self._given_up.remove(ticket)
+                _take_one(self._blocked, ticket.delivery.application)
+        self._begin_waiting()
 
     def _give_up_overdue(self) -> Iterator[Outcome]:
         now = time.monotonic()
         for ticket in [ticket for ticket in self._under_way if ticket.overdue_at <= now]:
             self._under_way.remove(ticket)
-            self._given_up.add(ticket)
             seconds = message.timeout_seconds(ticket.delivery, self._settings)
-            outcome = Outcome(ticket.delivery, 0, 0, error=ErrorKind.TIMEOUT, detail=message.no_answer(seconds))
-            yield _timed(outcome, ticket)
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                detail = f"not sent within {seconds:g} s: earlier requests of this application still block their threads"
+            else:
+                self._given_up.add(ticket)
+                self._blocked[ticket.delivery.application] += 1
+                detail = message.no_answer(seconds)
+            yield _timed(Outcome(ticket.delivery, 0, 0, error=ErrorKind.TIMEOUT, detail=detail), ticket)
+
+
+def _take_one(counts: Counter[int], key: int) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _timed(outcome: Outcome, ticket: _Ticket) -> Outcome:

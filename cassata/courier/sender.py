@@ -42,6 +42,7 @@ class _Errand:
     connect_until: float
     settings: CourierSettings
     guard: Guard
+    application: int
 
 
 _errand: ContextVar[_Errand] = ContextVar("errand")  # set by each call for its own thread
@@ -93,7 +94,7 @@ class RequestsSender:
         seconds = message.timeout_seconds(delivery, self._settings)
         until, connect_until = now + seconds, now + min(seconds, self._settings.connect_timeout)
         judge = guard(delivery.egress or self._settings.egress, self._settings.database)
-        _errand.set(_Errand(message.target(delivery.url), until, connect_until, self._settings, judge))
+        _errand.set(_Errand(message.target(delivery.url), until, connect_until, self._settings, judge, delivery.application))
         return self._adapter.send(_prepared(delivery, started_at), stream=True, timeout=seconds)
 
 
@@ -368,9 +369,14 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TLSConnection  # type: ignore[assignment]
 
 
-def _pool_key(key: Callable[[Any], Any], context: Any) -> tuple[str, Any]:
-    """Keep connections of different egress policies apart: one that was opened under a lax policy is of no use to a strict one."""
-    return _errand.get().guard.label, key(context)
+def _pool_key(key: Callable[[Any], Any], context: Any) -> tuple[int, str, Any]:
+    """Keep connections of different applications apart, and of egress policies.
+
+    A body that its receiver has not read is taken for the next request on that connection, and must not become another's. A
+    connection that was opened under a lax policy is of no use to a strict one.
+    """
+    errand = _errand.get()
+    return errand.application, errand.guard.label, key(context)
 
 
 class _Adapter(HTTPAdapter):

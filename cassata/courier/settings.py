@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import parse_qs
 
 from cassata import config
 from cassata.courier import CourierSettings
@@ -10,8 +12,11 @@ from cassata.courier.address import Endpoint
 from cassata.courier.names import resolve
 from cassata.courier.proxy import Proxy, parse_proxy
 from cassata.errors import ConfigError
-from cassata.hosts import split
 from cassata.model import Egress, EgressPolicy
+
+_URL = re.compile(r"[\w+]+://(?:[^:/]*(?::[^@]*)?@)?([^/?]*)(?:/[^?]*)?(?:\?(.*))?", re.DOTALL)  # the user's part as SQLAlchemy reads it
+_BRACKETED = re.compile(r"\[([^\]]*)\](?::(\d+))?")
+_MYSQL_PORT = 3306
 
 
 def courier_settings(settings: config.Settings) -> CourierSettings:
@@ -45,8 +50,28 @@ def _proxy(worker: config.Worker) -> Proxy | None:
         raise ConfigError(f"worker.egressProxy {error}") from None
 
 
-def _database(url: str) -> tuple[Endpoint, ...]:
-    """Return where it listens, on each of its hosts. SQLite listens nowhere."""
-    if url.startswith("sqlite"):
-        return ()
-    return tuple(Endpoint(host.port, resolve(host.name or "localhost").addresses) for host in split(url).hosts)
+def _database(url: str) -> Endpoint | None:
+    """Return where it listens. SQLite listens nowhere.
+
+    Several hosts may stand in its place, each with a port of its own, and hosts and ports also in the query, which PyMySQL
+    then takes instead. No request may go to any of them.
+    """
+    match = _URL.match(url)
+    if match is None or url.startswith("sqlite"):
+        return None
+    query = parse_qs(match[2] or "")
+    written = ",".join([match[1], *query.get("host", ())]).split(",")
+    places = [_host_and_port(place) for place in written]
+    ports = [port for _, port in places] + [int(port) for port in query.get("port", ()) if port.isdecimal()]
+    hosts = dict.fromkeys(host or "localhost" for host, _ in places)
+    addresses = dict.fromkeys(address for host in hosts for address in resolve(host).addresses)
+    return Endpoint(tuple(dict.fromkeys(ports)), tuple(addresses))
+
+
+def _host_and_port(place: str) -> tuple[str, int]:
+    if bracketed := _BRACKETED.fullmatch(place):
+        return bracketed[1], int(bracketed[2] or _MYSQL_PORT)
+    host, _, port = place.partition(":")
+    if ":" in port:  # an IPv6 address without brackets, which a query may hold
+        return place, _MYSQL_PORT
+    return host, int(port) if port.isdecimal() else _MYSQL_PORT

@@ -19,6 +19,8 @@ class Resolver:
         self._real = real
         self.addresses = ["127.0.0.1"]
         self.of_hosts: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.failure: socket.gaierror | None = None
         self.let_go = threading.Event()
         self._next: Iterator[list[str]] = iter(())
 
@@ -34,9 +36,12 @@ class Resolver:
         except socket.gaierror:
             if flags:
                 raise
+        self.asked.append(name)
         if name.startswith("dead"):
             self.let_go.wait(HOLD_SECONDS)
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        if self.failure is not None:
+            raise self.failure
         if address := UNREACHABLE if name.startswith("public") else self.of_hosts.get(name):
             return [_found(address)]
         return [_found(address) for address in next(self._next, self.addresses)]

@@ -44,8 +44,8 @@ class Connection:
         self._over = over
         self._file = sock.makefile("rb")
 
-    def request(self) -> Request | None:
-        """Read one request; None when the other side has hung up."""
+    def request(self, *, with_body: bool = True) -> Request | None:
+        """Read one request; None when the other side has hung up. Without its body: that is then the next thing to be read."""
         line = self._file.readline().decode("latin-1").strip()
         if not line:
             return None
@@ -54,7 +54,7 @@ class Connection:
             name, _, value = header.partition(":")
             headers.append((name, value.strip(" ")))
         request = Request(line, headers, b"")
-        length = int((request.named("Content-Length") or ["0"])[0])
+        length = int((request.named("Content-Length") or ["0"])[0]) if with_body else 0
         return Request(line, headers, self._file.read(length))
 
     def receive(self, size: int) -> bytes:
@@ -166,8 +166,8 @@ class _Noting(Connection):
         super().__init__(sock, over)
         self._requests = requests
 
-    def request(self) -> Request | None:
-        request = super().request()
+    def request(self, *, with_body: bool = True) -> Request | None:
+        request = super().request(with_body=with_body)
         if request is not None:
             self._requests.append(request)
         return request

@@ -11,15 +11,18 @@ INTERNAL, PUBLIC = Egress(), Egress(EgressPolicy.PUBLIC)
 
 NEVER = {
     "a cloud metadata address": [
-        "169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254", "fd00:42::42",
+        "169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16", "fd00:ec2::254", "fd00:ec2::123",
+        "fd00:ec2:0:1::53", "fd20:ce::254", "fd00:42::42",
         "::ffff:169.254.169.254", "::ffff:100.100.100.200", "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe",
+        "::ffff:0:a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:a9fe:a9:fe00:808:808", "64:ff9b:1:ca9:fe:a9fe::",
+        "64:ff9b:1:c:a9:fea9:fe00:0", "2001:0:808:808::5601:5601", "2001:0:a9fe:a9fe::f7f7:f7f7",
     ],
     "a link-local address": [
         "169.254.0.1", "169.254.255.255", "fe80::1", "fe80::1%2", "febf::1",
         "::ffff:169.254.1.1", "::169.254.1.1", "64:ff9b::169.254.1.1", "2002:a9fe:101::1",
     ],
     "a multicast address": ["224.0.0.1", "239.255.255.255", "ff02::1", "::ffff:224.0.0.1", "2002:e000:1::"],
-    "an unspecified address": ["0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "64:ff9b::", "2002::1"],
+    "an unspecified address": ["0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0", "64:ff9b::", "64:ff9b:1::", "2002::1", "2001::1"],
     "the broadcast address": ["255.255.255.255", "::ffff:255.255.255.255"],
     "not an IP address": ["", "localhost", "127.1", "1.2.3.4.5", "::g"],
 }  # fmt: skip
@@ -32,7 +35,8 @@ NOT_PUBLIC = {
     "a carrier's private address": ["100.64.0.1", "100.127.255.255", "::ffff:100.64.0.1"],
     "a loopback address": ["127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "::127.0.0.1", "64:ff9b::127.0.0.1"],
     "a reserved address": [
-        "192.0.0.1", "192.88.99.1", "240.0.0.1", "255.255.255.254", "2001::1", "2001:1ff:ffff::1", "64:ff9b:1::808:808", "100::1",
+        "192.0.0.1", "192.88.99.1", "240.0.0.1", "255.255.255.254", "2001:0:808:808::f7f7:f7f7", "2001:1ff:ffff::1", "64:ff9b:1::808:808",
+        "64:ff9b:1:808:8:800::", "100::1",
         "5f00::1", "::8.8.8.8", "::ffff:0:8.8.8.8", "4000::1", "fe00::1",
     ],
     "a benchmarking address": ["198.18.0.1", "198.19.255.255"],
@@ -126,7 +130,7 @@ def test_a_final_dot_changes_nothing_on_either_side() -> None:
         assert refusal(listing("*.example.com."), "10.1.2.3", host=host) is None
 
 
-DATABASE = (Endpoint(3306, ("10.0.0.5", "198.41.0.4", "2606:2800:220:1::1")),)
+DATABASE = Endpoint((3306,), ("10.0.0.5", "198.41.0.4", "2606:2800:220:1::1"))
 
 
 @pytest.mark.parametrize("egress", [INTERNAL, PUBLIC, listing("0.0.0.0/0", "::/0")], ids=str)
@@ -138,14 +142,10 @@ def test_the_port_of_the_own_database_is_never_dialled(egress: Egress, address: 
     assert "own database" not in str(own.refusal(address, 3307, "any.test"))
 
 
-def test_each_host_of_the_own_database_has_a_port_of_its_own() -> None:
-    own = guard(INTERNAL, (Endpoint(3306, ("198.41.0.4",)), Endpoint(3307, ("198.41.0.5",)), Endpoint(3306, ("198.41.0.6",))))
+def test_every_port_of_the_own_database_is_one() -> None:
+    own = guard(INTERNAL, Endpoint((3306, 3307), ("198.41.0.4",)))
 
-    found = {
-        (address, port): own.refusal(f"198.41.0.{address}", port, "any.test") is None for address in (4, 5, 6) for port in (3306, 3307)
-    }
-
-    assert {where for where, may_be_dialled in found.items() if not may_be_dialled} == {(4, 3306), (5, 3307), (6, 3306)}
+    assert [port for port in range(3300, 3310) if own.refusal("198.41.0.4", port, "any.test")] == [3306, 3307]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.9.9.9", "::1", "fd00::1", "::ffff:192.168.1.1"])

@@ -569,9 +569,9 @@ def test_names_that_are_not_answered_hold_up_no_other_name(make_courier: MakeCou
     receiver = receive(answering(OK))
     courier = make_courier(slots=60)
     for number in range(50):
-        courier.submit(delivery(f"http://dead{number}.test/", timeout_ms=3_000), started_at=0)
+        courier.submit(delivery(f"http://dead{number}.test/", timeout_ms=3_000, application=1), started_at=0)
 
-    (outcome,) = deliver(courier, delivery(receiver.url(host="alive.test"), timeout_ms=1_000))
+    (outcome,) = deliver(courier, delivery(receiver.url(host="alive.test"), timeout_ms=1_000, application=2))
     resolver.let_go.set()
 
     assert outcome.status_code == 200

@@ -14,7 +14,6 @@ import pytest
 
 from cassata.courier import CourierSettings
 from cassata.courier.curl import CurlCourier
-from cassata.courier.names import Names
 from cassata.courier.proxy import Proxy
 from cassata.model import Egress, EgressPolicy, ErrorKind
 from tests.courier.names import Resolver
@@ -105,40 +104,6 @@ def test_a_body_is_not_kept_when_it_has_been_sent(courier: CurlCourier, receive:
     assert Payload.gone.is_set()
 
 
-def test_a_name_is_looked_up_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    announced = threading.Semaphore(0)
-
-    def answer(host: bytes, *_: object, **options: int) -> list[tuple[object, ...]]:
-        if options.get("flags"):
-            raise OSError("not an address")
-        asked.append(host.decode())
-        time.sleep(0.05)
-        return [(0, 0, 0, "", ("192.0.2.1", 0)), (0, 0, 0, "", ("192.0.2.1", 0)), (0, 0, 0, "", ("2001:db8::1", 0, 0, 0))]
-
-    monkeypatch.setattr("socket.getaddrinfo", answer)
-    names = Names(10, announced.release)
-
-    assert names.addresses("many.test") is None
-    for _ in range(5):
-        names.look_up("many.test")
-    assert announced.acquire(timeout=HOLD_SECONDS)
-    (found,) = names.answers()
-
-    assert asked == ["many.test"]
-    assert found.addresses == names.addresses("many.test") == ("192.0.2.1", "2001:db8::1")
-    names.close()
-
-
-def test_an_address_needs_no_look_up() -> None:
-    names = Names(1, lambda: None)
-
-    for address in ("127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]"):
-        assert names.addresses(address) == ()
-    assert names.addresses("some.test") is None
-    names.close()
-
-
 def test_a_proxy_whose_name_is_never_answered_is_to_blame(resolver: Resolver) -> None:
     courier = CurlCourier(CourierSettings(connect_timeout=0.2, proxy=Proxy("dead.test", 3128)))
 
@@ -171,3 +136,61 @@ def test_a_request_that_is_repeated_on_a_new_connection_still_goes_to_its_own_ho
 
     assert [request.named("Host") for request in other.requests] == [[f"other.test:{own.port}"]]
     assert (own.connections, len(own.requests)) == (2, 3)  # libcurl repeats what it has sent on an old connection
+
+
+def test_headers_that_would_fill_the_memory_are_not_read_to_their_end(courier: CurlCourier, receive: Receive) -> None:
+    many = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 2_000
+    receiver = receive(after_the_request(lambda connection: (connection.send(many), connection.hold())))
+
+    outcome = deliver_one(courier, receiver.url(), timeout_ms=5_000)
+
+    assert (outcome.error, outcome.detail) == (ErrorKind.BAD_RESPONSE, "its headers are larger than 64 KiB")
+    assert outcome.duration_ms < 2_000  # it did not wait for the rest
+
+
+def test_a_name_that_has_moved_is_reached_at_its_new_address(
+    courier: CurlCourier, receive: Receive, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds in ("LIFETIME_SECONDS", "STALE_SECONDS"):
+        monkeypatch.setattr(f"cassata.courier.names.{seconds}", 0.0)
+    once = receive(after_the_request(lambda connection: connection.send(OK)), address="127.0.0.1")
+    later = receive(answering(OK), address="127.0.0.2", port=once.port)
+
+    resolver.addresses = ["127.0.0.1"]
+    deliver_one(courier, once.url(host="moving.test"))
+    time.sleep(0.05)  # the connection is closed
+    resolver.addresses = ["127.0.0.2"]
+    deliver_one(courier, once.url(host="moving.test"))
+
+    assert (len(once.requests), len(later.requests)) == (1, 1)
+
+
+def test_libcurl_keeps_the_addresses_of_a_limited_number_of_names(
+    courier: CurlCourier, receive: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cassata.courier.curl._ALIASES", 3)
+    receiver = receive(answering(OK))
+
+    for application in (*range(10), *range(10)):
+        assert deliver_one(courier, receiver.url(), application=application).status_code == 200
+
+    assert len(courier._filed) == 3
+
+
+def test_names_that_are_never_answered_hold_up_no_name_of_another_application(receive: Receive, resolver: Resolver) -> None:
+    receiver = receive(answering(OK))
+    courier = CurlCourier(CourierSettings(slots=16, connect_timeout=0.1))
+
+    for start in range(0, 40, 8):  # in hand it never has more than half of all slots
+        own = [delivery(f"http://dead{start + number}.test/", application=1) for number in range(8)]
+        assert {outcome.error for outcome in deliver(courier, *own)} == {ErrorKind.TIMEOUT}
+    outcome = deliver_one(courier, receiver.url(host="alive.test"), application=2)
+    asked = len(resolver.asked)
+    resolver.let_go.set()
+    time.sleep(0.1)
+    courier.poll(0)
+
+    assert outcome.status_code == 200
+    assert asked == 8 + 1  # half of the threads
+    assert len(resolver.asked) == asked  # what nobody waits for any more is not looked up
+    courier.close()

@@ -92,7 +92,7 @@ def test_the_port_of_the_own_database_is_never_reached(
     make_courier: MakeCourier, receive: Receive, resolver: Resolver, egress: Egress, host: str
 ) -> None:
     database = receive(answering(OK))
-    courier = make_courier(database=(Endpoint(database.port, ("198.41.0.4",)),), egress=egress)
+    courier = make_courier(database=Endpoint((database.port,), ("198.41.0.4",)), egress=egress)
 
     outcomes = deliver(courier, delivery(database.url(host=host)), delivery(database.url(host=host), egress=INTERNAL))
 
@@ -233,7 +233,8 @@ def test_nothing_reaches_a_forbidden_address_however_it_is_written_or_looked_up(
     monkeypatch: pytest.MonkeyPatch,
     figure: Callable[[str], None],
 ) -> None:
-    monkeypatch.setattr("cassata.courier.names.LIFETIME_SECONDS", 0.0)
+    for seconds in ("LIFETIME_SECONDS", "STALE_SECONDS"):
+        monkeypatch.setattr(f"cassata.courier.names.{seconds}", 0.0)
     tried = 0
     with trap(receive) as (four, six):
         for usual, own in [(policy, None) for policy in POLICIES.values()] + [(INTERNAL, policy) for policy in POLICIES.values()]:

@@ -55,7 +55,7 @@ def test_what_comes_after_the_deadline_is_discarded_and_its_slot_is_taken_until_
     late = deliver_one(courier, URL, event_id="stuck", timeout_ms=200)
     assert (late.status_code, late.error, late.detail) == (None, ErrorKind.TIMEOUT, "no complete answer within 0.2 s")
     assert (courier.busy, courier.free) == (0, 1)
-    assert deliver_one(courier, URL).status_code == 200
+    assert deliver_one(courier, URL, application=2).status_code == 200
     assert (courier.busy, courier.free) == (0, 1)
 
     let_go.set()
@@ -104,4 +104,44 @@ def test_no_more_than_the_slots_are_sent_at_once(slots: int) -> None:
     deliver(courier, *(delivery(URL, timeout_ms=4_000) for _ in range(40)))
 
     assert most[0] == slots
+    courier.close()
+
+
+def test_an_application_whose_calls_never_come_back_leaves_threads_for_the_others() -> None:
+    let_go = threading.Event()
+    begun: list[str] = []
+
+    def sender(delivery: Delivery, _started_at: int) -> Outcome:
+        begun.append(delivery.event_id)
+        if delivery.event_id == "stuck":
+            let_go.wait(HOLD_SECONDS)
+        return delivered(delivery)
+
+    courier = PoolCourier(CourierSettings(slots=8), sender)
+
+    for _ in range(4):  # in hand it never has more than half of what is free
+        stuck = [delivery(URL, application=1, event_id="stuck", timeout_ms=100) for _ in range(courier.free // 2)]
+        assert {outcome.error for outcome in deliver(courier, *stuck)} == {ErrorKind.TIMEOUT}
+    assert (begun.count("stuck"), courier.free) == (4, 4)
+    assert [outcome.status_code for outcome in deliver(courier, *(delivery(URL, application=2) for _ in range(4)))] == [200] * 4
+
+    refused = deliver_one(courier, URL, application=1, timeout_ms=100)
+    assert refused.detail == "not sent within 0.1 s: earlier requests of this application still block their threads"
+    courier.submit(delivery(URL, application=1, event_id="patient", timeout_ms=5_000), started_at=0)
+    assert courier.poll(0.1) == []
+    let_go.set()
+    assert [outcome.status_code for outcome in courier.poll(HOLD_SECONDS) or courier.poll(HOLD_SECONDS)] == [200]
+    courier.close()
+
+
+def test_an_application_none_of_whose_calls_block_may_have_every_thread() -> None:
+    everybody = threading.Barrier(4, timeout=HOLD_SECONDS)
+
+    def sender(delivery: Delivery, _started_at: int) -> Outcome:
+        everybody.wait()
+        return delivered(delivery)
+
+    courier = PoolCourier(CourierSettings(slots=4), sender)
+
+    assert {outcome.status_code for outcome in deliver(courier, *(delivery(URL, timeout_ms=4_000) for _ in range(4)))} == {200}
     courier.close()

@@ -157,7 +157,7 @@ def test_addresses_and_listed_hosts_are_judged_before_the_proxy_is_asked(
 
 
 def test_the_proxy_itself_may_be_where_nothing_else_may_go(through: Through, proxy: Receiver) -> None:
-    courier = through(proxy, egress=Egress(EgressPolicy.PUBLIC), database=(Endpoint(proxy.port, ("127.0.0.1",)),))
+    courier = through(proxy, egress=Egress(EgressPolicy.PUBLIC), database=Endpoint((proxy.port,), ("127.0.0.1",)))
 
     assert deliver_one(courier, "http://hook.test/").status_code == 200
 

@@ -54,20 +54,27 @@ def test_a_bad_proxy_is_named_and_its_password_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "endpoints"),
+    ("url", "endpoint"),
     [
-        (None, []),
-        ("sqlite:////tmp/x,y.db", []),
-        ("mysql+pymysql://user@127.0.0.1:3307/cassata", [Endpoint(3307, ("127.0.0.1",))]),
-        ("mariadb+pymysql://user:p:a/ss?w#rd@10.0.0.5/cassata?charset=utf8mb4", [Endpoint(3306, ("10.0.0.5",))]),
-        ("mysql+pymysql://[fd00::1]:3308/cassata", [Endpoint(3308, ("fd00::1",))]),
-        ("mysql+pymysql://10.0.0.5", [Endpoint(3306, ("10.0.0.5",))]),
-        ("mysql+pymysql://nobody.invalid:3309/cassata", [Endpoint(3309, ())]),
-        ("mysql+pymysql://user:pa,ss@10.0.0.5:3307,10.0.0.6/x", [Endpoint(3307, ("10.0.0.5",)), Endpoint(3306, ("10.0.0.6",))]),
+        (None, None),
+        ("sqlite:////tmp/x.db", None),
+        ("mysql+pymysql://user@127.0.0.1:3307/cassata", Endpoint((3307,), ("127.0.0.1",))),
+        ("mariadb+pymysql://user:p:a/ss?w#rd@10.0.0.5/cassata?charset=utf8mb4", Endpoint((3306,), ("10.0.0.5",))),
+        ("mysql+pymysql://[fd00::1]:3308/cassata", Endpoint((3308,), ("fd00::1",))),
+        ("mysql+pymysql://10.0.0.5", Endpoint((3306,), ("10.0.0.5",))),
+        ("mysql+pymysql:///cassata", Endpoint((3306,), ("127.0.0.1",))),
+        ("mysql+pymysql://u:p@10.0.0.5/cassata?init_command=a@10.0.0.6:9", Endpoint((3306,), ("10.0.0.5",))),
+        ("mysql+pymysql://u:p@10.0.0.5:3307?x=y/z:1@w", Endpoint((3307,), ("10.0.0.5",))),
+        ("mysql+pymysql://u:p@10.0.0.5/cassata?host=10.0.0.6&port=3307", Endpoint((3306, 3307), ("10.0.0.5", "10.0.0.6"))),
+        ("mysql+pymysql://u:p@10.0.0.5/cassata?host=fd00%3A%3A1", Endpoint((3306,), ("10.0.0.5", "fd00::1"))),
+        ("mysql+pymysql://u:p@10.0.0.5:3307,10.0.0.6:3308,10.0.0.7/c", Endpoint((3307, 3308, 3306), ("10.0.0.5", "10.0.0.6", "10.0.0.7"))),
+        ("mysql+pymysql://u:p,q@[fd00::1]:3307,[fd00::2]/c?a=b,c@d", Endpoint((3307, 3306), ("fd00::1", "fd00::2"))),
+        ("mysql+pymysql://u@/c?host=10.0.0.5:3307&host=10.0.0.6:3307", Endpoint((3306, 3307), ("127.0.0.1", "10.0.0.5", "10.0.0.6"))),
+        ("mysql+pymysql://nobody.invalid:3309/cassata", Endpoint((3309,), ())),
     ],
 )
-def test_where_the_own_database_listens_is_found_in_its_url(url: str | None, endpoints: list[Endpoint]) -> None:
-    assert courier_settings(settings(url)).database == tuple(endpoints)
+def test_where_the_own_database_listens_is_found_in_its_url(url: str | None, endpoint: Endpoint | None) -> None:
+    assert courier_settings(settings(url)).database == endpoint
 
 
 @pytest.mark.parametrize("courier", ["curl", "requests"])

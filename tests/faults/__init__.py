@@ -6,5 +6,7 @@
 | `ledger` | what was acknowledged: nothing counts before it is on the disk |
 | `receiver` | the destination, an evil one where asked to, which writes down all that it sees |
 | `checker` | compares the three: ledger, receiver's log, database |
+| `proxy` | a way to the database that loses, delays or holds back single statements and their answers |
+| `server` | a private database server to kill, stop, starve and fill up |
 | `faulty` | the `cassata` command, with one thing that goes wrong at one exact point |
 """

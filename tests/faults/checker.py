@@ -118,6 +118,15 @@ def unfinished(database_url: str) -> int:
         return int(conn.execute(sa.select(sa.func.count()).where(schema.events.c.wake_at.is_not(None))).scalar_one())
 
 
+def latenesses(receiver_log: Path, database_url: str) -> dict[Id, tuple[int, int]]:
+    """Return for each event that was sent when that was to be, and how much later it was, by the clock of this machine (ms)."""
+    first: dict[Id, Arrival] = {}
+    for arrival in arrivals(receiver_log):
+        first.setdefault((arrival.application_id, arrival.event_id), arrival)
+    stored = read(database_url)
+    return {key: (stored[key].event.due_at, _lateness(stored[key], [arrival], 0)) for key, arrival in first.items() if key in stored}
+
+
 def fenced(worker_log: Path) -> int:
     """Return how many outcomes a worker says came too late. It logs JSON."""
     return sum(record["count"] for record in told(worker_log) if record.get("message") == "outcomes fenced")

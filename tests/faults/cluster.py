@@ -30,7 +30,7 @@ LOOK_AHEAD_SECONDS = 0.2
 LEASE_SECONDS = 3.0
 RECOVERY_SECONDS = LEASE_SECONDS + LOOK_AHEAD_SECONDS + 1.0
 """So soon after a worker is gone, whatever it held has been sent by somebody else."""
-THREADS, SLOTS = 2, 50
+THREADS, SLOTS = 2, 100
 IN_FLIGHT = THREADS * SLOTS
 """So many requests one worker may have under way, and so may repeat when it is killed."""
 

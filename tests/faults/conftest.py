@@ -6,12 +6,13 @@ CASSATA_FAULT_SEED=N repeats a run; the seed of a round is that number, the name
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import FAULT_SEED, die_with_parent
+from tests.conftest import FAULT_SEED, NO_FAKETIME, die_with_parent
 from tests.faults.cluster import Cluster
 from tests.faults.receiver import receiving
 
@@ -29,6 +30,13 @@ def seed(request: pytest.FixtureRequest) -> Iterator[str]:
     yield seed
     if getattr(request.node, "failed", False):
         print(f"{FAULT_SEED}={os.environ[FAULT_SEED]} repeats this")
+
+
+@pytest.fixture
+def figure(figure: Callable[[str], None], request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """The usual one; it adds on what it was found, and what repeats it."""
+    where = "-".join(re.findall(r"sqlite|mariadb|round\d+", request.node.name))
+    return lambda line: figure(f"{line} [{where}, seed {os.environ[FAULT_SEED]}]")
 
 
 @pytest.fixture
@@ -73,3 +81,17 @@ def cluster(cluster_on: Callable[[str], Cluster], database_url: str) -> Cluster:
 @pytest.fixture
 def mariadb_cluster(cluster_on: Callable[[str], Cluster], mariadb_url: str) -> Cluster:
     return cluster_on(mariadb_url)
+
+
+@pytest.fixture
+def faked_clock() -> Callable[[float], dict[str, str]]:
+    """A function: variables that make a process believe that it is so many seconds later. Skips, loudly, where that cannot be had."""
+    library = next(Path("/usr").glob("lib*/**/libfaketimeMT.so.1"), None)
+    if library is None:
+        pytest.skip(NO_FAKETIME)
+
+    def variables(seconds: float) -> dict[str, str]:
+        # Its own way of faking monotonic clocks makes waits on conditions hang, and no machine sets them anyway.
+        return {"LD_PRELOAD": str(library), "FAKETIME": f"{seconds:+.3f}", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1"}
+
+    return variables

@@ -88,7 +88,7 @@ def _poison() -> None:
 
         def submit_unless_poison(delivery: Any, **options: Any) -> None:
             if delivery.event_id.startswith("poison"):
-                os.kill(os.getpid(), signal.SIGSEGV)
+                signal.raise_signal(signal.SIGSEGV)  # in this very thread: with `kill` it would go on until another one is hit
             submit(delivery, **options)
 
         courier.submit = submit_unless_poison
@@ -135,5 +135,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["child"]:
         worker.run_child()
     else:
-        worker.subprocess = SimpleNamespace(Popen=_start_child)  # type: ignore[assignment]
+        worker.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _start_child})  # type: ignore[assignment]
         main()

@@ -19,7 +19,7 @@ import pymysql
 import pytest
 
 from cassata import database
-from tests.conftest import NO_GALERA, die_with_parent, program, unused_port, wait_until
+from tests.conftest import NO_GALERA, die_with_parent, find_program, unused_port, wait_until
 
 PROVIDERS = [Path("/usr/lib/galera/libgalera_smm.so"), Path("/usr/lib64/galera-4/libgalera_smm.so")]
 SUSPECT_SECONDS = 3
@@ -48,7 +48,7 @@ class Node:
     def initialise(self) -> None:
         self.folder.mkdir()
         os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
-        command = [str(program("mariadb-install-db")), "--no-defaults", f"--datadir={self.folder / 'data'}"]
+        command = [str(find_program("mariadb-install-db")), "--no-defaults", f"--datadir={self.folder / 'data'}"]
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(command, check=True, capture_output=True, **self._as_user())
 
@@ -90,7 +90,7 @@ class Node:
             "wsrep-sst-method": "rsync",
             "wsrep-sst-receive-address": f"127.0.0.1:{self.state_port}",
         }
-        server = str(program("mariadbd", "mysqld"))
+        server = str(find_program("mariadbd", "mysqld"))
         return [server, "--no-defaults", "--skip-log-bin", *(f"--{name}={value}" for name, value in settings.items()), *options]
 
     def _as_user(self) -> dict[str, Any]:
@@ -205,9 +205,9 @@ class Galera:
 def missing() -> Sequence[str]:
     """Name what a cluster needs and this machine has not."""
     needed = ["mariadb-install-db", "rsync", "wsrep_sst_rsync"]
-    gone = [name for name in needed if not program(name)]
-    gone += [] if program("mariadbd", "mysqld") else ["mariadbd"]
-    gone += [] if program("ss", "lsof") else ["ss"]
+    gone = [name for name in needed if not find_program(name)]
+    gone += [] if find_program("mariadbd", "mysqld") else ["mariadbd"]
+    gone += [] if find_program("ss", "lsof") else ["ss"]
     return gone + ([] if any(path.exists() for path in PROVIDERS) else ["libgalera_smm.so"])
 
 

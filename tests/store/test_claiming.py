@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -377,17 +380,23 @@ class Crew:
         hand = Hand(self.open(), self.clock)
         claims = 0
         while sum(self.accepted.values()) < self.count:
-            deliveries = hand.claim(limit=chance.randint(1, 9))
-            claims += len(deliveries)
-            if deliveries:
+            with self.at_work():
+                deliveries = hand.claim(limit=chance.randint(1, 9))
+                claims += len(deliveries)
                 self.finish(hand, deliveries, chance)
-            else:
+            if not deliveries:
                 self.rest()
         return claims
 
-    def finish(self, hand: Hand, deliveries: list[Delivery], chance: random.Random) -> None:
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
         with self.together:
             self.busy += 1
+        yield
+        with self.together:
+            self.busy -= 1
+
+    def finish(self, hand: Hand, deliveries: list[Delivery], chance: random.Random) -> None:
         for delivery in deliveries:
             if chance.random() < 0.25 and delivery.number < LOST_LEASES:
                 self.stale.append((hand.scheduler, delivery))
@@ -395,14 +404,13 @@ class Crew:
                 kept = hand.answer(delivery)
                 with self.together:
                     self.accepted[delivery.event_id] += kept
-        with self.together:
-            self.busy -= 1
 
     def rest(self) -> None:
         """Let time pass, but only while nobody is between a claim and its outcome: those who are late are chosen, not unlucky."""
         with self.together:
             if not self.busy:
                 self.clock.advance(500)
+        time.sleep(0.005)
 
 
 def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(

@@ -115,7 +115,7 @@ def test_a_claim_locks_little_more_than_it_takes_and_leaves_the_next_ones_to_oth
     application = next(application for application, wake_at in scheduler.agenda().items() if wake_at <= NOON)
 
     def due(conn: Connection) -> list[int]:
-        return [row.id for row in store.lock_due(conn, {application: store.BOTTOM}, NOON, NOON, 5)]
+        return [row.id for row in store.lock_due(conn, {application: store.BOTTOM}, NOON, NOON, {application: 5})]
 
     with engines.write.connect() as one, engines.write.connect() as two:
         mine, yours = due(one), due(two)
