@@ -72,7 +72,7 @@ def test_with_a_service_and_a_worker_at_each_node_each_event_is_sent_once(
 
     figures, after = cluster.check(), galera.counters()
     conflicts, commits = (after[key] - before[key] for key in ("conflicts", "commits"))
-    figure(f"C1 three nodes, no fault: {figures}; conflicts {conflicts} beside {commits} commits, latest {figures.latest_ms} ms [{seed}]")
+    figure(f"C1 three nodes, no fault: {figures}; conflicts {conflicts} beside {commits} commits, latest {figures.latest_ms} ms")
     assert figures.is_sound
     assert (figures.duplicates, figures.fenced, figures.worker_lost) == (0, 0, [])
 
@@ -83,10 +83,10 @@ def test_a_backlog_is_sent_once_however_many_nodes_are_written_to(
     galera: Galera, name: str, cluster: Cluster, orders: list[tuple[int, ...]], applications: int, seed: str, figure: Figure
 ) -> None:
     service = cluster.start_service(url=galera.url(name, *orders[0]))
-    cluster.add_all(service, [cluster.event(f"e{number}", application=f"app{number % applications}", delay=4) for number in range(6_000)])
+    cluster.add_all(service, [cluster.event(f"e{number}", application=f"app{number % applications}", delay=8) for number in range(6_000)])
     due_at = min(each.event.due_at for each in checker.read(cluster.database_url).values())
-    start_workers(cluster, galera, name, orders)
     before = galera.counters()
+    start_workers(cluster, galera, name, orders)
     cluster.wait_until_all_have_ended()
 
     figures, after = cluster.check(), galera.counters()
@@ -94,7 +94,7 @@ def test_a_backlog_is_sent_once_however_many_nodes_are_written_to(
     took = (max(arrival.at_ms for arrival in arrivals(cluster.receiver_log)) - due_at) / 1000
     figure(
         f"C1 a backlog of {applications} applications, {len(set(orders))} nodes written to: {figures}; "
-        f"conflicts {conflicts} beside {commits} commits ({conflicts / commits:.2f}), {6_000 / took:.0f} events/s [{seed}]"
+        f"conflicts {conflicts} beside {commits} commits ({conflicts / commits:.2f}), {6_000 / took:.0f} events/s"
     )
     assert figures.is_sound
     assert (figures.duplicates, figures.fenced, figures.worker_lost) == (0, 0, [])
@@ -118,7 +118,7 @@ def test_a_node_killed_under_load_loses_nothing_and_comes_back(
     figures = cluster.check()
     figure(
         f"C2 a node killed: {figures}; nothing acknowledged for {gap:.1f} s, {producers.repeats} adds repeated, "
-        f"rejoined in {rejoined:.1f} s, recovered {len(figures.worker_lost)} [{seed}]"
+        f"rejoined in {rejoined:.1f} s, recovered {len(figures.worker_lost)}"
     )
     assert figures.is_sound
     assert figures.duplicates <= 3 * IN_FLIGHT
@@ -162,7 +162,7 @@ def test_a_node_without_the_majority_acknowledges_nothing_and_does_again_when_it
     figures = cluster.check()
     figure(
         f"C3 two of three nodes stand still: {figures}; acknowledged meanwhile {acknowledged_alone}, {producers.repeats} adds repeated, "
-        f"acknowledging again {writable_after:.1f} s after they go on [{seed}]"
+        f"acknowledging again {writable_after:.1f} s after they go on"
     )
     assert figures.is_sound
     assert acknowledged_alone == 0
@@ -195,7 +195,7 @@ def test_an_id_added_at_two_nodes_at_once_is_one_event(
     conflicts = galera.counters()["conflicts"] - before["conflicts"]
     rows = len(checker.read(cluster.database_url))
     kind = "differing" if differing else "alike"
-    figure(f"C5 200 ids ({kind}) added at two nodes at once: {rows} events, {conflicts} conflicts at COMMIT [{seed}]")
+    figure(f"C5 200 ids ({kind}) added at two nodes at once: {rows} events, {conflicts} conflicts at COMMIT")
     assert {tuple(sorted(pair)) for pair in pairs} == {(201, 409) if differing else (200, 201)}
     assert rows == 200
 
@@ -215,7 +215,7 @@ def test_what_one_node_has_acknowledged_every_other_one_knows_and_can_cancel(
             if http.request("DELETE", f"{two.url}/cassata/delete/other/e{number}").status != 200:
                 stale.append(f"DELETE {number}")
 
-    figure(f"C6 300 events added at one node, asked for and cancelled at another one: {len(stale)} unknown there [{seed}]")
+    figure(f"C6 300 events added at one node, asked for and cancelled at another one: {len(stale)} unknown there")
     assert stale == []
 
 
@@ -237,5 +237,5 @@ def test_all_nodes_killed_at_once_lose_nothing_when_the_most_advanced_one_begins
     cluster.wait_until_all_have_ended()
 
     figures = cluster.check()
-    figure(f"C4 all nodes killed: {figures}; acknowledged before {acknowledged}, down for {down:.1f} s [{seed}]")
+    figure(f"C4 all nodes killed: {figures}; acknowledged before {acknowledged}, down for {down:.1f} s")
     assert figures.is_sound
