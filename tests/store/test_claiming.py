@@ -76,19 +76,20 @@ def test_a_lease_lasts_for_the_events_own_deadline(scheduler: Scheduler, hand: H
     assert "patient" in ids(hand.claim())
 
 
-def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+@pytest.mark.parametrize("code", [500, 200])
+def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand, clock: ManualClock, code: int) -> None:
     scheduler.add(new_event())
     stale = hand.claim_one()
     clock.advance(hand.lease_ms)
     owner = hand.claim_one()
 
-    recorded = scheduler.record([outcome(stale, 500)])
+    recorded = scheduler.record([outcome(stale, code)])
 
     assert (recorded.kept, recorded.fenced) == (0, 1)
     assert scheduler.status("shop", "e1").status is Status.PROCESSING
     assert [attempt.error for attempt in scheduler.event("shop", "e1")[1]] == [ErrorKind.WORKER_LOST]
     assert hand.answer(owner, 200) == 1
-    assert scheduler.record([outcome(stale, 500)]).fenced == 1
+    assert scheduler.record([outcome(stale, code)]).fenced == 1
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
 
 
@@ -473,6 +474,19 @@ def test_a_claim_that_was_never_made_is_not_put_back_from_somebody_else(
     assert scheduler.status("shop", "e1").status is Status.PROCESSING
     assert other.answer(delivery) == 1
     other.scheduler.close()
+
+
+def test_an_outcome_whose_commit_failed_leaves_no_trace_and_is_recorded_again(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+    delivery = hand.claim_one()
+
+    with Faults(scheduler._engines).arranged(Mishap(Kind.NOT_COMMITTED)), pytest.raises(DatabaseUnavailable):
+        hand.answer(delivery)
+    event, log = scheduler.event("shop", "e1")
+    assert (event.status, log) == (Status.PROCESSING, [])
+
+    assert hand.answer(delivery) == 1
+    assert len(scheduler.event("shop", "e1")[1]) == 1
 
 
 def test_a_clock_that_is_set_back_hides_nothing(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:

@@ -91,6 +91,10 @@ class Faults:
             self._mishap = None
 
     @property
+    def _is_in_transaction(self) -> bool:
+        return bool(self._engines.write.pool.checkedout())  # type: ignore[attr-defined]
+
+    @property
     def checked_out(self) -> int:
         return sum(engine.pool.checkedout() for engine in self._engines)  # type: ignore[attr-defined]
 
@@ -106,7 +110,7 @@ class Faults:
                 return False
             self._statements += 1
             self._meet(cursor.connection)
-            if commits and statement.startswith("INSERT"):
+            if commits and statement.startswith("INSERT") and not self._is_in_transaction:
                 self._commit_meets(cursor.connection, lambda: (cursor.executemany if many else cursor.execute)(statement, parameters))
                 return True
             return False
