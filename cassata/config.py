@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import unquote_plus
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -25,6 +26,7 @@ ENVIRONMENT_PREFIX = "CASSATA_"
 OTHER_VARIABLES = frozenset({"CASSATA_HOME", "CASSATA_SERVICE_URL", "CASSATA_APPLICATION", "CASSATA_KEY", "CASSATA_NO_APT"})
 COMMAND_LINE = "the command line"
 CREDENTIALS = frozenset({"database.url", "worker.egressProxy"})
+"""URLs that may hold a password. They are shown `masked`, and quoted in no error."""
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
@@ -177,11 +179,11 @@ def worker_processes(settings: Settings) -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Whether only this machine can reach what listens there. Of a name, even of localhost, nobody knows before it is looked up."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return False
 
 
 def authenticates(service: Service) -> bool:
@@ -332,7 +334,20 @@ def _hint(name: str, section: str | None = None) -> str:
     return f": known are {', '.join(sorted(here.values()) or _known())}"
 
 
+_TELLING = re.compile(r"pass|pw|secret|token|credential", re.IGNORECASE)
+_QUERY_VALUE = re.compile(r"([?&])([^=&]*)=([^&]*)")
+
+
 def masked(url: str) -> str:
-    """Hide the password of a database URL, wherever it may be written."""
-    without_user = re.sub(r"(?<=://)([^/@]*?):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)\b(pass\w*|pw|secret)=[^&]*", r"\1=***", without_user)
+    """Hide the passwords of a URL of CREDENTIALS, wherever they may be written. Of what is no URL nobody knows what is one."""
+    if "://" not in url:
+        return "***"
+    without_password = re.sub(r"(?<=://)([^/@]*?):.*@", r"\1:***@", url)
+    # What stands alone before a proxy's @ may be a token, where a database has a user's name.
+    without_user = re.sub(r"^(https?://).*@", r"\1***@", without_password)
+    return _QUERY_VALUE.sub(_masked_value, without_user)
+
+
+def _masked_value(found: re.Match[str]) -> str:
+    separator, name, _ = found.groups()
+    return f"{separator}{name}=***" if _TELLING.search(unquote_plus(name)) else found[0]

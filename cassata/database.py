@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -27,15 +28,20 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
+from cassata.hosts import Host, Hosts, NoneUsable, Untried, split
 
 LOCK_WAIT_SECONDS = 3
-IDLE_TRANSACTION_SECONDS = 5
+IDLE_TRANSACTION_SECONDS = 4
 IDLE_CONNECTION_SECONDS = 60
 SQLITE_BUSY_SECONDS = 10
 UPGRADE_WAIT_SECONDS = 60
 TRANSACTION_TRIES = 5
 TRANSACTION_SECONDS = 4.0
 """No further try begins after that: one that has waited for a lock to the end of its patience would only wait again."""
+
+# Of the nodes of a Galera cluster each may lag behind by some writes. Before a transaction that begins by reading, updating or
+# deleting, have it catch up: else what another node has acknowledged would be unknown, and a claim not be one's own.
+_SYNC_READS_AND_UPDATES = 1 | 2
 
 T = TypeVar("T")
 
@@ -47,13 +53,15 @@ _CONFLICTS = frozenset({1213, 1205, 1020, 3101, 1317, 1969, 3024})
 # Galera node not ready, shutting down, error during COMMIT, too many connections, read-only: this connection is of no
 # use any more, though SQLAlchemy does not call it disconnected.
 _USELESS = frozenset({1047, 1053, 1180, 1040, 1203, 1290, 1792, 1836})
+_READ_ONLY = 1290
 _REFUSED = frozenset({1044, 1045, 1698})
+_CANNOT_CONNECT = 2003
 # Cannot connect, gone away, lost, wrong packets, idle for too long, killed; and PyMySQL's own (0, '') on a closed socket.
 _LOST = frozenset({0, 1927, 2002, 2003, 2006, 2013, 2014, 2055, 4031})
 
 
-def is_conflict(error: BaseException) -> bool:
-    """Tell whether the same transaction may well succeed when it is begun again."""
+def is_conflict(error: BaseException | None) -> bool:
+    """Tell whether the same transaction may well succeed when it is begun again. It has left nothing behind."""
     if not isinstance(error, DBAPIError):
         return False
     return _code(error) in _CONFLICTS or (isinstance(error, OperationalError) and _is_locked(error))
@@ -109,7 +117,11 @@ class Engines(NamedTuple):
 
 
 def open_engines(url: str, settings: config.Database | None = None, *, pool_size: int = 5) -> Engines:
-    """Prepare, without connecting or creating anything yet. Raises ConfigError for a URL that cannot be used."""
+    """Prepare, without connecting or creating anything yet. Raises ConfigError for a URL that cannot be used.
+
+    Where its URL names several hosts, each connection goes to the first that answers, is a working part of its cluster and
+    may be written to.
+    """
     settings = settings or config.Database()
     parsed = check_url(url)
     # An error that is logged must not quote payloads, headers and answers.
@@ -130,9 +142,10 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
         prepare = _prepare_mysql
     reading = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
     engines = Engines(create_engine(parsed, **options), create_engine(parsed, **reading, **options))
+    dial = _dialled_by(parsed, _untried(url).hosts)
     for engine in engines:
-        if parsed.get_backend_name() != "sqlite" and parsed.get_driver_name() == "pymysql":
-            event.listen(engine, "do_connect", _connect_with_pymysql)
+        if dial is not None:
+            event.listen(engine, "do_connect", dial)
         event.listen(engine, "connect", prepare)
         event.listen(engine, "handle_error", _drop_useless_connections)
     if parsed.get_backend_name() == "sqlite":
@@ -140,16 +153,71 @@ def open_engines(url: str, settings: config.Database | None = None, *, pool_size
     return engines
 
 
-def _connect_with_pymysql(_dialect: Dialect, _record: Any, arguments: Any, options: Any) -> Any:
+Dial = Callable[[Dialect, Any, Any, Any], Any]
+"""How SQLAlchemy has somebody else make a connection: the dialect, its record in the pool, what the driver is to be given."""
+
+
+def _dialled_by(url: URL, hosts: Sequence[Host]) -> Dial | None:
+    """Return how connections are made, if not in the driver's way."""
+    if url.get_backend_name() == "sqlite":
+        return None
+    usual: Dial | None = _dial_with_pymysql if url.get_driver_name() == "pymysql" else None
+    return usual if len(hosts) == 1 else _dial_one_of(Hosts(hosts), usual)
+
+
+def _dial_with_pymysql(_dialect: Dialect, _record: Any, arguments: Any, options: Any) -> Any:
     return _pymysql_connection()(*arguments, **options)
+
+
+def _dial_one_of(hosts: Hosts, usual: Dial | None) -> Dial:
+    def dial(dialect: Dialect, record: Any, arguments: Any, options: Any) -> Any:
+        driver = dialect.loaded_dbapi
+
+        def at(host: Host) -> Any:
+            there = {**options, "host": host.name, "port": host.port}
+            connection = usual(dialect, record, arguments, there) if usual else dialect.connect(*arguments, **there)
+            try:
+                if reason := _unusable(connection):
+                    raise driver.OperationalError(_READ_ONLY, reason)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+        try:
+            return hosts.connect(at, driver.Error)
+        except NoneUsable as error:
+            refused = [code for _, failure in error.failures if (code := failure.args[0] if failure.args else None) in _REFUSED]
+            raise driver.OperationalError(refused[0] if refused else _CANNOT_CONNECT, f"no host can be used: {error}") from error
+
+    return dial
+
+
+def _unusable(connection: Any) -> str | None:
+    """Say why this server is not one to work with, though it answers. SHOW is answered even outside of a cluster's majority."""
+    with connection.cursor() as cursor:
+        if _is_in_cluster(cursor) and _shown(cursor, "GLOBAL STATUS", "wsrep_ready") == "OFF":
+            return "it is not a working part of its cluster"
+        return "it is read-only" if _shown(cursor, "GLOBAL VARIABLES", "read_only") != "OFF" else None
+
+
+def _is_in_cluster(cursor: Any) -> bool:
+    return _shown(cursor, "VARIABLES", "wsrep_on") == "ON"
+
+
+def _shown(cursor: Any, what: str, name: str) -> str | None:
+    cursor.execute(f"SHOW {what} LIKE '{name}'")
+    found = cursor.fetchone()
+    return found[1] if found else None
 
 
 @cache
 def _pymysql_connection() -> Any:
-    """PyMySQL's connection, but for one thing.
+    """PyMySQL's connection, but for two things.
 
     Where nothing is said about TLS, PyMySQL uses it if the server can, and verifies nobody; and yet it reads all certificate
-    authorities for every connection, which costs 21 ms of CPU, and 1.1 MB that stay. Here none are read, once.
+    authorities for every connection, which costs 21 ms of CPU, and 1.1 MB that stay. Here none are read, once. And the
+    time-out for connecting holds for all of it: the port of a server that hangs still accepts, and would be waited for longer.
     """
     from pymysql.connections import Connection
 
@@ -158,16 +226,26 @@ def _pymysql_connection() -> Any:
     unverified.verify_mode = ssl.CERT_NONE
 
     class WithSharedContext(Connection):
+        _read_timeout: float | None
+
         def _create_ssl_ctx(self, sslp: Any) -> Any:
             return super()._create_ssl_ctx(sslp) if sslp else unverified  # type: ignore[misc]
+
+        def connect(self, sock: Any = None) -> None:
+            usual, self._read_timeout = self._read_timeout, self.connect_timeout
+            try:
+                super().connect(sock)
+            finally:
+                self._read_timeout = usual
 
     return WithSharedContext
 
 
 def check_url(url: str) -> URL:
-    """Read the URL of a database. Raises ConfigError, which never quotes it: it may hold a password."""
+    """Read the URL of a database, of several hosts the first. Raises ConfigError, which never quotes it: it may hold a password."""
+    untried = _untried(url)
     try:
-        parsed = make_url(url)
+        parsed = make_url(untried.url)
         known = {"mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
         parsed = parsed.set(drivername=known.get(parsed.drivername, parsed.drivername))
         if parsed.drivername.split("+")[0] not in {"sqlite", "mysql", "mariadb"}:
@@ -175,13 +253,18 @@ def check_url(url: str) -> URL:
         parsed.get_dialect()
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"database.url cannot be used: {error}") from error
-    except ValueError:
-        raise ConfigError("database.url cannot be read: is its port a number?") from None
     if not parsed.database or parsed.database == ":memory:":
         raise ConfigError("database.url must name a database: sqlite:///FILE or mysql+pymysql://USER:PASSWORD@HOST/NAME")
-    if "@" in (parsed.host or ""):
-        raise ConfigError("database.url has two @ signs: write one that belongs to the password as %40")
+    if len(untried.hosts) > 1 and "unix_socket" in parsed.query:
+        raise ConfigError("database.url names several hosts, and a unix_socket, which is on this one only")
     return parsed
+
+
+def _untried(url: str) -> Untried:
+    try:
+        return split(url)
+    except ValueError as error:
+        raise ConfigError(f"database.url cannot be read: {error}") from None
 
 
 def _prepare_mysql(connection: Any, _record: Any) -> None:
@@ -200,6 +283,8 @@ def _prepare_mysql(connection: Any, _record: Any) -> None:
         session.append(f"idle_transaction_timeout = {IDLE_TRANSACTION_SECONDS}")
         session.append("in_predicate_conversion_threshold = 0")  # from 1,000 on, IN would become a join, in no order
     with connection.cursor() as cursor:
+        if _is_in_cluster(cursor):
+            session.append(f"wsrep_sync_wait = @@wsrep_sync_wait | {_SYNC_READS_AND_UPDATES}")
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         cursor.execute(f"SET SESSION {', '.join(session)}")
 
@@ -227,6 +312,23 @@ def _begin_sqlite(connection: Connection) -> None:
 # --- transactions ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _ended_for_sure(conn: Connection) -> Iterator[None]:
+    """Roll back after a COMMIT that failed: SQLAlchemy takes its transaction for ended, though the server may keep it open.
+
+    The next one on the same connection would then commit what was to be given up, and is being tried again.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if error.statement is None and not conn.invalidated:
+            try:
+                conn.dialect.do_rollback(conn.connection)
+            except Exception:  # noqa: BLE001 - whatever it is, that connection is of no use, and the first error says why
+                conn.invalidate()
+        raise
+
+
 class BeginAnew(Exception):
     """What a transaction took for granted is not so: it has to be begun anew, this time looking first."""
 
@@ -241,7 +343,7 @@ class Transactions:
         """Run `work(connection, tries)` in a transaction of its own."""
 
         def once(tries: int) -> T:
-            with self._engines.write.begin() as conn:
+            with self._engines.write.connect() as conn, _ended_for_sure(conn), conn.begin():
                 return work(conn, tries)
 
         return self._again(once, retry_duplicates=retry_duplicates)
@@ -402,9 +504,9 @@ def upgrade(url: str, settings: config.Database | None = None) -> str:
 
 
 def make_tables(engines: Engines) -> str:
-    """Do the work of `upgrade` on engines that are there already; make the folder of an SQLite file, for its owner alone."""
+    """Do the work of `upgrade` on engines that are there already; make an SQLite file, and its folder, for its owner alone."""
     if engines.write.dialect.name == "sqlite":
-        Path(engines.write.url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_file(Path(engines.write.url.database or ""))
     with engines.write.connect() as connection, _upgrade_lock(connection):
         if table_version(connection) != schema.VERSION:
             _run_migrations(connection)
@@ -414,6 +516,17 @@ def make_tables(engines: Engines) -> str:
     if version is None:
         raise TablesMissing
     return version
+
+
+def _make_file(file: Path) -> None:
+    """Make an empty SQLite file unless there is one: SQLite gives -wal and -shm the same rights.
+
+    One that is there is not opened: to close it again would take away the locks that this process has on it (fcntl(2)).
+    """
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not str(file).startswith("file:"):
+        with suppress(FileExistsError):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _run_migrations(connection: Connection) -> None:

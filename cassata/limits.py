@@ -5,8 +5,11 @@ What holds for all workers or services together is kept in the database, in rows
 
 from __future__ import annotations
 
+import math
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +17,7 @@ from sqlalchemy import Connection
 
 from cassata import store
 from cassata.errors import ApplicationInactive, ApplicationRefused, LimitReached
-from cassata.model import Application, Limits
+from cassata.model import BATCH_LENGTH, Application, Limits
 from cassata.store import PaceKind
 from cassata.tenants import Tenants
 
@@ -35,6 +38,7 @@ WIDE_PACE = 1_000
 """From so many a second on, deliveries are not spaced out one by one: workers draw what is allowed in `DRAWN_SECONDS`."""
 DRAWN_SECONDS = 0.05
 DRAWN_LAST_MS = 500
+LONGEST_DEBT_MS = 3_600_000
 FULL_RETRY_MS = 1_000
 COUNT_SHARE = 0.05
 """Counting what is pending may take this share of the time."""
@@ -91,12 +95,13 @@ class _Share:
     held_until: int = 0
     deliveries: int = 0
     drawn_until: int = 0
+    is_sure: bool = True  # False after a failure: what is written down may be something else
 
     def spare_events(self, held: int, now: int, lease_ms: int) -> int:
-        return max(0, self.events - held) if self.held_until >= now + lease_ms else 0
+        return max(0, self.events - held) if self.is_sure and self.held_until >= now + lease_ms else 0
 
     def spare_deliveries(self, now: int) -> int:
-        return self.deliveries if now < self.drawn_until else 0
+        return self.deliveries if self.is_sure and now < self.drawn_until else 0
 
 
 @dataclass(slots=True)
@@ -115,10 +120,11 @@ class Limiter:
     def __init__(self, tenants: Tenants, defaults: Limits) -> None:
         self._tenants = tenants
         self._defaults = defaults
+        # Of the next two, by application: of many adds that come at once, one draws, and counts, for the others.
+        self._locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._drawn: dict[int, int] = {}  # adds that may be made without asking, by application
         self._pending: dict[int, _Count] = {}
         self._shares: dict[tuple[str, int], _Share] = {}  # by holder, each a thread of this process, and application
-        self._holders: set[str] = set()  # those of which something is written down
         self._effective: dict[int, tuple[Application, Limits]] = {}
 
     def of(self, application: Application | None) -> Limits:
@@ -132,7 +138,10 @@ class Limiter:
     # --- adds ----------------------------------------------------------------------------------------------------------
 
     def refusal(self, conn: Connection, application: Application | None, adds: int, now: int) -> ApplicationRefused | None:
-        """Say why an application (None: one that is only about to be made) may not add so many events now."""
+        """Say why an application (None: one that is only about to be made) may not add so many events now.
+
+        The connection is in no transaction: what is drawn on a pace is drawn, whatever becomes of the adds.
+        """
         if application is None:
             return None
         if not application.active:
@@ -140,38 +149,47 @@ class Limiter:
         limits = self.of(application)
         if limits.max_pending is not None and not self._has_room(conn, application.number, adds, limits.max_pending):
             return LimitReached(f"the application has {limits.max_pending:,} events pending, which is its limit", FULL_RETRY_MS)
-        if limits.adds_per_second is not None and not self._draw(conn, application.number, adds, limits.adds_per_second, now):
+        if limits.adds_per_second is not None and (wait_ms := self._draw(conn, application.number, adds, limits.adds_per_second, now)):
             rate = f"{limits.adds_per_second:,g} a second"
-            return LimitReached(
-                f"the application adds more events than its limit of {rate} allows", self._wait_ms(conn, application.number, now)
-            )
+            return LimitReached(f"the application adds more events than its limit of {rate} allows", wait_ms)
         return None
 
-    def _draw(self, conn: Connection, application: int, adds: int, rate: float, now: int) -> bool:
-        """Take so many adds off the pace. A call is let in or not as a whole: a large one makes the next one wait for longer."""
-        left = self._drawn.get(application, 0)
-        if left < adds:
-            drawn = max(adds - left, int(rate / DRAWS_PER_SECOND))
-            if not store.draw(conn, application, PaceKind.ADDS, now * 1000, int(drawn * 1_000_000 / rate), BURST_MICROSECONDS):
-                return False
-            left += drawn
-        self._drawn[application] = left - adds
-        return True
+    def _draw(self, conn: Connection, application: int, adds: int, rate: float, now: int) -> int:
+        """Take so many adds off the pace, and return 0; or how long to wait (ms).
 
-    def _wait_ms(self, conn: Connection, application: int, now: int) -> int:
+        A call is let in or not as a whole: a large one makes the next one wait for longer, but no longer than LONGEST_DEBT_MS.
+        """
+        with self._locks[application]:
+            left = self._drawn.get(application, 0)
+            if left < adds:
+                drawn = max(adds - left, int(rate / DRAWS_PER_SECOND))
+                cost = min(int(drawn * 1_000_000 / rate), LONGEST_DEBT_MS * 1000)
+                if not store.draw(conn, application, PaceKind.ADDS, now * 1000, cost, BURST_MICROSECONDS):
+                    return self._wait_ms(conn, application, rate, now)
+                left += drawn
+            self._drawn[application] = left - adds
+            return 0
+
+    def _wait_ms(self, conn: Connection, application: int, rate: float, now: int) -> int:
+        """Return when the pace lets the next call in; where it stems from a lower rate, bring it to what this one could have made it."""
         next_at = store.paces_of(conn, [application], PaceKind.ADDS).get(application, 0)
+        furthest = now * 1000 + BURST_MICROSECONDS + min(int(BATCH_LENGTH * 1_000_000 / rate), LONGEST_DEBT_MS * 1000)
+        if next_at > furthest:
+            next_at = furthest
+            store.set_pace(conn, application, PaceKind.ADDS, next_at)
         return max(1, (next_at - BURST_MICROSECONDS) // 1000 - now)
 
     def _has_room(self, conn: Connection, application: int, adds: int, most: int) -> bool:
         """Whether so many more may become pending. It is counted anew the sooner the less room there is, but not for every add."""
-        count = self._pending.get(application)
-        is_near = count is not None and count.added + adds > count.trusted_adds
-        if count is None or (is_near and time.monotonic() > count.count_again_at):
-            count = self._pending[application] = self._counted(conn, application, most)
-        if count.counted + count.added + adds > most:
-            return False
-        count.added += adds
-        return True
+        with self._locks[application]:
+            count = self._pending.get(application)
+            is_near = count is not None and count.added + adds > count.trusted_adds
+            if count is None or (is_near and time.monotonic() > count.count_again_at):
+                count = self._pending[application] = self._counted(conn, application, most)
+            if count.counted + count.added + adds > most:
+                return False
+            count.added += adds
+            return True
 
     def _counted(self, conn: Connection, application: int, most: int) -> _Count:
         began = time.monotonic()
@@ -219,7 +237,8 @@ class Limiter:
         wanted, limits = allowance.most, allowance.limits or self._defaults
         share = self._share(hands, number)
         if limits.max_in_flight is not None:
-            allowance.most = min(allowance.most, share.spare_events(hands.held.get(number, 0), now, lease_ms))
+            held = hands.held.get(number, 0)
+            allowance.most = min(allowance.most, share.spare_events(held, now, lease_ms), max(0, limits.max_in_flight - held))
         if limits.deliveries_per_second is not None:
             allowance.most = min(allowance.most, share.spare_deliveries(now))
         return allowance.most >= wanted
@@ -238,8 +257,7 @@ class Limiter:
                 allowance.free = max(0, limits.max_in_flight - elsewhere.get(number, 0) - hands.held.get(number, 0))
                 allowance.most = min(allowance.most, allowance.free)
             if limits.deliveries_per_second is not None and self._share(hands, number).spare_deliveries(now) < allowance.most:
-                allowance.next_at = max(paces.get(number, 0), now * 1000)
-                _pace(allowance, limits.deliveries_per_second, until * 1000)
+                _pace(allowance, limits.deliveries_per_second, paces.get(number, 0), now * 1000, until * 1000)
 
     def settle(
         self,
@@ -253,29 +271,29 @@ class Limiter:
     ) -> None:
         """Write down what a claim has taken of each application with shared limits, and keep some more in reserve if they are large."""
         for number, allowance in allowances.items():
-            count = taken.get(number, 0)
-            if not count and not hands.held.get(number, 0):
+            count, held = taken.get(number, 0), hands.held.get(number, 0)
+            if not count and not held:
                 self._give_up(conn, {number: 0}, hands)
-            if not count or allowance.limits is None:
+            if allowance.limits is None or not (count or (held and allowance.is_locked)):
                 continue
             share = self._share(hands, number)
             if allowance.limits.max_in_flight is not None:
-                spare = min(allowance.limits.max_in_flight // SPARE_PART, allowance.free - count) if allowance.is_locked else 0
+                spare = max(0, min(allowance.limits.max_in_flight // SPARE_PART, allowance.free - count)) if allowance.is_locked else 0
                 until = max(held_until, now + 2 * lease_ms) if spare else held_until
                 if allowance.is_locked:
-                    share.events, share.held_until = hands.held.get(number, 0) + count + spare, until
+                    share.events, share.held_until = held + count + spare, max(until, share.held_until if held else 0)
                     self._write_held(conn, number, share, hands, now)
                 elif until > share.held_until:
                     share.held_until = until
                     self._write_held(conn, number, share, hands, now)
-            if allowance.limits.deliveries_per_second is not None:
+            if allowance.limits.deliveries_per_second is not None and count:
                 if allowance.next_at:
                     share.deliveries, share.drawn_until = allowance.drawn, now + DRAWN_LAST_MS
                     store.set_pace(conn, number, PaceKind.DELIVERIES, allowance.next_at)
                 share.deliveries = max(0, share.deliveries - count)
 
     def _write_held(self, conn: Connection, number: int, share: _Share, hands: Hands, now: int) -> None:
-        self._holders.add(hands.holder)
+        share.is_sure = True
         if store.hold(conn, number, hands.holder, share.events, share.held_until):
             store.forget_holders(conn, number, now)
 
@@ -297,31 +315,54 @@ class Limiter:
         """Write down that no more than that is needed, if it is much less than what is written down."""
         less: dict[int, int] = {}
         for number, need in needed.items():
-            share, reserve = self._share(hands, number), need - hands.held.get(number, 0)
-            if share.events > need + RESERVES_TOO_MANY * reserve:
+            share = self._shares.get((hands.holder, number))
+            if share is None:
+                continue
+            reserve = need - hands.held.get(number, 0)
+            if not share.is_sure or share.events > need + RESERVES_TOO_MANY * reserve:
                 less[number] = share.events = need
+                share.is_sure = True
+            if not share.events and not share.deliveries:
+                del self._shares[hands.holder, number]
         if less:
             store.hold_less(conn, hands.holder, less)
 
     def _share(self, hands: Hands, number: int) -> _Share:
         return self._shares.setdefault((hands.holder, number), _Share())
 
-    def forget(self, hands: Hands) -> None:
-        """What has not surely been written down is not the worker's own."""
-        if hands.holder in self._holders:
-            self._shares = {key: share for key, share in self._shares.items() if key[0] != hands.holder}
+    def doubt(self, hands: Hands) -> None:
+        """After a failure nobody knows what is written down: nothing is the worker's own, and it is written down anew next time."""
+        for key, share in self._shares.items():
+            if key[0] == hands.holder:
+                share.is_sure = False
+
+    def let_go(self, conn: Connection, hands: Hands) -> None:
+        """Give up everything: the worker is not coming back."""
+        own = [key for key in self._shares if key[0] == hands.holder]
+        if own:
+            store.let_go(conn, [number for _, number in own], hands.holder)
+        for key in own:
+            self._shares.pop(key, None)
 
     def has_shares(self, hands: Hands) -> bool:
-        return hands.holder in self._holders
+        return any(holder == hands.holder for holder, _ in self._shares)
 
 
-def _pace(allowance: Allowance, rate: float, until: int) -> None:
-    """Allow what the pace does until then (microseconds): one after the other, or, if there are very many, as many as come together."""
+def _pace(allowance: Allowance, rate: float, next_at: int, now: int, until: int) -> None:
+    """Allow what the pace does until then (microseconds): one after the other, or, if there are very many, as many as come together.
+
+    What stems from a slower pace, that is no more, does not count.
+    """
+    interval = math.ceil(1_000_000 / rate)
     if rate < WIDE_PACE:
-        allowance.interval = int(1_000_000 / rate)
-        allowance.most = min(allowance.most, max(0, (until - allowance.next_at) // allowance.interval + 1))
-    elif allowance.next_at > until:
+        allowance.interval = interval
+        allowance.next_at = max(now, min(next_at, until + interval))
+        allowance.most = min(allowance.most, max(0, (until - allowance.next_at) // interval + 1))
+        return
+    drawn = max(allowance.most, int(rate * DRAWN_SECONDS))
+    allowance.next_at = max(now, min(next_at, now + drawn * interval))
+    if allowance.next_at > now:
         allowance.most = 0
     else:
-        allowance.drawn = max(allowance.most, int(rate * DRAWN_SECONDS))
-        allowance.next_at += int(allowance.drawn * 1_000_000 / rate)
+        allowance.drawn = drawn
+        allowance.next_at += int(drawn * 1_000_000 / rate)

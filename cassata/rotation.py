@@ -57,11 +57,14 @@ def _is_long_ago(instant: int, now: int) -> bool:
 
 
 class Turn(NamedTuple):
-    """Who is asked by one statement, each from where on; what is each one's share; and whether they are asked together."""
+    """Who is asked by one statement, each from where on; what is each one's share; whether they are asked together, and else for
+    how much at most.
+    """
 
     floors: dict[int, Floor]
     share: int
     together: bool
+    most: dict[int, int]
 
     @property
     def lowest(self) -> Floor:
@@ -108,15 +111,20 @@ class Visit:
         if not self._waiting or self.room < max(1, self._limit // 4):
             return None
         first = self._waiting[0]
-        had_more = self._reaches[first].has_more
-        together = not had_more and len(self._waiting) > 1
         share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
-        alike = [application for application in self._waiting if self._reaches[application].has_more == had_more]
+        alone = self._is_asked_alone(first, share)
+        together = not alone and len(self._waiting) > 1
+        alike = [application for application in self._waiting if self._is_asked_alone(application, share) == alone]
         # Together they are read in the order of their numbers, for as long as there is room: whose turn it is must be reached.
         turn = [application for application in alike if application >= first] if together else alike[: self.room // share]
         asked = set(turn)
         self._waiting = deque(application for application in self._waiting if application not in asked)
-        return Turn({application: self._start(application) for application in turn}, share, together)
+        most = {application: min(share, self._left.get(application, share)) for application in turn}
+        return Turn({application: self._start(application) for application in turn}, share, together, most)
+
+    def _is_asked_alone(self, application: int, share: int) -> bool:
+        """One that had more, and one that may not have its share: no more is to be read than is taken."""
+        return self._reaches[application].has_more or self._left.get(application, share) < share
 
     def _start(self, application: int) -> Floor:
         """Go on exactly where this claim has come to: what it has locked looks unclaimed until the end."""
@@ -135,7 +143,7 @@ class Visit:
                 self._reaches[application] = reach._replace(has_more=True)
                 self._waiting.append(application)
                 continue
-            has_more = len(rows) > turn.share or application == last or (not turn.together and len(rows) == turn.share)
+            has_more = len(rows) > turn.share or application == last or (not turn.together and len(rows) == turn.most[application])
             from_bottom = (turn.lowest if turn.together else turn.floors[application]) == BOTTOM
             self._reaches[application] = reach.visited(self._now, from_bottom=from_bottom, found=bool(rows), has_more=has_more)
             self._visited.add(application)
@@ -170,7 +178,11 @@ class Visit:
         """Return who is to be asked for suspects: nobody who had none less than a second ago."""
         if len(self.rows) == self._most:
             return []
-        return [application for application in self._visited if self._may_be_suspected(self._reaches[application])]
+        return [
+            application
+            for application in self._visited
+            if self._left.get(application, 1) > 0 and self._may_be_suspected(self._reaches[application])
+        ]
 
     def note_suspect(self, asked: Iterable[int], found: Sequence[Row[Any]]) -> None:
         self.rows += found

@@ -49,8 +49,13 @@ from cassata.vault import Vault
 Key = tuple[int, str]
 Added = Event | DuplicateEvent | InvalidEvent | ApplicationRefused
 """What became of an event that was to be added."""
+Closed = Mapping[str, ApplicationRefused | None]
+"""By application why it takes nothing now."""
 
 DAY_MS = 86_400_000
+BREAKER_MEMORY_MS = 600_000
+"""A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
+CLEANING_SECONDS = 60.0
 
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
@@ -96,12 +101,42 @@ class Claimed:
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
+    claimed_at: int = 0
     wakes: dict[int, int | None] = field(default_factory=dict)
     reaches: dict[int, Reach] = field(default_factory=dict)
     buried: int = 0
     has_more: bool = False
     held_back: dict[int, int] = field(default_factory=dict)
+    queued: Sequence[tuple[Delivery, Place]] = ()
+    postponed: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class HeldBack:
+    """What a claim leaves for later: by row when to look again, by application when first; and what it takes for places with a limit."""
+
+    wakes: dict[int, int] = field(default_factory=dict)
+    first: dict[int, int] = field(default_factory=dict)
     queued: list[tuple[Delivery, Place]] = field(default_factory=list)
+    ahead: Counter[Place] = field(default_factory=Counter)
+
+    def postpone(self, delivery: Delivery, wake_at: int) -> None:
+        self.wakes[delivery.id] = wake_at
+        self.first[delivery.application] = min(wake_at, self.first.get(delivery.application, wake_at))
+
+    def queue(self, delivery: Delivery, place: Place) -> None:
+        self.queued.append((delivery, place))
+        self.ahead[place] += 1
+
+
+class Doubt(NamedTuple):
+    """A claim that may have been committed, or not. If it was not, whoever claims the row next has the very same fence: that a
+    claim is ours only the end of its lease tells then.
+    """
+
+    id: int
+    fence: int
+    lease_until: int
 
 
 class Recorded(NamedTuple):
@@ -130,14 +165,16 @@ class Scheduler:
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self._registers = registers
-        self._destinations = Destinations(breaker)
+        self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
+        self._breakers_cleaned_at = time.monotonic()
         self._engines = engines
         self._transactions = database.Transactions(engines)
         self._retry = retry
-        # What a COMMIT whose answer was lost may have claimed, by row and fence: to be put back as soon as may be.
-        self._doubtful: dict[tuple[int, int], Delivery] = {}
+        # What a COMMIT whose answer was lost may have claimed: to be put back as soon as may be.
+        self._doubtful: dict[Doubt, Delivery] = {}
         self._noted: set[tuple[int, int]] = set()  # outcomes that have been noticed, and are still to be recorded
+        self._unwritten: list[Change] = []  # what they have changed: to be written with whatever is recorded next
         self._reaches: dict[int, Reach] = {}  # only hints: whoever has claimed may change them
 
     @classmethod
@@ -170,6 +207,7 @@ class Scheduler:
                 if check:
                     database.check(engines, limits.payload_bytes)
                     scheduler.tenants.give_secrets()
+                    scheduler.tenants.warn_of_open_secrets()
         except BaseException:
             scheduler.close()
             raise
@@ -278,8 +316,8 @@ class Scheduler:
     def breakers(self, application_id: str) -> list[Breaker]:
         """Return the circuit breakers of an application that are open. Raises UnknownApplication."""
         number = self.tenants.application(application_id).number
-        opened = self._transactions.read(store.open_breakers)
-        return [Breaker(application_id, place.destination, *each) for place, each in opened.items() if place.application == number]
+        opened = self._transactions.read(lambda conn: store.open_breakers(conn, self.clock.now(conn) - BREAKER_MEMORY_MS, number))
+        return [Breaker(application_id, place.destination, *each) for place, each in opened.items()]
 
     # --- what workers do ---------------------------------------------------------------------------------------------
 
@@ -320,19 +358,21 @@ class Scheduler:
 
         At most one of what it claims is a suspect, none if `suspects` is false: a process should have one at a time.
 
-        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it
-        claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
+        Nothing of it may be sent before this has returned: on a cluster a claim is decided at COMMIT. If it raises, what it may
+        have claimed is put back by the next call, or is due again when its lease ends; the outcomes may be recorded again.
         """
         doubtful, claimed = dict(self._doubtful), Claimed()
-        breakers = self._note(outcomes) if outcomes else []
+        unwritten, self._unwritten = self._unwritten, []
+        breakers = [*unwritten, *(self._note(outcomes) if outcomes else ())]
 
         def work(conn: Connection, tries: int) -> Recorded:
             nonlocal claimed
             now = self.clock.now(conn)
             if tries > 1:
-                self.limiter.forget(hands)
+                self.limiter.doubt(hands)
             if doubtful:
-                self._release(conn, list(doubtful.values()))
+                self._release_doubtful(conn, doubtful)
+                self.limiter.settle_ended(conn, {delivery.application for delivery in doubtful.values()}, (), hands)
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
             self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, applications, hands)
             for change in breakers:
@@ -344,31 +384,48 @@ class Scheduler:
         try:
             recorded = self._transactions.write(work)
         except BaseException as error:
-            self.limiter.forget(hands)
+            self.limiter.doubt(hands)
             self._noted.update(map(_claim_of, outcomes))
-            if isinstance(error, DatabaseUnavailable):
-                self._doubtful.update({(delivery.id, delivery.fence): delivery for delivery in claimed.deliveries})
+            self._unwritten += breakers
+            if isinstance(error, DatabaseUnavailable) and not database.is_conflict(error.__cause__):
+                self._doubtful.update({_doubt(delivery, claimed.claimed_at, terms): delivery for delivery in claimed.deliveries})
             raise
         self._noted.difference_update(map(_claim_of, outcomes))
-        for claim in doubtful:
-            self._doubtful.pop(claim, None)
+        for doubt in doubtful:
+            self._doubtful.pop(doubt, None)
         self._reaches.update(claimed.reaches)  # only now: what a rolled back claim took is still there
         if claimed.queued:
-            self._destinations.enter_queue(claimed.queued)
+            self.destinations.claimed(claimed.queued)
         _tell(recorded)
         self._tell_of(breakers)
         return recorded, claimed
 
-    def release(self, deliveries: Sequence[Delivery]) -> int:
-        """Put back deliveries that were claimed and never begun; return how many still were ours."""
-        released = self._transactions.write(lambda conn, _tries: self._release(conn, deliveries))
-        self._destinations.forget(deliveries)
-        return released
+    def release(self, deliveries: Sequence[Delivery], hands: Hands = Hands()) -> int:  # noqa: B008
+        """Put back deliveries that were claimed and never begun, and still are among what is in hand; return how many still were ours."""
+        taken = Counter(delivery.application for delivery in deliveries)
+        left = replace(hands, held={number: count - taken[number] for number, count in hands.held.items()})
+        breakers = self.destinations.given_back(deliveries, self.clock.estimate())
+
+        def work(conn: Connection, _tries: int) -> int:
+            self.limiter.settle_ended(conn, taken, (), left)
+            for change in breakers:
+                store.change_breaker(conn, change)
+            return self._release(conn, deliveries)
+
+        try:
+            return self._transactions.write(work)
+        except BaseException:
+            self.limiter.doubt(hands)
+            raise
 
     def let_go(self, hands: Hands) -> None:
         """Say that a worker thread has nothing in hand any more, and is not coming back."""
         if self.limiter.has_shares(hands):
-            self._transactions.write(lambda conn, _tries: store.let_go(conn, hands.holder))
+            self._transactions.write(lambda conn, _tries: self.limiter.let_go(conn, hands))
+
+    def refresh(self) -> bool:
+        """Notice which applications others have changed, if nobody has for a second; say whether there were any."""
+        return self._transactions.read(self.tenants.refresh)
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
 
@@ -390,19 +447,23 @@ class Scheduler:
                 store.insert_events(conn, [row])
                 return stored
         except IntegrityError:
-            return self._add_together([new])[0]
+            return self._add_admitted([new], {})[0]
         except DatabaseUnavailable as error:
             if not (error.__cause__ and (database.is_stale(error.__cause__) or database.is_conflict(error.__cause__))):
                 raise
-            added = self._add_together([new])[0]
+            added = self._add_admitted([new], {})[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
             is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
             return stored if stored and is_ours else added
 
     def _add_together(self, news: Sequence[NewEvent]) -> list[Added]:
+        """Ask whether the applications may add so many, each by statements of their own, and then add in one transaction."""
+        return self._add_admitted(news, self._transactions.read(lambda conn: self._closed_ones(conn, news)))
+
+    def _add_admitted(self, news: Sequence[NewEvent], closed: Closed) -> list[Added]:
         def work(conn: Connection, tries: int) -> list[Added]:
             # At first in the hope that nothing is there yet: the unique key tells, and the second try looks before it inserts.
-            return self._add(conn, news, looking=tries > 1)
+            return self._add(conn, news, closed, looking=tries > 1)
 
         try:
             return self._transactions.write(work, retry_duplicates=True)
@@ -412,22 +473,22 @@ class Scheduler:
     def _add_within(self, conn: Connection, news: Sequence[NewEvent]) -> list[Added]:
         """Add inside a transaction that is not ours to begin again. A failed INSERT leaves it as it was, so look once more."""
         with database.explained():
+            # Limits of many adds are not kept here: what is drawn would lock others out until the transaction of the caller ends.
+            closed = self._closed_ones(conn, news, counting=False)
             try:
-                return self._add(conn, news, looking=True)
+                return self._add(conn, news, closed, looking=True)
             except IntegrityError:
                 try:
-                    return self._add(conn, news, looking=True)
+                    return self._add(conn, news, closed, looking=True)
                 except IntegrityError as error:
                     raise DatabaseUnavailable("somebody else adds the same at this moment: begin the transaction anew") from error
 
-    def _add(self, conn: Connection, news: Sequence[NewEvent], *, looking: bool) -> list[Added]:
+    def _add(self, conn: Connection, news: Sequence[NewEvent], closed: Closed, *, looking: bool) -> list[Added]:
         now = self.clock.now(conn)
-        counts = Counter(new.application_id for new in news)
-        tenants = {application_id: self.tenants.known(conn, application_id) for application_id in counts}
-        closed = {application_id: self._closed(conn, tenants[application_id], adds, now) for application_id, adds in counts.items()}
+        tenants = {application_id: self.tenants.known(conn, application_id) for application_id in {new.application_id for new in news}}
         refused: dict[int, Added] = {}
         for index, new in enumerate(news):
-            if refusal := closed[new.application_id] or self._refusal(new, tenants[new.application_id], now):
+            if refusal := closed.get(new.application_id) or self._refusal(new, tenants[new.application_id], now):
                 refused[index] = refusal
         numbers = {application_id: application.number for application_id, application in tenants.items() if application}
         for new in (new for index, new in enumerate(news) if index not in refused):
@@ -448,6 +509,11 @@ class Scheduler:
         if row is None or row.request_hash != new.request_hash or row.status == Status.CANCELLED:
             return None
         return store.to_event(row, new.application_id)
+
+    def _closed_ones(self, conn: Connection, news: Sequence[NewEvent], *, counting: bool = True) -> Closed:
+        now = self.clock.now(conn)
+        counts = Counter(new.application_id for new in news)
+        return {name: self._closed(conn, self.tenants.known(conn, name), adds if counting else 0, now) for name, adds in counts.items()}
 
     def _closed(self, conn: Connection, application: Application | None, adds: int, now: int) -> ApplicationRefused | None:
         """Say why an application takes no events now, or not that many."""
@@ -510,6 +576,12 @@ class Scheduler:
             if store.complete(conn, ids, fence, now) != len(ids):
                 raise database.BeginAnew
 
+    def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
+        there = store.lock_claimed(conn, [doubt.id for doubt in doubtful])
+        leases = {(id_, owned.fence, owned.wake_at) for id_, owned in there.items()}
+        if mine := [delivery for doubt, delivery in doubtful.items() if doubt in leases]:
+            self._release(conn, mine)
+
     def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
         mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
@@ -530,12 +602,13 @@ class Scheduler:
             if turn.together:
                 visit.note(turn, store.lock_due_of_many(conn, turn.floors, turn.lowest.wake_at, now, until, visit.room))
             else:
-                visit.note(turn, store.lock_due(conn, turn.floors, now, until, turn.share))
+                visit.note(turn, store.lock_due(conn, turn.floors, now, until, turn.most))
         visit.fill()
         if suspects and (asked := visit.suspected()):
             visit.note_suspect(asked, store.lock_suspect(conn, asked, now))
         wakes = store.next_wakes(conn, visit.emptied, until) if visit.emptied else {}
         claimed = self._take(conn, visit.rows, now, terms, allowances)
+        claimed.claimed_at = now
         taken = Counter(delivery.application for delivery in claimed.deliveries)
         held_until = now + max((terms.lease_ms(delivery.timeout_ms) for delivery in claimed.deliveries), default=0)
         self.limiter.settle(conn, allowances, taken, hands, now, held_until, lease_ms)
@@ -546,13 +619,14 @@ class Scheduler:
         unfinished = visit.unfinished()
         claimed.has_more = not unfinished.keys() <= used_up
         gone = {application for application in applications if self.tenants.in_mind(application) is None}  # their events are nobody's
-        claimed.wakes = wakes | unfinished | dict.fromkeys(gone)
+        earlier = {number: at for number, at in claimed.postponed.items() if number in wakes and at < (wakes[number] or LATEST_INSTANT)}
+        claimed.wakes = wakes | earlier | unfinished | dict.fromkeys(gone)
         return claimed
 
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms, allowances: Mapping[int, Allowance]) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
         tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
-        found = [(store.to_delivery(row, tenants[row.application]), row) for row in rows if row.application in tenants]
+        found = [(store.to_delivery(row, tenants[row.application], now), row) for row in rows if row.application in tenants]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -562,8 +636,9 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
-        held_back, queued = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
-        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in found if row.id not in unwanted | dead | held_back]
+        held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
+        gone = unwanted | dead | held.wakes.keys()
+        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in found if row.id not in gone]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
             return terms.lease_ms(pair[0].timeout_ms), pair[1]
@@ -571,50 +646,44 @@ class Scheduler:
         taken.sort(key=kind)
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
-        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead), queued=queued)
+        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead), queued=held.queued, postponed=held.first)
 
     def _hold_back(
         self, conn: Connection, deliveries: Sequence[Delivery], tenants: Mapping[int, Application], now: int, terms: Terms
-    ) -> tuple[set[int], list[tuple[Delivery, Place]]]:
-        """Postpone what would go to a destination that is left alone, or has enough under way.
+    ) -> HeldBack:
+        """Postpone what would go to a destination that is left alone, or for which enough is claimed. It is no attempt.
 
-        Return these rows, and what else goes to places that may have only so much under way. To be postponed is no attempt. One
-        event for each open breaker goes out nevertheless, once its time has come: the probe.
+        One event for each open breaker goes out nevertheless, once its time has come: the probe.
         """
-        postponed: dict[int, int] = {}
-        crowds: Counter[Place] = Counter()
         widths = {number: self.limiter.of(tenants[number]).max_in_flight_per_host for number in {each.application for each in deliveries}}
-        if not self._destinations.any_open and not any(widths.values()):
-            return set(), []
-        queued: list[tuple[Delivery, Place]] = []
+        held = HeldBack()
+        if not self.destinations.any_open and not any(widths.values()):
+            return held
         for delivery in deliveries:
-            most = widths[delivery.application]
-            place = place_of(delivery)
-            opened = self._destinations.opened(place)
-            if opened and not self._begins_probe(conn, place, opened, delivery, now, terms):
-                postponed[delivery.id] = self._destinations.held_back_until(place, opened, now)
+            place, most = place_of(delivery), widths[delivery.application]
+            wake_at = self.destinations.put_off(place, most, held.ahead[place], now) if most is not None else None
+            opened = self.destinations.opened(place)
+            if wake_at is None and opened and not self._begins_probe(conn, place, opened, delivery, now, terms):
+                wake_at = self.destinations.held_back_until(place, opened, now)
+            if wake_at is not None:
+                held.postpone(delivery, wake_at)
             elif most is not None:
-                position = self._destinations.under_way(place) + crowds[place] - most
-                crowds[place] += 1
-                if position >= 0:
-                    postponed[delivery.id] = self._destinations.turn_at(place, position, most, now)
-                else:
-                    queued.append((delivery, place))
-        if postponed:
-            store.postpone(conn, postponed)
-        return set(postponed), queued
+                held.queue(delivery, place)
+        if held.wakes:
+            store.postpone(conn, held.wakes)
+        return held
 
     def _begins_probe(self, conn: Connection, place: Place, opened: Opened, delivery: Delivery, now: int, terms: Terms) -> bool:
         until = now + terms.lease_ms(delivery.timeout_ms)
         if now < opened.retry_at or not store.take_probe(conn, place, opened, until):
             return False
-        self._destinations.began_probe(place, opened._replace(retry_at=until, probing=True), delivery)
+        self.destinations.began_probe(place, opened._replace(retry_at=until, probing=True), delivery)
         return True
 
     def _note(self, outcomes: Sequence[Outcome]) -> list[Change]:
         """Take notice of how destinations fare; return what is to be written about it."""
         fresh = [outcome for outcome in outcomes if not self._noted or _claim_of(outcome) not in self._noted]
-        return self._destinations.note([(outcome, may_pass(outcome)) for outcome in fresh], self.clock.estimate())
+        return self.destinations.note([(outcome, may_pass(outcome)) for outcome in fresh], self.clock.estimate())
 
     def _tell_of(self, breakers: Sequence[Change]) -> None:
         for place, opened in breakers:
@@ -629,8 +698,12 @@ class Scheduler:
         """Look once a second at what others may have changed: applications, and breakers."""
         self.tenants.refresh(conn)
         now = time.monotonic()
-        if self._destinations.has_breakers and now - self._breakers_at >= FRESH_SECONDS:
-            self._destinations.replace(store.open_breakers(conn))
+        if self.destinations.has_breakers and now - self._breakers_at >= FRESH_SECONDS:
+            since = self.clock.now(conn) - BREAKER_MEMORY_MS
+            if now - self._breakers_cleaned_at >= CLEANING_SECONDS:
+                store.forget_breakers(conn, since)
+                self._breakers_cleaned_at = now
+            self.destinations.replace(store.open_breakers(conn, since))
             self._breakers_at = now
 
     # --- applications --------------------------------------------------------------------------------------------------
@@ -707,9 +780,14 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
     delivery = outcome.delivery
     if verdict.wait_ms is None:
         return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
+    uncounted = 0 if verdict.counts else 1
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted=0 if verdict.counts else 1)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
+
+
+def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
+    return Doubt(delivery.id, delivery.fence, claimed_at + terms.lease_ms(delivery.timeout_ms))
 
 
 def _claim_of(outcome: Outcome) -> tuple[int, int]:

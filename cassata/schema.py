@@ -87,6 +87,15 @@ api_keys = Table(
     **OPTIONS,
 )
 
+# One row, numbered 1: random bytes that all services of this database share, and nobody else knows.
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("secret", HASH, nullable=False),
+    **OPTIONS,
+)
+
 events = Table(
     "events",
     metadata,
@@ -166,5 +175,6 @@ breakers = Table(
     Column("openings", Integer, nullable=False),
     Column("probing", Boolean, nullable=False, server_default=false()),
     Column("reason", String(DETAIL_CHARACTERS)),
+    Index("breakers_retry", "retry_at"),
     **OPTIONS,
 )

@@ -45,7 +45,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, paces
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -126,8 +126,20 @@ def register_application(conn: Connection, application_id: str, now: int, **colu
     return int(result.lastrowid)
 
 
-def applications_without_secrets(conn: Connection) -> Sequence[int]:
-    return conn.execute(select(A.id).where(A.secrets.is_(None))).scalars().all()
+def applications_without_secrets(conn: Connection, limit: int) -> list[tuple[int, str]]:
+    """Read their numbers and ids."""
+    rows = conn.execute(select(A.id, A.application_id).where(A.secrets.is_(None)).order_by(A.id).limit(limit))
+    return [(row.id, row.application_id) for row in rows]
+
+
+def give_secrets(conn: Connection, number: int, secrets: str, now: int) -> None:
+    """Write secrets down, unless somebody else has."""
+    conn.execute(update(applications).where(A.id == number, A.secrets.is_(None)).values(secrets=secrets, changed_at=now))
+
+
+def has_secrets(conn: Connection, *, sealed: bool) -> bool:
+    """Tell whether any application's secrets are sealed (an object), or whether any's are not (an array)."""
+    return conn.execute(select(A.id).where(A.secrets.like("{%" if sealed else "[{%")).limit(1)).first() is not None
 
 
 def lock_application(conn: Connection, application_id: str) -> Row[Any] | None:
@@ -154,19 +166,40 @@ def key(conn: Connection, prefix: str) -> Row[Any] | None:
     return conn.execute(_KEYS.where(K.prefix == prefix)).first()
 
 
-def keys(conn: Connection, application: int | None = None) -> Sequence[Row[Any]]:
-    """Read the keys of an application, or (None) the operators', in the order in which they were made."""
-    return conn.execute(_KEYS.where(K.application == application).order_by(K.id)).all()
+def keys(conn: Connection, application: int | None, now: int, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` keys of an application, or (None) the operators', in the order in which they were made.
+
+    Where there are more, those that are of no use any more are left out first, the oldest of them before others.
+    """
+    latest = _KEYS.where(K.application == application).order_by(case((_is_live(now), 0), else_=1), K.id.desc()).limit(limit)
+    return sorted(conn.execute(latest), key=lambda row: row.id)
+
+
+def live_keys(conn: Connection, application: int | None, now: int) -> int:
+    """Count the keys of an application, or (None) the operators', that are of use."""
+    return conn.execute(select(func.count()).where(K.application == application, _is_live(now))).scalar_one()
 
 
 def operator_keys(conn: Connection, now: int) -> int:
     """Count the keys by which an operator may come in now."""
-    live = and_(K.application.is_(None), K.revoked_at.is_(None), or_(K.expires_at.is_(None), K.expires_at > now))
-    return conn.execute(select(func.count()).where(live, K.scopes.contains("admin"))).scalar_one()
+    return conn.execute(select(func.count()).where(K.application.is_(None), _is_live(now), K.scopes.contains("admin"))).scalar_one()
+
+
+def _is_live(now: int) -> ColumnElement[bool]:
+    return and_(K.revoked_at.is_(None), or_(K.expires_at.is_(None), K.expires_at > now))
 
 
 def revoke_key(conn: Connection, prefix: str, now: int) -> None:
     conn.execute(update(api_keys).where(K.prefix == prefix, K.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def installation_secret(conn: Connection) -> bytes | None:
+    return conn.execute(select(installation.c.secret)).scalar()
+
+
+def keep_installation_secret(conn: Connection, secret: bytes) -> None:
+    """Store it. Raises IntegrityError if there is one."""
+    conn.execute(insert(installation).values(id=1, secret=secret))
 
 
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
@@ -344,8 +377,8 @@ _DUE_OF_MANY = _waking(and_(_ONE_OF_APPLICATIONS, _SPAN, _FIT), E.application)
 _SUSPECT = _waking(and_(_ONE_OF_APPLICATIONS, _LOST_AGAIN), E.application)
 
 
-def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, limit: int) -> Sequence[Row[Any]]:
-    """Lock up to `limit` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
+def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int, most: Mapping[int, int]) -> Sequence[Row[Any]]:
+    """Lock up to `most` events of each application that may be looked at by `until`, oldest first, passing over locked ones.
 
     A lease is left to its owner to the end: what is being sent is taken only once its wake_at has come. Suspects are left out.
     One statement, joined from text: a UNION of 30 takes Core longer to write than the database to answer.
@@ -354,11 +387,17 @@ def lock_due(conn: Connection, floors: Mapping[int, Floor], now: int, until: int
     # SQLite takes no parentheses here, and locks no rows; MariaDB and MySQL lock only where the branch itself says so.
     opening = "SELECT * FROM (" if conn.dialect.name == "sqlite" else "("
     statement = " UNION ALL ".join([f"{opening}{text})"] * len(floors)) if len(floors) > 1 else text
-    common = constants | {"now": now, "most": limit}
+    common = constants | {"now": now}
     parameters = []
     for application, floor in floors.items():
         # An empty second range would make MariaDB sort, and lock, everything that is due.
-        asked = common | {"of": application, "floor": floor.wake_at, "floor_id": floor.id, "until": max(until, floor.wake_at + 1)}
+        asked = common | {
+            "of": application,
+            "most": most[application],
+            "floor": floor.wake_at,
+            "floor_id": floor.id,
+            "until": max(until, floor.wake_at + 1),
+        }
         parameters += [asked[name] for name in names]
     return conn.exec_driver_sql(statement, tuple(parameters)).all()
 
@@ -447,8 +486,7 @@ def held_by_others(conn: Connection, numbers: Collection[int], holder: str, now:
 def hold(conn: Connection, application: int, holder: str, held: int, held_until: int) -> bool:
     """Write down how much a holder holds; say whether it is a new one. The application's row is locked: nobody else does so now."""
     own = and_(H.application == application, H.holder == holder)
-    until = case((H.held_until > held_until, H.held_until), else_=held_until)
-    if conn.execute(update(holdings).where(own).values(events=held, held_until=until)).rowcount:
+    if conn.execute(update(holdings).where(own).values(events=held, held_until=held_until)).rowcount:
         return False
     conn.execute(insert(holdings).values(application=application, holder=holder, events=held, held_until=held_until))
     return True
@@ -462,19 +500,26 @@ def hold_less(conn: Connection, holder: str, held: Mapping[int, int]) -> None:
     conn.execute(_HOLD_LESS, [{"of": application, "by": holder, "held": count} for application, count in held.items()])
 
 
-def let_go(conn: Connection, holder: str) -> None:
-    conn.execute(delete(holdings).where(H.holder == holder))
+def let_go(conn: Connection, applications: Collection[int], holder: str) -> None:
+    conn.execute(delete(holdings).where(H.application.in_(sorted(applications)), H.holder == holder))
 
 
 def forget_holders(conn: Connection, application: int, now: int) -> None:
     """Remove what workers have left that are gone: none of their leases lasts any more."""
-    conn.execute(delete(holdings).where(H.application == application, H.held_until < now))
+    gone = and_(H.application == application, H.held_until < now)
+    holders = conn.execute(select(H.holder).where(gone).with_for_update(skip_locked=True)).scalars().all()
+    if holders:  # those that are alive after all are locked, or about to write something else
+        conn.execute(delete(holdings).where(gone, H.holder.in_(holders)))
 
 
 def paces_of(conn: Connection, numbers: Collection[int], kind: PaceKind) -> dict[int, int]:
     """Tell for applications when their next one of that kind may be (microseconds); those that are missing: at any time."""
     rows = conn.execute(select(P.application, P.next_at).where(P.application.in_(sorted(numbers)), P.kind == kind))
     return {row.application: row.next_at for row in rows}
+
+
+def forget_paces(conn: Connection, application: int) -> None:
+    conn.execute(delete(paces).where(P.application == application))
 
 
 def set_pace(conn: Connection, application: int, kind: PaceKind, next_at: int) -> None:
@@ -506,11 +551,16 @@ def pending(conn: Connection, application: int, most: int) -> int:
     return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
 
 
-def open_breakers(conn: Connection) -> dict[Place, Opened]:
-    rows = conn.execute(select(*breakers.c))
-    return {
-        Place(row.application, row.destination): Opened(row.opened_at, row.retry_at, row.openings, row.probing, row.reason) for row in rows
-    }
+def open_breakers(conn: Connection, since: int, application: int | None = None) -> dict[Place, Opened]:
+    """Read breakers, all or those of an application; not those for whose probe there has been no event `since` (ms)."""
+    question = select(B.application, B.destination, B.opened_at, B.retry_at, B.openings, B.probing, B.reason).where(B.retry_at > since)
+    rows = conn.execute(question if application is None else question.where(B.application == application))
+    return {Place(application, destination): Opened(*opened) for application, destination, *opened in rows}
+
+
+def forget_breakers(conn: Connection, since: int) -> None:
+    """Remove those for whose probe there has been no event since then."""
+    conn.execute(delete(breakers).where(B.retry_at <= since))
 
 
 def change_breaker(conn: Connection, change: Change) -> None:
@@ -519,7 +569,8 @@ def change_breaker(conn: Connection, change: Change) -> None:
         conn.execute(delete(breakers).where(own))
         return
     columns = {**change.opened._asdict(), "reason": _clipped(change.opened.reason, DETAIL_CHARACTERS)}
-    changed = conn.execute(update(breakers).where(own, B.openings < change.opened.openings).values(columns))
+    before = or_(B.openings < change.opened.openings, and_(B.openings == change.opened.openings, B.probing))
+    changed = conn.execute(update(breakers).where(own, before).values(columns))
     if not changed.rowcount and change.opened.openings == 1:  # others may have opened it just now
         conn.execute(_ignoring(insert(breakers)).values(**change.place._asdict(), **columns))
 
@@ -537,15 +588,16 @@ class Owned(NamedTuple):
     fence: int
     status: Status
     cancel_requested: bool
+    wake_at: int | None
 
 
-_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested, E.wake_at).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
 
 
 def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
     """Lock events by row number and say who owns them now."""
     rows = conn.execute(_LOCK_CLAIMED, {"ids": sorted(ids)})
-    return {id_: Owned(fence, Status(status), cancel_requested) for id_, fence, status, cancel_requested in rows}
+    return {id_: Owned(fence, Status(status), cancel_requested, wake_at) for id_, fence, status, cancel_requested, wake_at in rows}
 
 
 _COMPLETE = (
@@ -680,7 +732,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
     )
 
 
-def to_delivery(row: Row[Any], application: Application) -> Delivery:
+def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
     """Read a row of `lock_due` as it is once `claim` has taken it."""
     request = _read_request(row)
     return Delivery(
@@ -700,7 +752,7 @@ def to_delivery(row: Row[Any], application: Application) -> Delivery:
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         application=row.application,
-        signing_keys=application.signing_keys(row.wake_at),
+        signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,28 +18,34 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from cassata import database, store
-from cassata.errors import ApplicationExists, CassataError, InvalidApplication, Problem, UnknownApplication, UnknownKey
+from cassata import database, store, telemetry
+from cassata.errors import ApplicationExists, CassataError, ConfigError, InvalidApplication, Problem, UnknownApplication, UnknownKey
 from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
-from cassata.vault import SecretsUnreadable, Vault
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault
 
 FRESH_SECONDS = 1.0
 """What is kept in mind of applications and keys is looked at again after that: so soon a change holds everywhere."""
 LATE_COMMIT_MS = 10_000
 """So long after its instant a change may become visible."""
 KEYS_IN_MIND = 10_000
-STRANGERS_PER_SECOND = 50
-"""So many keys that are not in mind are looked up in a second; more of them are guesses, and not worth the database's time."""
 SECRET_BYTES = 32
+SECRETS_AT_ONCE = 500
 PREFIX_LETTERS = string.ascii_lowercase + string.digits
 PREFIX_LENGTH = 8
 KEY_SCHEME = "csk"
+CHECK_BYTES = 9
+CHECK_LENGTH = 12
 LONGEST_TOKEN = 100
 MOST_SECRETS = 10
+MOST_KEYS = 100
+"""So many keys of one application, or of the operators, are valid at a time. As many that have ended are listed, too."""
 
 
-class TooManyStrangers(CassataError):
-    """So many keys that nobody knows are tried at this moment that no more can be looked up."""
+class TooManyKeys(CassataError):
+    """The application has too many valid keys: revoke those that are not used any more."""
+
+    def __init__(self) -> None:
+        super().__init__(f"There are {MOST_KEYS} valid keys already, and that is the limit: revoke one that is not used any more.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +82,24 @@ class Tenants:
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._vault = vault
+        self._some_are_sealed = (float("-inf"), False)  # when that was looked up (monotonic), and what was found
         self._lock = threading.Lock()  # of the three attributes below
         self._by_number: dict[int, Application] = {}
         self._by_id: dict[str, Application] = {}
         self._looked_at = float("-inf")  # monotonic
         self._seen_until = 0  # changes up to then (ms) are known of
-        self._keys: dict[str, _Known] = {}
-        self._look_ups = 0.0  # of strangers' keys; falls by STRANGERS_PER_SECOND
-        self._last_look_up = time.monotonic()
+        self._keys: dict[str, _Known] = {}  # the one looked up last stands last; changed under the lock
+        self._installation_secret: bytes | None = None
 
     # --- applications --------------------------------------------------------------------------------------------------
 
     def create(self, application_id: str, changes: Changes = Changes()) -> Application:
-        """Make an application. Raises ApplicationExists."""
+        """Make an application. Raises ApplicationExists, SecretsKeyMissing."""
 
         def work(conn: Connection, _tries: int) -> Application:
             now = self._clock.now(conn)
             new = changes.applied_to(Application(0, application_id))
-            self.register(conn, application_id, now, **self._difference(Application(0, ""), new))
+            self.register(conn, application_id, now, **self._difference(conn, Application(0, application_id), new))
             return self._found(conn, application_id)
 
         try:
@@ -101,12 +108,24 @@ class Tenants:
             raise ApplicationExists(f"there is an application {application_id!r} already") from error
 
     def register(self, conn: Connection, application_id: str, now: int, **columns: Any) -> int:
-        """Make an application, with a signing secret, in somebody's transaction; return its number."""
-        return store.register_application(conn, application_id, now, secrets=self._vault.written((new_secret(),)), **columns)
+        """Make an application, with a signing secret, in somebody's transaction; return its number. Raises SecretsKeyMissing."""
+        secrets = self._written(conn, application_id, (new_secret(),))
+        return store.register_application(conn, application_id, now, secrets=secrets, **columns)
 
     def application(self, application_id: str) -> Application:
         """Return an application as it is now. Raises UnknownApplication."""
         return self._transactions.read(lambda conn: self._found(conn, application_id))
+
+    def secrets(self, application_id: str) -> tuple[Secret, ...]:
+        """Return the signing secrets that are in use now, the newest first. Raises UnknownApplication, SecretsUnreadable."""
+
+        def work(conn: Connection) -> tuple[Secret, ...]:
+            application, now = self._found(conn, application_id), self._clock.now(conn)
+            if application.is_sealed:
+                raise SecretsUnreadable
+            return tuple(secret for secret in application.secrets if secret.until is None or secret.until > now)
+
+        return self._transactions.read(work)
 
     def applications(self, *, after: str = "", limit: int = 100) -> list[Application]:
         """List applications in the order of their ids."""
@@ -120,7 +139,7 @@ class Tenants:
     def rotate_secret(self, application_id: str, *, overlap_ms: int, secret: Secret | None = None) -> Application:
         """Sign with a new secret from now on, and with those before it for that long still.
 
-        Raises UnknownApplication, SecretsUnreadable, InvalidApplication if too many would be in use.
+        Raises UnknownApplication, SecretsUnreadable, SecretsKeyMissing, InvalidApplication if too many would be in use.
         """
 
         def rotated(application: Application, now: int) -> Application:
@@ -138,8 +157,10 @@ class Tenants:
     def seal_secrets(self) -> int:
         """Write the secrets of all applications down anew, as the key file says now; return of how many.
 
-        Raises SecretsUnreadable, having changed those before.
+        Raises ConfigError if it says nothing, and SecretsUnreadable, having changed those before.
         """
+        if not self._vault.seals:
+            raise ConfigError("there is no key to seal with: make one with 'cassata app new-key-file', and set database.secretsKeyFile")
         after, count = "", 0
         while page := self.applications(after=after, limit=1_000):
             after = page[-1].application_id
@@ -149,14 +170,34 @@ class Tenants:
         return count
 
     def give_secrets(self) -> None:
-        """Make signing secrets for applications that an older Cassata has left without."""
+        """Make signing secrets for applications that an older Cassata has left without. Several that start at once share the work."""
+        while without := self._transactions.read(lambda conn: store.applications_without_secrets(conn, SECRETS_AT_ONCE)):
+            self._transactions.write(lambda conn, _tries, without=without: self._give_secrets(conn, without))  # type: ignore[misc]
 
-        def work(conn: Connection, _tries: int) -> None:
-            for number in store.applications_without_secrets(conn):
-                store.change_application(conn, number, self._clock.now(conn), {"secrets": self._vault.written((new_secret(),))})
+    def _give_secrets(self, conn: Connection, without: Iterable[tuple[int, str]]) -> None:
+        for number, application_id in without:
+            store.give_secrets(conn, number, self._written(conn, application_id, (new_secret(),)), self._clock.now(conn))
 
-        if self._transactions.read(store.applications_without_secrets):
-            self._transactions.write(work)
+    def warn_of_open_secrets(self) -> None:
+        """Tell in the log where secrets are not kept as the settings say."""
+        seals = self._vault.seals
+        if not self._transactions.read(lambda conn: store.has_secrets(conn, sealed=not seals)):
+            return
+        if seals:
+            telemetry.emit("some signing secrets are not sealed", level="warning", hint="type: cassata app seal-secrets")
+        else:
+            telemetry.emit("signing secrets are sealed", level="warning", hint="set database.secretsKeyFile: what they sign has to wait")
+
+    def _written(self, conn: Connection, application_id: str, secrets: tuple[Secret, ...]) -> str:
+        """Write secrets down. Raises SecretsKeyMissing rather than leave some open where others are sealed."""
+        if not self._vault.seals:
+            looked_at, found = self._some_are_sealed
+            if time.monotonic() - looked_at > FRESH_SECONDS:  # not for every new application: it reads them all
+                found = store.has_secrets(conn, sealed=True)
+                self._some_are_sealed = time.monotonic(), found
+            if found:
+                raise SecretsKeyMissing
+        return self._vault.written(application_id, secrets)
 
     def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
         def work(conn: Connection, _tries: int) -> Application:
@@ -164,16 +205,18 @@ class Tenants:
             before = self._read_row(_there(store.lock_application(conn, application_id)))
             if anew and before.is_sealed:
                 raise SecretsUnreadable
-            columns = self._difference(before, change(before, now), anew=anew)
+            columns = self._difference(conn, before, change(before, now), anew=anew)
             if columns:
                 store.change_application(conn, before.number, now, columns)
+            if "limits" in columns:  # whoever was told to wait, by another pace, is not told so any more
+                store.forget_paces(conn, before.number)
             return self._found(conn, application_id)
 
         changed = self._transactions.write(work)
         self._forget([changed.number])
         return changed
 
-    def _difference(self, before: Application, after: Application, *, anew: bool = False) -> dict[str, Any]:
+    def _difference(self, conn: Connection, before: Application, after: Application, *, anew: bool = False) -> dict[str, Any]:
         """Return the columns that differ, as they are to be written."""
         columns: dict[str, Any] = {}
         if after.active != before.active:
@@ -185,7 +228,7 @@ class Tenants:
         if after.metadata != before.metadata:
             columns["metadata"] = json.dumps(after.metadata)
         if after.secrets != before.secrets or (anew and after.secrets):
-            columns["secrets"] = self._vault.written(after.secrets)
+            columns["secrets"] = self._written(conn, after.application_id, after.secrets)
         return columns
 
     def _found(self, conn: Connection, application_id: str) -> Application:
@@ -203,7 +246,7 @@ class Tenants:
             changed_at=row.changed_at,
         )
         try:
-            return replace(application, secrets=self._vault.read(row.secrets)) if row.secrets else application
+            return replace(application, secrets=self._vault.read(row.application_id, row.secrets)) if row.secrets else application
         except SecretsUnreadable:
             return replace(application, is_sealed=True)
 
@@ -231,11 +274,11 @@ class Tenants:
         """Return what is known of an application without asking."""
         return self._by_number.get(number)
 
-    def refresh(self, conn: Connection) -> None:
-        """Forget what has been changed, if nobody has looked for a second."""
+    def refresh(self, conn: Connection) -> bool:
+        """Forget what has been changed, if nobody has looked for a second; say whether there was something."""
         now = time.monotonic()
         if now - self._looked_at < FRESH_SECONDS:
-            return
+            return False
         before, self._looked_at = self._looked_at, now
         try:
             instant = self._clock.now(conn)
@@ -245,7 +288,9 @@ class Tenants:
             raise
         self._seen_until = instant
         in_mind = ((self._by_number.get(number), changed_at) for number, changed_at in changed.items())
-        self._forget([application.number for application, changed_at in in_mind if application and application.changed_at != changed_at])
+        stale = [application.number for application, changed_at in in_mind if application and application.changed_at != changed_at]
+        self._forget(stale)
+        return bool(stale)
 
     def _remember(self, rows: Iterable[Row[Any]]) -> list[Application]:
         applications = [self._read_row(row) for row in rows]
@@ -264,25 +309,36 @@ class Tenants:
     # --- keys ----------------------------------------------------------------------------------------------------------
 
     def create_key(
-        self, application_id: str | None, scopes: Collection[Scope], *, name: str = "", expires_at: int | None = None
+        self,
+        application_id: str | None,
+        scopes: Collection[Scope],
+        *,
+        name: str = "",
+        expires_at: int | None = None,
+        maker: Key | None = None,
     ) -> tuple[Key, str]:
         """Make a key, for an application or (None) an operator's; return it with its token, which nobody can ever read again.
 
-        Raises UnknownApplication.
+        It expires no later than the key that it is made with. Raises UnknownApplication, TooManyKeys.
         """
         prefix = "".join(secrets.choice(PREFIX_LETTERS) for _ in range(PREFIX_LENGTH))
-        token = f"{KEY_SCHEME}_{prefix}_{secrets.token_urlsafe(SECRET_BYTES)}"
+        token = f"{KEY_SCHEME}_{prefix}_{self._check_of(prefix)}{secrets.token_urlsafe(SECRET_BYTES)}"
+        ends = [instant for instant in (expires_at, maker.expires_at if maker else None) if instant is not None]
 
         def work(conn: Connection, _tries: int) -> Key:
-            application = None if application_id is None else _there(store.application(conn, application_id))
+            # Locked, so that two that are made at once are counted one after the other.
+            application = None if application_id is None else _there(store.lock_application(conn, application_id))
+            now = self._clock.now(conn)
+            if store.live_keys(conn, application and application.id, now) >= MOST_KEYS:
+                raise TooManyKeys
             row = {
                 "prefix": prefix,
                 "application": application and application.id,
                 "name": name,
                 "scopes": ",".join(sorted(scopes)),
                 "hash": _hash(token),
-                "created_at": self._clock.now(conn),
-                "expires_at": expires_at,
+                "created_at": now,
+                "expires_at": min(ends, default=None),
             }
             store.insert_key(conn, row)
             return _key(_there_key(store.key(conn, prefix)))
@@ -290,11 +346,14 @@ class Tenants:
         return self._transactions.write(work), token
 
     def keys(self, application_id: str | None = None) -> list[Key]:
-        """List the keys of an application, or (None) the operators'. Raises UnknownApplication."""
+        """List the keys of an application, or (None) the operators': all that are valid, and the last hundred of the others.
+
+        Raises UnknownApplication.
+        """
 
         def work(conn: Connection) -> list[Key]:
             number = None if application_id is None else _there(store.application(conn, application_id)).id
-            return [_key(row) for row in store.keys(conn, number)]
+            return [_key(row) for row in store.keys(conn, number, self._clock.now(conn), 2 * MOST_KEYS)]
 
         return self._transactions.read(work)
 
@@ -309,7 +368,8 @@ class Tenants:
             return _key(_there_key(store.key(conn, prefix)))
 
         revoked = self._transactions.write(work)
-        self._keys.pop(prefix, None)
+        with self._lock:
+            self._keys.pop(prefix, None)
         return revoked
 
     def has_operator_key(self) -> bool:
@@ -317,21 +377,24 @@ class Tenants:
         return self._transactions.read(lambda conn: store.operator_keys(conn, self._clock.now(conn))) > 0
 
     def authenticate(self, token: str) -> Key | None:
-        """Return the live key that this token stands for, as it was a second ago at most. Raises TooManyStrangers."""
+        """Return the live key that this token stands for, as it was a second ago at most.
+
+        Only what this installation has made is ever looked up: guesses cost the database nothing, and keep nobody else waiting.
+        """
         scheme, _, rest = token.partition("_")
         prefix, _, secret = rest.partition("_")
         if scheme != KEY_SCHEME or not secret or len(token) > LONGEST_TOKEN or not _is_prefix(prefix):
             return None
         known = self._keys.get(prefix)
         if known is None or time.monotonic() - known.looked_at > FRESH_SECONDS:
-            known = self._look_up(prefix, is_stranger=known is None or known.key is None)
+            if known is None and not self._is_ours(prefix, secret):
+                return None
+            known = self._look_up(prefix)
         if known.key is None or not hmac.compare_digest(known.hash, _hash(token)):
             return None
         return known.key if known.key.is_live(self._clock.estimate()) else None
 
-    def _look_up(self, prefix: str, *, is_stranger: bool) -> _Known:
-        if is_stranger and not self._may_look_up():
-            raise TooManyStrangers  # not a refusal: somebody who has just come may hold a good key
+    def _look_up(self, prefix: str) -> _Known:
         looked_at = time.monotonic()
 
         def work(conn: Connection) -> Row[Any] | None:
@@ -339,21 +402,40 @@ class Tenants:
             return store.key(conn, prefix)
 
         row = self._transactions.read(work)
-        if len(self._keys) >= KEYS_IN_MIND:  # guesses go first: they must not drive out those that are used
-            real = {prefix: known for prefix, known in self._keys.copy().items() if known.key}
-            self._keys = real if len(real) < KEYS_IN_MIND else {}
-        self._keys[prefix] = known = _Known(row and _key(row), row.hash if row else b"", looked_at)
+        known = _Known(row and _key(row), row.hash if row else b"", looked_at)
+        with self._lock:
+            self._keys.pop(prefix, None)
+            while len(self._keys) >= KEYS_IN_MIND:
+                del self._keys[next(iter(self._keys))]
+            self._keys[prefix] = known
         return known
 
-    def _may_look_up(self) -> bool:
-        with self._lock:
-            now = time.monotonic()
-            self._look_ups = max(0.0, self._look_ups - (now - self._last_look_up) * STRANGERS_PER_SECOND)
-            self._last_look_up = now
-            if self._look_ups >= STRANGERS_PER_SECOND:
-                return False
-            self._look_ups += 1
-            return True
+    def _is_ours(self, prefix: str, secret: str) -> bool:
+        if self._found_installation_secret() is None:  # no key has been made yet, and nothing is for a guess
+            return False
+        return hmac.compare_digest(secret[:CHECK_LENGTH].encode(), self._check_of(prefix).encode())
+
+    def _check_of(self, prefix: str) -> str:
+        """Return what a key's secret begins with: the sign that this installation has made a key of that prefix."""
+        return base64.urlsafe_b64encode(self.keyed_hash(b"key", prefix.encode())[:CHECK_BYTES]).decode()
+
+    # --- what only this installation knows -----------------------------------------------------------------------------
+
+    def keyed_hash(self, purpose: bytes, message: bytes) -> bytes:
+        """Return an HMAC-SHA256 that every service of this database computes alike, and nobody else can."""
+        secret = self._found_installation_secret() or self._made_installation_secret()
+        return hmac.digest(secret, purpose + b":" + message, hashlib.sha256)
+
+    def _found_installation_secret(self) -> bytes | None:
+        if self._installation_secret is None:
+            self._installation_secret = self._transactions.read(store.installation_secret)
+        return self._installation_secret
+
+    def _made_installation_secret(self) -> bytes:
+        made = secrets.token_bytes(SECRET_BYTES)
+        with contextlib.suppress(IntegrityError):  # another process was quicker
+            self._transactions.write(lambda conn, _tries: store.keep_installation_secret(conn, made))
+        return self._found_installation_secret() or made
 
 
 def new_secret() -> Secret:

@@ -15,39 +15,50 @@ class SecretsUnreadable(CassataError):
     """The signing secrets are sealed with a key that is not in database.secretsKeyFile."""
 
 
+class SecretsKeyMissing(ConfigError):
+    """Signing secrets are sealed in this database, and new ones would not be: set database.secretsKeyFile, as where they were sealed."""
+
+
 class Vault:
     """Writes secrets down and reads them again.
 
     A key file holds keys of Fernet (AES-128-CBC and HMAC-SHA256), one a line: the first one seals, all of them open. Without a
-    file secrets are written as they are.
+    file secrets are written as they are. What is sealed names its application: in another's row it opens nothing.
     """
 
     def __init__(self, key_file: str | None = None) -> None:
         self._fernet = None if key_file is None else _read(Path(key_file))
 
-    def written(self, secrets: tuple[Secret, ...]) -> str:
-        return json.dumps([{**self._hidden(secret.value), "until": secret.until} for secret in secrets])
+    @property
+    def seals(self) -> bool:
+        return self._fernet is not None
 
-    def read(self, written: str | None) -> tuple[Secret, ...]:
-        """Return the secrets, the newest first. Raises SecretsUnreadable."""
-        return tuple(Secret(self._shown(part), part["until"]) for part in json.loads(written or "[]"))
-
-    def _hidden(self, value: str) -> dict[str, str]:
+    def written(self, application_id: str, secrets: tuple[Secret, ...]) -> str:
+        """Return a JSON array of secrets as they are, or an object with all of them sealed."""
+        parts = [{"secret": secret.value, "until": secret.until} for secret in secrets]
         if self._fernet is None:
-            return {"secret": value}
-        return {"sealed": self._fernet.encrypt(value.encode()).decode()}
+            return json.dumps(parts)
+        opened = json.dumps({"application-id": application_id, "secrets": parts})
+        return json.dumps({"sealed": self._fernet.encrypt(opened.encode()).decode()})
 
-    def _shown(self, part: dict[str, Any]) -> str:
-        if "secret" in part:
-            return str(part["secret"])
+    def read(self, application_id: str, written: str) -> tuple[Secret, ...]:
+        """Return the secrets, the newest first. Raises SecretsUnreadable."""
+        document = json.loads(written)
+        parts = document if isinstance(document, list) else self._opened(application_id, document["sealed"])
+        return tuple(Secret(part["secret"], part["until"]) for part in parts)
+
+    def _opened(self, application_id: str, sealed: str) -> Any:
         if self._fernet is None:
             raise SecretsUnreadable
         from cryptography.fernet import InvalidToken
 
         try:
-            return str(self._fernet.decrypt(part["sealed"].encode()).decode())
+            document = json.loads(self._fernet.decrypt(sealed.encode()))
         except InvalidToken as error:
             raise SecretsUnreadable from error
+        if document["application-id"] != application_id:  # whoever may write to the database has put it there
+            raise SecretsUnreadable
+        return document["secrets"]
 
 
 def _read(file: Path) -> Any:

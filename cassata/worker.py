@@ -17,7 +17,7 @@ import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from types import FrameType
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
 from cassata.courier.settings import courier_settings
-from cassata.destinations import BreakerPolicy
+from cassata.destinations import BreakerPolicy, Place
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.limits import Hands
 from cassata.model import Delivery, Limits, Outcome
@@ -36,14 +36,20 @@ LINGER_SECONDS = 0.025
 """So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
 USUAL_TRANSACTION_SECONDS = 0.005
 """What is due in less time would be late if a transaction were begun before it."""
+NO_ROOM_SECONDS = 0.02
+"""What finds no room at its host looks again after that, if nothing else ends here before."""
 SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 SPARE_DESCRIPTORS = 128
 """Files and sockets of a process that are not requests under way."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
+HELD_BACK_MS = 1_000
+"""An application at a limit is asked for again after that at the latest."""
 LOOK_SHARE = 0.02
 """A look at the agenda may cost this share of the time between two looks: 50 ms, as with 10,000 applications, every 2.5 s."""
+REFRESH_SECONDS = 1.0
+"""So often is asked whether applications have been changed."""
 LATE_COMMIT_SECONDS = 0.25
 """So long after later rows a row may become visible and still be noticed without a look."""
 SHORTEST_PAUSE_SECONDS = 0.05
@@ -106,7 +112,7 @@ class Agenda:
 
     def __init__(self, *, interval: float, longest: float = LONGEST_IDLE_SECONDS) -> None:
         self.turn = threading.Lock()
-        self.next_look = self.next_glance = 0.0  # monotonic
+        self.next_look = self.next_glance = self.next_refresh = 0.0  # monotonic
         self.backlog = False  # read by every thread: more is due than the last claim could take
         # Applications at a limit, and until when there is no use in asking for more of them (ms). Any thread takes them out.
         self.held_back: dict[int, int] = {}
@@ -248,6 +254,8 @@ class WorkerThread(threading.Thread):
         self._in_hand: Counter[int] = Counter()  # what is held or under way, by application
         self._hands = Hands(uuid.uuid4().hex, self._in_hand, self._room)
         self._held: list[Held] = []  # a heap
+        self._waiting: dict[Place, deque[Held]] = {}  # due, and its host has no room
+        self._waiting_count = 0
         self._claims = 0
         self._outcomes: list[Outcome] = []
         self._first_outcome_at = 0.0
@@ -304,6 +312,8 @@ class WorkerThread(threading.Thread):
         now = time.monotonic()
         if self._held:
             yield self._until(self._held[0].send_at)
+        if self._waiting:
+            yield NO_ROOM_SECONDS
         if self._puts_off():
             return
         if self._outcomes:
@@ -314,8 +324,8 @@ class WorkerThread(threading.Thread):
             earliest = agenda.earliest(self._may_claim)
             if earliest is not None and self._free():
                 yield self._until(earliest - self._terms.claim_ahead_ms)
-            if agenda.held_back:
-                yield self._until(min(agenda.held_back.values()))
+            if self._free():
+                yield from (self._until(until) for until in sorted(agenda.held_back.values())[:1])
         elif self._free():
             yield 0.002 if agenda.backlog else 0.05  # then try for a turn again
 
@@ -332,7 +342,7 @@ class WorkerThread(threading.Thread):
         return (instant - self._scheduler.clock.estimate()) / 1000
 
     def _free(self) -> int:
-        return max(0, self._courier.free - len(self._held))
+        return max(0, self._courier.free - len(self._held) - self._waiting_count)
 
     def _room(self, application: int) -> int:
         """Say for how many more of an application there is room.
@@ -346,7 +356,7 @@ class WorkerThread(threading.Thread):
         return application not in self._agenda.held_back and self._room(application) > 0 and self._scheduler.limiter.may_claim(application)
 
     def _is_idle(self) -> bool:
-        return not (self._courier.busy or self._held or self._outcomes)
+        return not (self._courier.busy or self._held or self._waiting or self._outcomes)
 
     def _go_on_watch(self) -> None:
         if self._on_watch or not self._free():
@@ -373,6 +383,10 @@ class WorkerThread(threading.Thread):
             agenda.replace(seen, time.monotonic() - began, newest)
         elif agenda.surely_known is not None and began >= agenda.next_glance:
             agenda.notice(*self._scheduler.added_after(agenda.surely_known), began)
+        elif agenda.is_dear and began >= agenda.next_refresh:
+            agenda.next_refresh = began + REFRESH_SECONDS
+            if self._scheduler.refresh():  # an application may have been activated, whose events only a look shows
+                agenda.next_look = began
         else:
             return
         agenda.outage.is_over()
@@ -417,7 +431,9 @@ class WorkerThread(threading.Thread):
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
-            agenda.held_back |= claimed.held_back
+            # It is only a hint: limits may be changed meanwhile.
+            soon = self._scheduler.clock.estimate() + HELD_BACK_MS
+            agenda.held_back |= {application: min(until, soon) for application, until in claimed.held_back.items()}
             if len(claimed.deliveries) * 2 < len(claimed.wakes):
                 agenda.waste(time.monotonic() - began)
             agenda.backlog = claimed.has_more
@@ -456,33 +472,49 @@ class WorkerThread(threading.Thread):
         heapq.heappush(self._held, Held(delivery.send_at, self._claims, start_by, delivery))
 
     def _send_held(self) -> None:
-        """Begin what is due by now."""
-        if not self._held:
+        """Begin what is due by now, and has room at its host."""
+        if not self._held and not self._waiting:
             return
         now = self._scheduler.clock.estimate()
         late: list[Held] = []
         begun = 0
         try:
-            while self._held and self._held[0].send_at <= now:
-                held = heapq.heappop(self._held)
+            for held in chain(self._with_room(), self._due(now)):
                 if time.monotonic() > held.start_by:
                     late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
+                    continue
+                if (place := self._scheduler.destinations.full(held.delivery)) is not None:
+                    self._waiting.setdefault(place, deque()).append(held)
+                    self._waiting_count += 1
                     continue
                 self._courier.submit(held.delivery, started_at=now)
                 begun += 1
                 if begun % SUBMIT_STEP == 0:
                     self._collect(self._courier.poll(0))
-                    now = self._scheduler.clock.estimate()
         finally:
             if late:
                 self._put_back(late)
 
+    def _due(self, now: int) -> Iterator[Held]:
+        while self._held and self._held[0].send_at <= max(now, self._scheduler.clock.estimate()):
+            yield heapq.heappop(self._held)
+
+    def _with_room(self) -> Iterator[Held]:
+        """Take out what waits and may go now: the caller begins each of them before it takes the next."""
+        for place in list(self._waiting):
+            waiting = self._waiting[place]
+            while waiting and self._scheduler.destinations.has_room(place):
+                self._waiting_count -= 1
+                yield waiting.popleft()
+            if not waiting:
+                del self._waiting[place]
+
     def _put_back(self, held: list[Held]) -> None:
         deliveries = [each.delivery for each in held]
         try:
-            self._scheduler.release(deliveries)
+            self._scheduler.release(deliveries, self._hands)
         except Exception:
-            self._held = list(heapq.merge(self._held, sorted(held)))  # a sorted list is a heap
+            self._held = sorted([*self._held, *held])  # a sorted list is a heap
             raise
         self._forget_suspect(deliveries)
         for delivery in deliveries:
@@ -495,6 +527,7 @@ class WorkerThread(threading.Thread):
             self._first_outcome_at = time.monotonic()
         for outcome in outcomes:
             self._take_out_of_hand(outcome.delivery)
+        self._scheduler.destinations.ended(outcomes)
         self._outcomes += outcomes
         self._make_room(outcomes)
 
@@ -514,8 +547,9 @@ class WorkerThread(threading.Thread):
     def _drain(self) -> None:
         """Claim no more, put back what has not begun, record what has."""
         self._leave_watch()
-        if self._held:
-            held, self._held = self._held, []
+        if self._held or self._waiting:
+            held, self._held = [*self._held, *chain.from_iterable(self._waiting.values())], []
+            self._waiting, self._waiting_count = {}, 0
             self._put_back(held)
         if self._outcomes:
             self._exchange(())
@@ -544,7 +578,7 @@ class WorkerThread(threading.Thread):
         self._courier.close()
         with contextlib.suppress(DatabaseUnavailable):  # then it is forgotten when the leases end
             self._scheduler.let_go(self._hands)
-        unrecorded = len(self._outcomes) + len(self._held)
+        unrecorded = len(self._outcomes) + len(self._held) + self._waiting_count
         if unrecorded:
             self.clean = False
             telemetry.emit("stopped without the database", level="error", unrecorded=unrecorded, effect="they will be sent again")

@@ -60,21 +60,9 @@ INSERT INTO alembic_version (version_num) VALUES ('0001');
 
 -- Running upgrade 0001 -> 0002
 
-ALTER TABLE applications ADD COLUMN active BOOL NOT NULL DEFAULT true;
+ALTER TABLE applications ADD COLUMN active BOOL NOT NULL DEFAULT true, ADD COLUMN limits TEXT, ADD COLUMN egress TEXT, ADD COLUMN metadata TEXT, ADD COLUMN secrets TEXT, ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0', ADD INDEX applications_changed (changed_at);
 
-ALTER TABLE applications ADD COLUMN limits TEXT;
-
-ALTER TABLE applications ADD COLUMN egress TEXT;
-
-ALTER TABLE applications ADD COLUMN metadata TEXT;
-
-ALTER TABLE applications ADD COLUMN secrets TEXT;
-
-ALTER TABLE applications ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0';
-
-CREATE INDEX applications_changed ON applications (changed_at);
-
-CREATE TABLE api_keys (
+CREATE TABLE IF NOT EXISTS api_keys (
     id INTEGER NOT NULL AUTO_INCREMENT,
     prefix VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     application INTEGER,
@@ -88,16 +76,22 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_prefix UNIQUE (prefix)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX api_keys_application ON api_keys (application);
+CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
 
-CREATE TABLE paces (
+CREATE TABLE installation (
+    id INTEGER NOT NULL,
+    secret BINARY(32) NOT NULL,
+    PRIMARY KEY (id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS paces (
     application INTEGER NOT NULL,
     kind SMALLINT NOT NULL,
     next_at BIGINT NOT NULL,
     PRIMARY KEY (application, kind)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE TABLE holdings (
+CREATE TABLE IF NOT EXISTS holdings (
     application INTEGER NOT NULL,
     holder VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     events INTEGER NOT NULL,
@@ -105,7 +99,7 @@ CREATE TABLE holdings (
     PRIMARY KEY (application, holder)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE TABLE breakers (
+CREATE TABLE IF NOT EXISTS breakers (
     application INTEGER NOT NULL,
     destination VARCHAR(262) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     opened_at BIGINT NOT NULL,
@@ -115,5 +109,7 @@ CREATE TABLE breakers (
     reason VARCHAR(500),
     PRIMARY KEY (application, destination)
 )ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';

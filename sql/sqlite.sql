@@ -59,7 +59,7 @@ INSERT INTO alembic_version (version_num) VALUES ('0001') RETURNING version_num;
 
 -- Running upgrade 0001 -> 0002
 
-ALTER TABLE applications ADD COLUMN active BOOLEAN DEFAULT 1 NOT NULL;
+ALTER TABLE applications ADD COLUMN active BOOLEAN NOT NULL DEFAULT 1;
 
 ALTER TABLE applications ADD COLUMN limits TEXT;
 
@@ -69,11 +69,11 @@ ALTER TABLE applications ADD COLUMN metadata TEXT;
 
 ALTER TABLE applications ADD COLUMN secrets TEXT;
 
-ALTER TABLE applications ADD COLUMN changed_at BIGINT DEFAULT '0' NOT NULL;
+ALTER TABLE applications ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0';
 
 CREATE INDEX applications_changed ON applications (changed_at);
 
-CREATE TABLE api_keys (
+CREATE TABLE IF NOT EXISTS api_keys (
     id INTEGER NOT NULL,
     prefix VARCHAR(16) NOT NULL,
     application INTEGER,
@@ -87,16 +87,22 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_prefix UNIQUE (prefix)
 );
 
-CREATE INDEX api_keys_application ON api_keys (application);
+CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
 
-CREATE TABLE paces (
+CREATE TABLE installation (
+    id INTEGER NOT NULL,
+    secret BLOB NOT NULL,
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE IF NOT EXISTS paces (
     application INTEGER NOT NULL,
     kind SMALLINT NOT NULL,
     next_at BIGINT NOT NULL,
     PRIMARY KEY (application, kind)
 );
 
-CREATE TABLE holdings (
+CREATE TABLE IF NOT EXISTS holdings (
     application INTEGER NOT NULL,
     holder VARCHAR(32) NOT NULL,
     events INTEGER NOT NULL,
@@ -104,7 +110,7 @@ CREATE TABLE holdings (
     PRIMARY KEY (application, holder)
 );
 
-CREATE TABLE breakers (
+CREATE TABLE IF NOT EXISTS breakers (
     application INTEGER NOT NULL,
     destination VARCHAR(262) NOT NULL,
     opened_at BIGINT NOT NULL,
@@ -114,5 +120,7 @@ CREATE TABLE breakers (
     reason VARCHAR(500),
     PRIMARY KEY (application, destination)
 );
+
+CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';

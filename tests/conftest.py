@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -39,7 +40,11 @@ import pytest
 if TYPE_CHECKING:
     from cassata.scheduler import Scheduler
 
+FAULT_SEED = "CASSATA_FAULT_SEED"
+"""The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
+NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
+NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -98,9 +103,17 @@ def _rows_of(cursor: Any, table: str) -> Iterator[str]:
         yield f"INSERT INTO {table} VALUES ({', '.join(cursor.connection.escape(value) for value in row)})"
 
 
-def _program(*names: str) -> str | None:
+def find_program(*names: str) -> str | None:
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
+
+
+def server_program() -> str:
+    """Find the server; skip the test where there is none."""
+    server = find_program("mariadbd", "mysqld")
+    if server is None:
+        pytest.skip(NO_MARIADB)
+    return server
 
 
 def die_with_parent() -> None:
@@ -109,14 +122,14 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _initialise(server: str, data: Path, user: str) -> None:
+def initialise(server: str, data: Path, user: str, *options: str) -> None:
     """Make the system tables, with a root user that needs no password on 127.0.0.1."""
-    if install := _program("mariadb-install-db", "mysql_install_db"):
+    if install := find_program("mariadb-install-db", "mysql_install_db"):
         command = [install, "--no-defaults", f"--user={user}", f"--datadir={data}"]
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run(command, check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+    subprocess.run([*command, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
 
 
 def _own_temporary_folder(folder: Path) -> dict[str, str]:
@@ -124,12 +137,12 @@ def _own_temporary_folder(folder: Path) -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder)}
 
 
-def _serve(server: str, folder: Path, user: str, port: int, *options: str) -> subprocess.Popen[bytes]:
+def serve(server: str, folder: Path, user: str, port: int, *options: str) -> subprocess.Popen[bytes]:
     command = [server, "--no-defaults", f"--user={user}", f"--datadir={folder / 'data'}", f"--port={port}"]
     command += ["--bind-address=127.0.0.1", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"]
     command += ["--innodb-buffer-pool-size=64M", "--skip-log-bin", "--performance-schema=OFF"]
     command += ["--innodb-flush-log-at-trx-commit=2", "--max-connections=400", *options]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             command, env=_own_temporary_folder(folder), stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
         )
@@ -144,15 +157,13 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 @contextlib.contextmanager
 def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
     """Run a private server; skip the test where there is none."""
-    server = _program("mariadbd", "mysqld")
-    if server is None:
-        pytest.skip(NO_MARIADB)
+    server = server_program()
     user = pwd.getpwuid(os.getuid()).pw_name
-    _initialise(server, folder / "data", user)
-    port = _unused_port()
-    running = MariaDB(_serve(server, folder, user, port, *options), port, folder)
+    initialise(server, folder / "data", user)
+    port = unused_port()
+    running = MariaDB(serve(server, folder, user, port, *options), port, folder)
     try:
-        _await_server(running)
+        await_server(running)
         yield running
     finally:
         running.process.kill()
@@ -160,7 +171,7 @@ def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
-def _await_server(server: MariaDB) -> None:
+def await_server(server: MariaDB) -> None:
     def answers() -> bool:
         try:
             server.connect().close()
@@ -245,7 +256,7 @@ def scheduler(database_url: str) -> Iterator[Scheduler]:
 # --- real processes -----------------------------------------------------------------------------------------------------
 
 
-def _unused_port() -> int:
+def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -253,7 +264,7 @@ def _unused_port() -> int:
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    return _unused_port
+    return unused_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +317,21 @@ def _environment(home: Path) -> dict[str, str]:
     return {**inherited, "CASSATA_HOME": str(home), "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
 
 
+def start_process(module: str, *words: str, log: Path, url: str = "", env: dict[str, str] | None = None) -> Running:
+    """Start a module of ours as a program, with the folder of its log as its home. Whoever calls this has to end it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *words],
+            cwd=log.parent,
+            env=_environment(log.parent) | (env or {}),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return Running(process, log, url)
+
+
 @pytest.fixture
 def run_cassata(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_cassata("config", "check", env={...})`: the exit code, standard output and standard error."""
@@ -324,19 +350,7 @@ def cassata_process(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[
 
     def start(*words: str, url: str = "", env: dict[str, str] | None = None) -> Running:
         log = tmp_path / f"{words[0]}-{len(started)}.log"
-        surroundings = _environment(tmp_path) | (env or {})
-        command = [sys.executable, "-m", "cassata", *words]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=tmp_path,
-                env=surroundings,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        started.append(Running(process, log, url))
+        started.append(start_process("cassata", *words, log=log, url=url, env=env))
         return started[-1]
 
     yield start
@@ -354,11 +368,11 @@ def service_process(cassata_process: Callable[..., Running]) -> Callable[..., Ru
     """`service_process(database_url, *flags, env={...}, port=...)`: a real service that answers on its `url`."""
 
     def start(database_url: str, *flags: str, env: dict[str, str] | None = None, port: int | None = None) -> Running:
-        port = port or _unused_port()
+        port = port or unused_port()
         url = f"http://127.0.0.1:{port}"
         words = ["service", "start", "--database-url", database_url, "--port", str(port), *flags]
         running = cassata_process(*words, url=url, env=env)
-        running.wait_until(lambda: _answers(f"{url}/livez"))
+        running.wait_until(lambda: answers(f"{url}/livez"))
         return running
 
     return start
@@ -376,7 +390,7 @@ def worker_process(cassata_process: Callable[..., Running]) -> Callable[..., Run
     return start
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
@@ -385,6 +399,28 @@ def _answers(url: str) -> bool:
 
 
 # --- the run ------------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="run the tests that break things on purpose, and only those")
+    parser.addoption("--fault-rounds", type=int, default=20, metavar="N", help="each fault N times; default: 20 (bin/test alone: 1)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before xdist starts its processes, which inherit it.
+    os.environ.setdefault(FAULT_SEED, str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"faults: {FAULT_SEED}={os.environ[FAULT_SEED]}" if config.getoption("--faults") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Faults on purpose are neither quick nor gentle to what runs beside them: they have a run of their own."""
+    faults = [item for item in items if item.get_closest_marker("faults")]
+    usual = [item for item in items if not item.get_closest_marker("faults")]
+    items[:], others = (faults, usual) if config.getoption("--faults") else (usual, faults)
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -408,7 +444,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    skipped = sum(NO_MARIADB in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
-    if skipped:
-        terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
-        terminalreporter.write_line(f"{skipped} tests were skipped: {NO_MARIADB}.", red=True)
+    for reason in (NO_MARIADB, NO_FAKETIME, NO_GALERA):
+        skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
+        if skipped:
+            terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
+            terminalreporter.write_line(f"{skipped} tests were skipped: {reason}.", red=True)

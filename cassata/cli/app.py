@@ -162,13 +162,9 @@ def rotate_secret(
 def secrets(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
     """Show by which secrets the receivers of an application know it."""
     from cassata.service import tenancy_wire
-    from cassata.vault import SecretsUnreadable
 
     with opened_tenants(config, database_url) as tenants:
-        application = tenants.application(application_id)
-    if application.is_sealed:
-        raise SecretsUnreadable
-    _show_secrets(tenancy_wire.secrets_document(application.secrets), output)
+        _show_secrets(tenancy_wire.secrets_document(tenants.secrets(application_id)), output)
 
 
 def _show_secrets(document: Document, output: str) -> None:

@@ -31,6 +31,10 @@ _BLANK = (b"\r\n", b"\n")
 _SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, for which pycurl has no name
 _QUOTED = re.compile(r" \(.*\)", re.DOTALL)  # what libcurl quotes of an answer, which would stand in the log
 LONGEST_ABSENCE_SECONDS = 0.5
+MOST_HEADER_BYTES = 64 * 1024
+"""So much memory the headers of one answer may take. libcurl itself stops at 300 KB, which in short lines would be over a megabyte."""
+LINE_OBJECT_BYTES = 64
+"""What a line costs beside its text."""
 _ALIASES = 10_000  # those whose addresses libcurl is to keep
 _LONGEST_CONNECTION_SECONDS = 300  # one in steady use would otherwise outlive every change of its name's address
 
@@ -304,6 +308,7 @@ class _Transfer:
         self.until = self._began + message.timeout_seconds(delivery, self._settings)
         self.connect_until = min(self.until, self._began + self._settings.connect_timeout)
         self._received = 0
+        self._lines_left = MOST_HEADER_BYTES
         self._head = bytearray()
         self._cut = False
         self._addresses_dialled = 0
@@ -357,9 +362,9 @@ class _Transfer:
             easy.setopt(pycurl.POSTFIELDS, body)
         elif delivery.method != "HEAD":
             easy.setopt(pycurl.HTTPGET, 1)
-        # A built-in costs a third of a function of ours. But libcurl knows no HEAD with content: it would wait for more.
+        # libcurl knows no HEAD with content: it would wait for more.
         is_head_with_content = delivery.method == "HEAD" and body is not None
-        easy.setopt(pycurl.HEADERFUNCTION, self._receive_line if is_head_with_content else self._lines.append)
+        easy.setopt(pycurl.HEADERFUNCTION, self._receive_last_line if is_head_with_content else self._receive_line)
 
     @property
     def filed_as(self) -> str:
@@ -406,7 +411,15 @@ class _Transfer:
         return 0  # libcurl takes it for a failed write, and hangs up
 
     def _receive_line(self, line: bytes) -> int | None:
+        self._lines_left -= len(line) + LINE_OBJECT_BYTES
+        if self._lines_left < 0:
+            return 0
         self._lines.append(line)
+        return None
+
+    def _receive_last_line(self, line: bytes) -> int | None:
+        if self._receive_line(line) == 0:
+            return 0
         if not _is_whole(self._lines):
             return None
         self._cut = True
@@ -459,6 +472,8 @@ class _Transfer:
     def _judged(self, code: int, text: str) -> tuple[ErrorKind | None, str | None]:
         if self._cut and code == pycurl.E_WRITE_ERROR:
             return None, None  # enough was read: the status code decides
+        if self._lines_left < 0:
+            return ErrorKind.BAD_RESPONSE, f"its headers are larger than {MOST_HEADER_BYTES // 1024} KiB"
         if code == pycurl.E_OK:
             return (None, None) if _is_whole(self._lines) else (ErrorKind.CONNECTION_LOST, "the connection ended before the headers did")
         kind = _ERRORS.get(code, ErrorKind.CONNECTION_LOST)

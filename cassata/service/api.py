@@ -14,6 +14,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
 from cassata.service.auth import Route, caller, check_own
+from cassata.service.cursors import Cursors
 
 
 class Api:
@@ -93,8 +94,9 @@ class Api:
 
     def events(self, application_id: str) -> Response:
         _check_possible(application_id)
-        listing = wire.read_listing(request.args.items(multi=True))
-        return answer(wire.page(self._scheduler.events(application_id, **listing)))
+        cursors = Cursors(self._scheduler.tenants.keyed_hash, application_id)
+        listing = wire.read_listing(request.args.items(multi=True), cursors.read)
+        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors.written))
 
 
 def _read_own(document: Any) -> wire.Written:

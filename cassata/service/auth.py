@@ -6,6 +6,7 @@ is decided before any table is looked into. Only who asks for their own learns w
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flask import Flask, Response, g, request
+from werkzeug.datastructures import Headers
 
-from cassata import telemetry
+from cassata import config, telemetry
 from cassata.errors import CassataError, UnknownApplication, UnknownEvent
 from cassata.model import Key, Scope
 from cassata.tenants import KEY_SCHEME, Tenants
@@ -23,6 +25,8 @@ NOBODY_IN_PARTICULAR = Key("", None, "", frozenset({Scope.ADMIN}), 0)
 """Who asks where no key is needed: somebody who may do everything."""
 REFUSALS_LOGGED_PER_SECOND = 1
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
+
 
 class Unauthorized(CassataError):
     """There is no key with the request, or none that is valid."""
@@ -30,6 +34,14 @@ class Unauthorized(CassataError):
 
 class CrossSite(CassataError):
     """A page of another site asks. Without a key nothing is done for it, though it runs in a browser on this machine."""
+
+
+class ForeignHost(CrossSite):
+    """The request is for another name than this machine's own. Where no key is needed, only 127.0.0.1, [::1] and localhost are answered."""
+
+    def __init__(self) -> None:
+        detail = "A page of the web could ask by any other: set service.authentication to 'required', and send a key."
+        super().__init__(f"{self.__doc__} {detail}")
 
 
 class MissingScope(CassataError):
@@ -117,14 +129,37 @@ class Gate:
         token = _token(request.headers.get("Authorization", ""))
         # Where none is needed, a proxy may have put a password of its own there. But a key that is given has to be right.
         if not self._required and not token.startswith(f"{KEY_SCHEME}_"):
-            if request.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:  # what only browsers send
-                raise CrossSite
+            _check_origin(request.headers)
             return NOBODY_IN_PARTICULAR
         key = self._tenants.authenticate(token)
         if key is None:
             self._log.refused()
             raise Unauthorized
         return key
+
+
+def _check_origin(headers: Headers) -> None:
+    """Raise CrossSite where a page of another site may be asking, in a browser on this machine.
+
+    It does, with the rights of a page of this very site, once its name's address has become 127.0.0.1 (DNS rebinding): by
+    its Host alone it is known then. Tools send neither Origin nor Sec-Fetch-Site; older browsers do not send the latter.
+    """
+    host = headers.get("Host", "")
+    if not _is_this_machine(host):
+        raise ForeignHost
+    origin = headers.get("Origin")
+    if origin is not None and origin.lower() != f"http://{host.lower()}":
+        raise CrossSite
+    if headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+        raise CrossSite
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a Host header, of any port, names what no DNS can lead elsewhere."""
+    if (parts := _HOST.fullmatch(host)) is None:
+        return False
+    bracketed, name = parts.groups()
+    return config.is_loopback(bracketed or name) or (name or "").lower() == "localhost"
 
 
 def _token(header: str) -> str:

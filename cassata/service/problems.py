@@ -29,8 +29,8 @@ from cassata.errors import (
 from cassata.service.answers import answer
 from cassata.service.auth import CrossSite, MissingScope, Unauthorized
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
-from cassata.tenants import TooManyStrangers
-from cassata.vault import SecretsUnreadable
+from cassata.tenants import TooManyKeys
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -70,6 +70,7 @@ KINDS: dict[type[Exception], Kind] = {
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
     ApplicationExists: Kind(409, "application-exists", "The application exists already"),
     ApplicationInactive: Kind(409, "application-inactive", "The application is deactivated"),
+    TooManyKeys: Kind(409, "too-many-keys", "There are too many valid keys"),
     LimitReached: Kind(429, "limit-reached", "The application has reached a limit"),
     DatabaseUnavailable: Kind(
         503,
@@ -80,7 +81,7 @@ KINDS: dict[type[Exception], Kind] = {
     ),
     DatabaseUnfit: Kind(503, "database-unfit", "The database is not set up for this version"),
     SecretsUnreadable: Kind(503, "secrets-unreadable", "The signing secrets cannot be read"),
-    TooManyStrangers: Kind(503, "too-many-keys", "Too many unknown keys are tried", "Repeat the request after a second."),
+    SecretsKeyMissing: Kind(503, "secrets-key-missing", "The key of the signing secrets is not configured"),
     Draining: Kind(503, "draining", "The service is about to end"),
 }
 
@@ -133,7 +134,7 @@ def _cassata_problem(error: CassataError) -> Response:
 
 def _headers(error: CassataError, described: dict[str, Any]) -> dict[str, str] | None:
     match error:
-        case DatabaseUnavailable() | TooManyStrangers():
+        case DatabaseUnavailable():
             return {"Retry-After": "1"}
         case LimitReached():
             return {"Retry-After": str(described["retry-after"])}

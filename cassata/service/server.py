@@ -67,8 +67,13 @@ def run(
     Raises CannotListen, NobodyMayEnter, and what Scheduler.open raises.
     """
     settings = load()
-    check(settings, key_command, create_tables=create_tables)
     listener = listen(settings.service.host, settings.service.port)
+    settings = at_address(settings, listener.getsockname()[0], settings.service.port)
+    try:
+        check(settings, key_command, create_tables=create_tables)
+    except BaseException:
+        listener.close()
+        raise
     master = os.getpid()
     try:
         Server(load, settings, listener, on_ready, key_command).run()
@@ -80,6 +85,11 @@ def run(
             os._exit(code & 0xFF)
         return 1 if code else 0
     return 0
+
+
+def at_address(settings: Settings, host: str, port: int) -> Settings:
+    """Whether keys are needed depends on where it really listens: not on what a name such as localhost may be hoped to lead to."""
+    return settings.model_copy(update={"service": settings.service.model_copy(update={"host": host, "port": port})})
 
 
 def check(settings: Settings, key_command: str, *, create_tables: bool = False) -> None:
@@ -194,7 +204,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def reload(self) -> None:
         """Read the settings again (SIGHUP); with mistakes in them, keep those in force. The address stays as it is."""
         try:
-            settings = self._at_the_same_address(self._load())
+            settings = at_address(self._load(), self.settings.service.host, self.settings.service.port)
             if config.authenticates(settings.service):
                 check(settings, self._key_command)
         except CassataError as error:
@@ -204,11 +214,6 @@ class Server(BaseApplication):  # type: ignore[misc]
         telemetry.configure_logging(settings.logging.level, settings.logging.format)
         super().reload()
         telemetry.emit("settings reloaded")
-
-    def _at_the_same_address(self, settings: Settings) -> Settings:
-        """Whether keys are needed depends on where it really listens, not on what the file says by now."""
-        address = {"host": self.settings.service.host, "port": self.settings.service.port}
-        return settings.model_copy(update={"service": settings.service.model_copy(update=address)})
 
     def load(self) -> Flask:
         """Make the application, in a child. The database may be away at the moment: /readyz says so, nothing ends of it."""

@@ -24,7 +24,6 @@ from cassata.service.tenancy_wire import (
     key_document,
 )
 from cassata.tenants import Changes
-from cassata.vault import SecretsUnreadable
 
 USUAL_PAGE_LENGTH = 100
 
@@ -98,10 +97,7 @@ class Tenancy:
     # --- signing secrets -----------------------------------------------------------------------------------------------
 
     def secrets(self, application_id: str) -> Response:
-        application = self._tenants.application(_possible(application_id))
-        if application.is_sealed:
-            raise SecretsUnreadable
-        return answer(tenancy_wire.secrets_document(application.secrets))
+        return answer(tenancy_wire.secrets_document(self._tenants.secrets(_possible(application_id))))
 
     def rotate_secret(self, application_id: str) -> Response:
         asked = tenancy_wire.read(RotationDocument, bodies.optional_document())
@@ -128,7 +124,9 @@ class Tenancy:
 
     def _created_key(self, application_id: str | None, usual: frozenset[Scope]) -> Response:
         asked = tenancy_wire.read(KeyDocument, bodies.optional_document())
-        key, token = self._tenants.create_key(application_id, asked.scopes or usual, name=asked.name, expires_at=asked.expires_at)
+        key, token = self._tenants.create_key(
+            application_id, asked.scopes or usual, name=asked.name, expires_at=asked.expires_at, maker=caller()
+        )
         return answer({"token": token, **key_document(key)}, 201)
 
     def revoke_key(self, application_id: str, prefix: str) -> Response:

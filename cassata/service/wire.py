@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import re
@@ -546,9 +545,9 @@ class Listing(TypedDict, total=False):
     limit: int
 
 
-def read_listing(parameters: Iterable[tuple[str, str]]) -> Listing:
+def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str], Cursor]) -> Listing:
     """Read the query of a list of events. Raises InvalidDocument."""
-    return cast("Listing", read_query(parameters, _PARAMETERS))
+    return cast("Listing", read_query(parameters, {**_PARAMETERS, "cursor": ("after", read_cursor)}))
 
 
 def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
@@ -592,26 +591,11 @@ def page_length(value: str) -> int:
     return int(value)
 
 
-def _read_cursor(value: str) -> Cursor:
-    try:
-        due_at, row = (int(part) for part in base64.b64decode(value, altchars=b"-_", validate=True).split(b"."))
-    except (ValueError, binascii.Error):
-        raise ValueError("is not one that this service gave out") from None
-    if not 0 <= due_at < 2**63 or not 0 <= row < 2**63:
-        raise ValueError("is not one that this service gave out")
-    return Cursor(due_at, row)
-
-
-def _written_cursor(cursor: Cursor) -> str:
-    return base64.urlsafe_b64encode(b"%d.%d" % cursor).decode()
-
-
 _PARAMETERS = {
     "status": ("status", _status),
     "expiry-from": ("due_from", _instant_parameter),
     "expiry-until": ("due_until", _instant_parameter),
     "limit": ("limit", page_length),
-    "cursor": ("after", _read_cursor),
 }
 
 
@@ -648,11 +632,11 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     }
 
 
-def page(found: Page) -> dict[str, Any]:
+def page(found: Page, written_cursor: Callable[[Cursor], str]) -> dict[str, Any]:
     """One page of a list."""
     return {
         "events": [summary(event) for event in found.events],
-        "next-cursor": _written_cursor(found.next) if found.next else None,
+        "next-cursor": written_cursor(found.next) if found.next else None,
     }
 
 

@@ -60,7 +60,7 @@ def status_of(url: str, timeout: float = 5) -> int:
 
 
 def head_of_an_add(length: int) -> bytes:
-    head = f"POST /cassata/add/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    head = f"POST /cassata/add/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     return head.encode()
 
 
@@ -225,7 +225,7 @@ def test_it_ends_by_itself_once_it_has_drained(sqlite_url: str, service_process:
 def test_without_a_time_to_drain_it_is_not_ready_either_while_it_ends(sqlite_url: str, service_process: Any) -> None:
     running = service_process(sqlite_url)
     with socket.create_connection(("127.0.0.1", port_of(running)), timeout=10) as client:
-        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: x\r\n")
+        client.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n")
         time.sleep(0.2)
         running.process.terminate()
         wait_until(lambda: is_closed(running))

@@ -173,14 +173,14 @@ def exercise(scene: Scene) -> None:
         "GET /livez?{} HTTP/9.9\r\n\r\n",
         "get /livez?{} HTTP/1.1\r\n\r\n",
         "GET livez?{} HTTP/1.1\r\n\r\n",
-        "GET /livez?{}\x1b[2J HTTP/1.1\r\nHost: x\r\nExpect: {}\r\n\r\n",
+        "GET /livez?{}\x1b[2J HTTP/1.1\r\nHost: localhost\r\nExpect: {}\r\n\r\n",
         "POST /cassata/add/ HTTP/1.1\r\nTransfer-Encoding: {}\r\n\r\n",
         "POST /cassata/add/ HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n",
         "POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n",
         "POST /cassata/add/ HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{}",
     ):
         scene.raw(shape.replace("{}", CANARY["raw"]).encode())
-    scene.raw(b"GET /\x1b[2Jfirst%0d%0asecond?" + CANARY["raw"].encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    scene.raw(b"GET /\x1b[2Jfirst%0d%0asecond?" + CANARY["raw"].encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_until(lambda: scene.states() <= {"COMPLETED", "FAILED"}, explain=scene.log)
 
 

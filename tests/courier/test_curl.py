@@ -138,6 +138,16 @@ def test_a_request_that_is_repeated_on_a_new_connection_still_goes_to_its_own_ho
     assert (own.connections, len(own.requests)) == (2, 3)  # libcurl repeats what it has sent on an old connection
 
 
+def test_headers_that_would_fill_the_memory_are_not_read_to_their_end(courier: CurlCourier, receive: Receive) -> None:
+    many = b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 2_000
+    receiver = receive(after_the_request(lambda connection: (connection.send(many), connection.hold())))
+
+    outcome = deliver_one(courier, receiver.url(), timeout_ms=5_000)
+
+    assert (outcome.error, outcome.detail) == (ErrorKind.BAD_RESPONSE, "its headers are larger than 64 KiB")
+    assert outcome.duration_ms < 2_000  # it did not wait for the rest
+
+
 def test_a_name_that_has_moved_is_reached_at_its_new_address(
     courier: CurlCourier, receive: Receive, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from cassata.config import Service
-from cassata.model import NewEvent
+from cassata.model import NewEvent, Scope
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
 
@@ -253,6 +255,36 @@ def test_a_list_goes_by_expiry_page_by_page(http: FlaskClient) -> None:
     assert pages == [["e4", "e3"], ["e2", "e1"], ["e0"]]
 
 
+def test_a_cursor_tells_nothing_of_the_rows_of_others(http: FlaskClient) -> None:
+    """Neither a row's number, nor how far apart two are: that is how much others have added in between."""
+    for number in range(9):
+        http.post("/cassata/add/", json=event(event_id=f"e{number}", delay=None, expiry=1_900_000_000))
+    sealed, query = [], "limit=1"
+    while cursor := http.get(f"/cassata/events/shop?{query}").json["next-cursor"]:
+        sealed.append(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        query = f"limit=1&cursor={cursor}"
+
+    assert len(sealed) == 8
+    assert {len(one) for one in sealed} == {24}
+    for one, other in itertools.combinations(sealed, 2):
+        assert sum(left == right for left, right in zip(one, other, strict=True)) < 8
+
+
+def test_a_cursor_that_was_changed_or_given_to_another_is_refused(http: FlaskClient) -> None:
+    for application_id in ("shop", "rival"):
+        for number in range(2):
+            http.post("/cassata/add/", json=event(application_id=application_id, event_id=f"e{number}", delay=60 + number))
+    cursor = http.get("/cassata/events/shop?limit=1").json["next-cursor"]
+    sealed = base64.urlsafe_b64decode(cursor)
+
+    forged = [sealed[:place] + bytes([sealed[place] ^ 1]) + sealed[place + 1 :] for place in range(len(sealed))]
+    for text in ("AAAA" * 8, *(base64.urlsafe_b64encode(each).decode() for each in forged)):
+        refused = http.get(f"/cassata/events/shop?cursor={text}")
+        assert (refused.status_code, refused.json["errors"][0]["parameter"]) == (400, "cursor")
+    assert http.get(f"/cassata/events/rival?cursor={cursor}").status_code == 400
+    assert [found["event-id"] for found in http.get(f"/cassata/events/shop?cursor={cursor}").json["events"]] == ["e1"]
+
+
 def test_a_list_can_be_narrowed_by_status_and_expiry(http: FlaskClient) -> None:
     base = 1_900_000_000
     for number in range(3):
@@ -332,3 +364,67 @@ def test_a_page_of_another_site_may_do_nothing_where_no_key_is_needed(http: Flas
 
     assert http.get("/cassata/events/shop", headers={"Sec-Fetch-Site": "none"}).status_code == 200
     assert http.get("/livez", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8085", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.nip.io:8085", 403),
+        ("evil.example:80@localhost", 403),
+        ("0.0.0.0:8085", 403),
+        ("10.0.0.1", 403),
+        ("[::2]", 403),
+        ("localhost:", 403),
+        ("", 403),
+        ("localhost", 200),
+        ("LocalHost:1", 200),
+        ("127.0.0.1:8085", 200),
+        ("127.9.9.9", 200),
+        ("[::1]:8085", 200),
+    ],
+)
+def test_where_no_key_is_needed_only_this_machines_own_names_are_answered(http: FlaskClient, host: str, status: int) -> None:
+    """What `evil.example` is the name of may become 127.0.0.1 while its page is open: DNS rebinding."""
+    for method, path in (("GET", "/cassata/applications"), ("POST", "/cassata/keys"), ("GET", "/cassata/nowhere")):
+        answer = http.open(path, method=method, headers={"Host": host})
+        assert (answer.status_code == 403) is (status == 403), path
+    assert http.get("/livez", headers={"Host": host}).status_code == 200
+
+
+def test_who_asks_by_another_name_is_told_what_to_do(http: FlaskClient, scheduler: Scheduler) -> None:
+    refused = http.get("/cassata/applications", headers={"Host": "cassata.example.com"})
+    assert refused.json["type"] == "urn:cassata:problem:cross-site"
+    assert "set service.authentication to 'required', and send a key" in refused.json["detail"]
+
+    token = scheduler.tenants.create_key(None, {Scope.ADMIN})[1]
+    headers = {"Host": "cassata.example.com", "Authorization": f"Bearer {token}"}
+    assert http.get("/cassata/applications", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://localhost:3000", 403),
+        ("https://localhost:8085", 403),
+        ("http://127.0.0.1:8085", 403),
+        ("http://localhost:8085, http://evil.example", 403),
+        ("http://localhost:8085", 201),
+    ],
+)
+def test_where_no_key_is_needed_a_page_of_another_origin_posts_nothing(http: FlaskClient, origin: str, status: int) -> None:
+    """Neither does a form without a body, for which no browser asks beforehand."""
+    assert http.post("/cassata/keys", headers={"Host": "localhost:8085", "Origin": origin}).status_code == status
+
+
+def test_a_service_that_asks_for_keys_answers_to_any_name(scheduler: Scheduler) -> None:
+    guarded = create_app(scheduler, Service(authentication="required")).test_client()
+    token = scheduler.tenants.create_key(None, {Scope.ADMIN})[1]
+    headers = {"Host": "cassata.example.com", "Origin": "https://console.example.com", "Authorization": f"Bearer {token}"}
+    assert guarded.get("/cassata/applications", headers=headers).status_code == 200
+    assert guarded.get("/cassata/applications", headers={"Host": "evil.example"}).status_code == 401

@@ -56,7 +56,7 @@ def comparable(document: Any) -> Any:
     text = INSTANT.sub(lambda found: found[0] if found[0] > "2029" else "an instant", text)
     text = re.sub(r'"next-cursor": "[^"]+"', '"next-cursor": "a cursor"', text)
     text = re.sub(r"whsec_[A-Za-z0-9+/]{43}=", "a secret", text)
-    text = re.sub(r'csk_[a-z0-9]{8}_[\w-]{43}|(?<="prefix": ")[a-z0-9]{8}', "a key", text)
+    text = re.sub(r'csk_[a-z0-9]{8}_[\w-]{55}|(?<="prefix": ")[a-z0-9]{8}', "a key", text)
     return json.loads(text)
 
 

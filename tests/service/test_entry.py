@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import socket
 import sqlite3
 import subprocess
 import urllib.error
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from cassata import config
+from cassata.service import server
 from tests.conftest import MariaDB, Running, wait_until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,6 +74,43 @@ def test_a_service_that_others_can_reach_does_not_start_without_a_key_and_says_w
     assert asked(f"{running.url}/cassata/applications", key) == (200, {"applications": [], "next-cursor": None})
     status, refusal = asked(f"{running.url}/cassata/add/", key, body={"application-id": "shop", **EVENT})
     assert (status, refusal["type"]) == (404, "urn:cassata:problem:unknown-application")  # nothing is made by the way there
+
+
+@pytest.mark.parametrize(("address", "is_open"), [("0.0.0.0", False), ("127.0.0.1", True)])
+def test_a_name_needs_keys_by_the_address_that_it_leads_to(
+    sqlite_url: str, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, address: str, is_open: bool
+) -> None:
+    port = free_port()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    started: list[bool] = []
+
+    def run(listening: server.Server) -> None:
+        os.close(listening._descriptor)
+        started.append(config.authenticates(listening.settings.service))
+
+    monkeypatch.setattr(server.Server, "run", run)
+
+    for name in ("localhost", "cassata.test"):
+        settings = config.Settings(database=config.Database(url=sqlite_url), service=config.Service(host=name, port=port))
+        if is_open:
+            assert server.run(lambda settings=settings: settings, create_tables=False) == 0  # type: ignore[misc]
+        else:
+            with pytest.raises(server.NobodyMayEnter, match=address):
+                server.run(lambda settings=settings: settings, create_tables=False)  # type: ignore[misc]
+
+    assert started == [False, False] * is_open
+
+
+def test_a_service_on_localhost_needs_no_keys_also_after_a_reload(sqlite_url: str, service_process: Start) -> None:
+    if socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)[0][4][0] != "127.0.0.1":
+        pytest.skip("localhost is another address here")
+    running = service_process(sqlite_url, "--host", "localhost", "--processes", "1")
+    assert asked(f"{running.url}/cassata/applications")[0] == 200
+
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: running.output().count("Booting worker") == 2, explain=running.output)
+    assert asked(f"{running.url}/cassata/applications")[0] == 200
 
 
 def test_the_command_for_a_key_names_the_same_settings_and_no_password(

@@ -449,9 +449,9 @@ def test_a_read_only_database_accepts_nothing_and_says_so_in_our_words(sqlite_ur
 # --- what is not even HTTP, to the real server ----------------------------------------------------------------------------
 
 RECEIVE_SECONDS = 1.0
-POST = b"POST /cassata/add/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
-SMUGGLED = b"GET /cassata/delete/shop/e1 HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /cassata/add/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
+SMUGGLED = b"GET /cassata/delete/shop/e1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DOCUMENT = json.dumps({**GOOD, "event-id": "raw"}).encode()
 
 RAW = {
@@ -481,9 +481,9 @@ RAW = {
     "chunks over the limit": POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1000\r\n%b\r\n" % (b" " * 4096) * 20 + b"0\r\n\r\n",
     "a trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n" + SMUGGLED,
     "endless trailers": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"A: b\r\n" * 5_000,
-    "an unknown address with a bad chunk": b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "an unknown address with a bad chunk": b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "a folded line": LIVE + b"X: a\r\n b\r\n\r\n",
-    "a folded first line": b"GET /livez HTTP/1.1\r\n Host: x\r\n\r\n",
+    "a folded first line": b"GET /livez HTTP/1.1\r\n Host: localhost\r\n\r\n",
     "bare line feeds": b"GET /livez HTTP/1.1\nHost: x\n\n",
     "a bare line feed in a value": LIVE + b"X: a\nTransfer-Encoding: chunked\r\n\r\n",
     "a bare carriage return": LIVE + b"X: a\rY: b\r\n\r\n",
@@ -500,25 +500,25 @@ RAW = {
     "a header of 64 KiB": LIVE + b"X: " + b"y" * 65_536 + b"\r\n\r\n",
     "a name of 64 KiB": LIVE + b"X" * 65_536 + b": y\r\n\r\n",
     "headers that never end": LIVE + b"X: y\r\n" * 10,
-    "an address of 20,000 bytes": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an address of 20,000 bytes": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a line that never ends": b"GET /" + b"a" * 3_000,
     "one byte": b"G",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     "an upgrade to HTTP/2": LIVE + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
-    "HTTP/9.9": b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n",
+    "HTTP/9.9": b"GET /livez HTTP/9.9\r\nHost: localhost\r\n\r\n",
     "HTTP/0.9": b"GET /livez\r\n\r\n",
     "no host": b"GET /livez HTTP/1.1\r\n\r\n",
     "two hosts": LIVE + b"Host: y\r\n\r\n",
     "a bad host": b"GET /cassata/nowhere HTTP/1.1\r\nHost: [::1\r\n\r\n",
-    "a method in small letters": b"get /livez HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a method of 1,000 letters": b"G" * 1_000 + b" /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a method in small letters": b"get /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a method of 1,000 letters": b"G" * 1_000 + b" /livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "CONNECT": b"CONNECT evil:443 HTTP/1.1\r\nHost: evil\r\n\r\n",
-    "an address elsewhere": b"GET http://evil/livez HTTP/1.1\r\nHost: x\r\n\r\n",
-    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a fragment": b"GET /livez#x HTTP/1.1\r\nHost: x\r\n\r\n",
-    "NUL in an address": b"GET /cassata/status/shop/\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
-    "blanks in an address": b"GET /cassata/status/shop/e1 x HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an address elsewhere": b"GET http://evil/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a fragment": b"GET /livez#x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "NUL in an address": b"GET /cassata/status/shop/\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "blanks in an address": b"GET /cassata/status/shop/e1 x HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "another expectation": POST + b"Expect: 200-maybe\r\nContent-Length: 2\r\n\r\n{}",
     "a proxy's line": b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2\r\n" + LIVE + b"\r\n",
     "nothing": b"",
@@ -566,7 +566,7 @@ def test_what_is_not_http_is_answered_in_time_and_smuggles_nothing_in(
     raw_port: int, sqlite_scheduler: Scheduler, figure: Callable[[str], None]
 ) -> None:
     create_app(sqlite_scheduler, Service()).test_client().post("/cassata/add/", json=GOOD)
-    paths = {path: f"GET /cassata/{call}/shop/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode("latin-1")
+    paths = {path: f"GET /cassata/{call}/shop/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode("latin-1")
              for path in PATHS for call in ("status", "event", "delete")}  # fmt: skip
     shapes = {**RAW, **paths}
 

@@ -128,6 +128,8 @@ def test_secrets_are_shown_rotated_and_sealed(run: Run, told: Any, tmp_path: Pat
     assert "there already" in run("app", "new-key-file", file).stderr
     assert run("app", "seal-secrets", env=sealed).stdout == "secrets of 1 applications written anew\n"
     assert "sealed with a key" in run("app", "secrets", "shop").stderr
+    for words in (("create", "new"), ("seal-secrets",)):
+        assert "database.secretsKeyFile" in run("app", *words).stderr
     assert told("app", "secrets", "shop", env=sealed)["secrets"] == rotated
 
 

@@ -62,6 +62,18 @@ def test_a_payload_is_kept_byte_for_byte(scheduler: Scheduler, hand: Hand, paylo
     assert hand.claim_one().payload == payload
 
 
+def test_what_is_acknowledged_is_stored(database_url: str, scheduler: Scheduler, clock: ManualClock) -> None:
+    """Whichever way an add goes: one of an application that is new, not in mind, or in mind; and several together."""
+    for event_id in ("new", "not-in-mind", "in-mind"):
+        scheduler.add(new_event(event_id))
+    scheduler.add_all([new_event("one"), new_event("two")])
+
+    elsewhere = Scheduler(database.open_engines(database_url), clock=clock)
+    stored = {event.event_id for event in elsewhere.events("shop").events}
+    elsewhere.close()
+    assert stored == {"new", "not-in-mind", "in-mind", "one", "two"}
+
+
 def test_an_event_that_is_already_due_wakes_now_not_in_the_past(scheduler: Scheduler) -> None:
     event = scheduler.add(new_event(due_at=NOON - DAY))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pymysql
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from cassata import database, store
@@ -19,6 +22,7 @@ from cassata.courier.retry import RetryPolicy
 from cassata.errors import DatabaseUnavailable
 from cassata.model import Delivery, ErrorKind, RetryOptions, Status
 from cassata.scheduler import LOST_LEASES, Scheduler
+from tests.store.worlds import Faults, Kind, Mishap
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
 
@@ -72,19 +76,20 @@ def test_a_lease_lasts_for_the_events_own_deadline(scheduler: Scheduler, hand: H
     assert "patient" in ids(hand.claim())
 
 
-def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+@pytest.mark.parametrize("code", [500, 200])
+def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand, clock: ManualClock, code: int) -> None:
     scheduler.add(new_event())
     stale = hand.claim_one()
     clock.advance(hand.lease_ms)
     owner = hand.claim_one()
 
-    recorded = scheduler.record([outcome(stale, 500)])
+    recorded = scheduler.record([outcome(stale, code)])
 
     assert (recorded.kept, recorded.fenced) == (0, 1)
     assert scheduler.status("shop", "e1").status is Status.PROCESSING
     assert [attempt.error for attempt in scheduler.event("shop", "e1")[1]] == [ErrorKind.WORKER_LOST]
     assert hand.answer(owner, 200) == 1
-    assert scheduler.record([outcome(stale, 500)]).fenced == 1
+    assert scheduler.record([outcome(stale, code)]).fenced == 1
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
 
 
@@ -377,17 +382,23 @@ class Crew:
         hand = Hand(self.open(), self.clock)
         claims = 0
         while sum(self.accepted.values()) < self.count:
-            deliveries = hand.claim(limit=chance.randint(1, 9))
-            claims += len(deliveries)
-            if deliveries:
+            with self.at_work():
+                deliveries = hand.claim(limit=chance.randint(1, 9))
+                claims += len(deliveries)
                 self.finish(hand, deliveries, chance)
-            else:
+            if not deliveries:
                 self.rest()
         return claims
 
-    def finish(self, hand: Hand, deliveries: list[Delivery], chance: random.Random) -> None:
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
         with self.together:
             self.busy += 1
+        yield
+        with self.together:
+            self.busy -= 1
+
+    def finish(self, hand: Hand, deliveries: list[Delivery], chance: random.Random) -> None:
         for delivery in deliveries:
             if chance.random() < 0.25 and delivery.number < LOST_LEASES:
                 self.stale.append((hand.scheduler, delivery))
@@ -395,14 +406,13 @@ class Crew:
                 kept = hand.answer(delivery)
                 with self.together:
                     self.accepted[delivery.event_id] += kept
-        with self.together:
-            self.busy -= 1
 
     def rest(self) -> None:
         """Let time pass, but only while nobody is between a claim and its outcome: those who are late are chosen, not unlucky."""
         with self.together:
             if not self.busy:
                 self.clock.advance(500)
+        time.sleep(0.005)
 
 
 def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(
@@ -423,6 +433,60 @@ def test_a_claim_whose_answer_was_lost_is_put_back_at_once_and_not_counted(
     monkeypatch.setattr(scheduler._transactions, "write", working)
 
     assert hand.claim_one().number == 1
+
+
+def test_a_claim_that_a_conflict_has_undone_is_not_put_back_for_the_one_who_won(
+    scheduler: Scheduler, hand: Hand, clock: ManualClock, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner's claim has the very same fence: on a cluster, where it is decided at COMMIT, that happens all the time."""
+    scheduler.add(new_event())
+    other = Scheduler(database.open_engines(database_url), clock=clock)
+
+    def conflict(connection: Any) -> None:
+        connection.connection.rollback()
+        raise OperationalError(None, None, pymysql.err.OperationalError(1213, "Deadlock found when trying to get lock"))
+
+    event.listen(scheduler._engines.write, "commit", conflict)
+    with pytest.raises(DatabaseUnavailable):
+        hand.claim()
+    event.remove(scheduler._engines.write, "commit", conflict)
+    delivery = Hand(other, clock).claim_one()
+
+    assert hand.claim() == []
+    assert Hand(other, clock).answer(delivery) == 1
+    assert other.status("shop", "e1").attempts == 1
+    other.close()
+
+
+def test_a_claim_that_was_never_made_is_not_put_back_from_somebody_else(
+    database_url: str, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    """Its COMMIT failed, and nobody told: whoever has claimed the event since has the fence that it would have had."""
+    scheduler.add(new_event())
+    with Faults(scheduler._engines).arranged(Mishap(Kind.NOT_COMMITTED)), pytest.raises(DatabaseUnavailable):
+        hand.claim()
+    clock.advance(1)
+    other = Hand(Scheduler(database.open_engines(database_url), clock=clock), clock)
+    delivery = other.claim_one()
+
+    scheduler.record([])
+
+    assert scheduler.status("shop", "e1").status is Status.PROCESSING
+    assert other.answer(delivery) == 1
+    other.scheduler.close()
+
+
+def test_an_outcome_whose_commit_failed_leaves_no_trace_and_is_recorded_again(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+    delivery = hand.claim_one()
+
+    with Faults(scheduler._engines).arranged(Mishap(Kind.NOT_COMMITTED)), pytest.raises(DatabaseUnavailable):
+        hand.answer(delivery)
+    event, log = scheduler.event("shop", "e1")
+    assert (event.status, log) == (Status.PROCESSING, [])
+
+    assert hand.answer(delivery) == 1
+    assert len(scheduler.event("shop", "e1")[1]) == 1
 
 
 def test_a_clock_that_is_set_back_hides_nothing(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:

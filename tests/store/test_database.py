@@ -192,10 +192,10 @@ def test_an_add_beside_a_claim_does_not_wait(mariadb_url: str) -> None:
     scheduler = Scheduler.open(mariadb_url)
     engines = database.open_engines(mariadb_url)
     with engines.write.begin() as claiming:
-        assert store.lock_due(claiming, {1: store.BOTTOM}, 2**50, 2**50, 5) == []
+        assert store.lock_due(claiming, {1: store.BOTTOM}, 2**50, 2**50, {1: 5}) == []
         scheduler.add(new_event("beside", due_at=1))
     with engines.write.begin() as claiming:
-        assert len(store.lock_due(claiming, {1: store.BOTTOM}, 2**50, 2**50, 5)) == 1
+        assert len(store.lock_due(claiming, {1: store.BOTTOM}, 2**50, 2**50, {1: 5})) == 1
         scheduler.add(new_event("beside-too", due_at=2))
     engines.dispose()
     scheduler.close()

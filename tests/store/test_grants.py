@@ -127,8 +127,8 @@ def test_applications_and_keys_are_the_services_to_keep(users: Users) -> None:
 def test_the_admin_brings_the_tables_up_to_date_and_the_others_cannot(users: Users) -> None:
     with users.server.connect(users.name) as root, root.cursor() as cursor:
         cursor.execute("UPDATE alembic_version SET version_num = '0001'")
-        for statement in ("DROP TABLE api_keys", "DROP TABLE paces", "DROP TABLE holdings", "DROP TABLE breakers"):
-            cursor.execute(statement)
+        for table in ("api_keys", "installation", "paces", "holdings", "breakers"):
+            cursor.execute(f"DROP TABLE {table}")
         cursor.execute("DROP INDEX applications_changed ON applications")
         for column in ("active", "limits", "egress", "metadata", "secrets", "changed_at"):
             cursor.execute(f"ALTER TABLE applications DROP COLUMN {column}")
@@ -154,9 +154,11 @@ def test_the_admin_brings_the_tables_up_to_date_and_the_others_cannot(users: Use
         )),
         ("service", "INSERT INTO attempts (event, fence, number, started_at, duration_ms) VALUES (1, 1, 1, 1, 1)"),
         ("service", "DELETE FROM api_keys"),
+        ("service", "UPDATE installation SET secret = ''"),
         ("service", "UPDATE breakers SET openings = 0"),
         ("service", "DELETE FROM holdings"),
         ("worker", "SELECT * FROM api_keys"),
+        ("worker", "SELECT * FROM installation"),
         ("worker", "SELECT hash FROM api_keys"),
         ("worker", "UPDATE api_keys SET revoked_at = NULL"),
         ("worker", "DELETE FROM events"),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
-from cassata import database, tenants
+from cassata import database, store, tenants
 from cassata.courier.retry import RetryPolicy
-from cassata.destinations import BreakerPolicy
-from cassata.errors import ApplicationInactive, InvalidEvent, LimitReached, PayloadTooLarge, UnknownApplication
+from cassata.destinations import MOST_OPEN, BreakerPolicy
+from cassata.errors import ApplicationInactive, DatabaseUnavailable, InvalidEvent, LimitReached, PayloadTooLarge, UnknownApplication
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome, Status
-from cassata.scheduler import Claimed, Scheduler, Terms
+from cassata.scheduler import BREAKER_MEMORY_MS, CLEANING_SECONDS, Claimed, Scheduler, Terms
 from cassata.tenants import Changes
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
@@ -40,6 +43,7 @@ class Worker:
     held: Counter[int] = field(default_factory=Counter)
 
     def take(self, limit: int = 100, outcomes: tuple[Outcome, ...] = ()) -> Claimed:
+        self.scheduler.destinations.ended(outcomes)
         for ended in outcomes:
             self.held[ended.delivery.application] -= 1
         applications = list(self.scheduler.agenda())
@@ -208,6 +212,98 @@ def test_whatever_workers_do_they_never_have_more_under_way_than_a_large_limit_a
     assert ended > 400
 
 
+@pytest.mark.parametrize("failure", [database.BeginAnew, DatabaseUnavailable])
+def test_nothing_is_held_by_nobody_after_a_failure(
+    scheduler: Scheduler, other: Scheduler, failure: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(scheduler, max_in_flight=1)
+    add(scheduler, 3)
+    one, two = Worker(scheduler, "one"), Worker(other, "two")
+    (delivery,) = one.claim()
+    failures = [failure()]
+    recording = scheduler._record
+
+    def stumble(*args: Any, **kwargs: Any) -> Any:
+        recorded = recording(*args, **kwargs)
+        if failures:
+            raise failures.pop()
+        return recorded
+
+    monkeypatch.setattr(scheduler, "_record", stumble)
+    one.held[delivery.application] -= 1
+    for _ in range(2):
+        with contextlib.suppress(DatabaseUnavailable):
+            scheduler.record_and_claim((outcome(delivery),), (), 0, one.terms, Hands("one", one.held))
+
+    assert len(two.claim()) == 1
+
+
+def test_what_a_lost_commit_has_claimed_is_held_by_nobody_once_it_is_put_back(
+    scheduler: Scheduler, other: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(scheduler, max_in_flight=1)
+    add(scheduler, 3)
+    one, two = Worker(scheduler, "one"), Worker(other, "two")
+    working = scheduler._transactions.write
+
+    def lose_the_answer(*args: Any, **kwargs: Any) -> Any:
+        working(*args, **kwargs)
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(scheduler._transactions, "write", lose_the_answer)
+    with pytest.raises(DatabaseUnavailable):
+        one.claim()
+    monkeypatch.setattr(scheduler._transactions, "write", working)
+    assert two.claim() == []
+
+    one.claim(limit=0)
+    assert len(two.claim()) == 1
+
+
+def test_what_is_put_back_is_held_by_nobody(scheduler: Scheduler, other: Scheduler) -> None:
+    limited(scheduler, max_in_flight=2)
+    add(scheduler, 5)
+    one, two = Worker(scheduler, "one"), Worker(other, "two")
+    claimed = one.claim()
+
+    scheduler.release(claimed[:1], Hands("one", one.held))
+
+    assert len(two.claim()) == 1
+
+
+def test_a_limit_that_is_lowered_or_set_while_much_is_under_way_holds_at_once(scheduler: Scheduler, other: Scheduler) -> None:
+    limited(scheduler, max_in_flight=640)
+    add(scheduler, 100)
+    one, two = Worker(scheduler, "one"), Worker(other, "two")
+    assert len(one.claim(limit=10)) == 10
+
+    scheduler.tenants.change("shop", Changes(limits={"max_in_flight": 5}))
+    assert one.claim() == two.claim() == []
+
+
+def test_a_suspect_is_no_exception_to_the_limit(scheduler: Scheduler, clock: ManualClock) -> None:
+    limited(scheduler, max_in_flight=1)
+    add(scheduler, 3)
+    for round_ in range(2):
+        assert len(Worker(scheduler, f"lost-{round_}").claim()) == 1
+        clock.advance(60_000)
+
+    assert len(Worker(scheduler, "alive").claim()) == 1
+
+
+def test_no_more_is_read_than_a_limit_lets_through(scheduler: Scheduler) -> None:
+    limited(scheduler, max_in_flight=1)
+    add(scheduler, 50)
+    read: list[int] = []
+
+    def count(_conn: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _many: bool) -> None:
+        read.append(context.cursor.rowcount)
+
+    event.listen(scheduler._engines.write, "after_cursor_execute", count)
+    assert len(Worker(scheduler, "one").claim()) == 1
+    assert max(read) <= 1
+
+
 # --- pace --------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +365,17 @@ def test_an_event_is_not_sent_before_it_is_due_however_fast_the_pace(scheduler: 
     assert delivery.send_at == NOON + 150
 
 
+@pytest.mark.parametrize("faster", [999, None])
+def test_a_pace_that_is_raised_or_removed_holds_at_once(scheduler: Scheduler, clock: ManualClock, faster: float | None) -> None:
+    limited(scheduler, deliveries_per_second=0.001)
+    add(scheduler, 5)
+    worker = Worker(scheduler, "one", Terms(look_ahead_ms=200))
+    assert len(worker.claim()) == 1
+
+    scheduler.tenants.change("shop", Changes(limits={"deliveries_per_second": faster}))
+    assert len(worker.claim()) == 4
+
+
 # --- adds --------------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +421,39 @@ def test_adds_over_the_limit_are_told_when_to_come_again(scheduler: Scheduler, o
         assert refusal.value.retry_after_ms == 2_000
     clock.advance(2_001)
     other.add(new_event("more"))
+
+
+def test_adds_are_let_in_at_once_where_the_limit_is_raised(scheduler: Scheduler) -> None:
+    limited(scheduler, adds_per_second=1)
+    add(scheduler, 500)
+    with pytest.raises(LimitReached):
+        scheduler.add(new_event("more"))
+
+    scheduler.tenants.change("shop", Changes(limits={"adds_per_second": 1_000}))
+    scheduler.add(new_event("more"))
+
+
+def test_duplicates_in_a_batch_win_no_adds(scheduler: Scheduler) -> None:
+    limited(scheduler, adds_per_second=100)
+    accepted = 0
+    for batch in range(40):
+        added = scheduler.add_all([new_event("twice"), *(new_event(f"{batch}-{number}") for number in range(9))])
+        accepted += sum(not isinstance(each, LimitReached) for each in added)
+
+    assert accepted <= 210, "a second's worth, and the one call that goes beyond it"
+
+
+def test_batches_that_name_applications_in_different_orders_do_not_deadlock(scheduler: Scheduler) -> None:
+    for name in ("a", "b"):
+        limited(scheduler, name, adds_per_second=100_000)
+
+    def add_both(batch: int) -> None:
+        names = ("a", "b") if batch % 2 else ("b", "a")
+        scheduler.add_all([new_event(f"{batch}-{number}", names[number % 2]) for number in range(10)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add_both, range(60)))
+    assert len(scheduler.events("a", limit=1_000).events) == 300
 
 
 def test_an_applications_own_limits_of_an_event_come_before_the_configured_ones(scheduler: Scheduler) -> None:
@@ -421,23 +561,79 @@ def test_without_a_ratio_no_breaker_opens(database_url: str, clock: ManualClock)
     scheduler.close()
 
 
-def test_only_so_much_is_under_way_to_one_host_and_the_rest_is_put_off_once(scheduler: Scheduler, clock: ManualClock) -> None:
+def test_for_a_narrow_host_as_much_is_claimed_as_it_takes_soon_and_the_rest_is_put_off_once(
+    scheduler: Scheduler, clock: ManualClock
+) -> None:
     limited(scheduler, max_in_flight_per_host=2)
-    scheduler.add_all([new_event(f"e{number}", url="http://narrow.test/hook") for number in range(6)])
+    scheduler.add_all([new_event(f"e{number}", url="http://narrow.test/hook") for number in range(200)])
     scheduler.add(new_event("wide", url="http://wide.test/hook"))
     worker = Worker(scheduler, "one")
 
-    claimed = worker.claim()
+    claimed = worker.claim(limit=300)
+    under_way = [delivery for delivery in claimed if scheduler.destinations.full(delivery) is None]
 
-    assert sorted(ids(claimed)) == ["e0", "e1", "wide"]
-    wakes = sorted(event.wake_at or 0 for event in scheduler.events("shop", status=Status.PENDING).events)
-    assert wakes[0] > NOON
-    assert len(set(wakes)) == 4, "each has a turn of its own"
-    assert all(event.attempts == 0 for event in scheduler.events("shop", status=Status.PENDING).events)
+    assert "wide" in ids(claimed)
+    assert 2 < len(claimed) < 100, "they wait in memory for those that are under way"
+    assert sorted(ids(under_way)) == ["e0", "e1", "wide"]
+    waiting = scheduler.events("shop", status=Status.PENDING, limit=300).events
+    assert len({event.wake_at for event in waiting}) == len(waiting), "each has a turn of its own"
+    assert all(event.attempts == 0 and (event.wake_at or 0) > NOON for event in waiting)
 
-    clock.advance(60_000 - 1)
-    ended = tuple(outcome(delivery) for delivery in claimed)
-    assert len(worker.claim(outcomes=ended)) == 2
+    worker.claim(limit=0, outcomes=tuple(outcome(delivery) for delivery in under_way))
+    assert sum(scheduler.destinations.full(delivery) is None for delivery in claimed if delivery not in under_way) == 2
+
+
+def test_what_is_put_off_wakes_its_application_in_time(scheduler: Scheduler) -> None:
+    limited(scheduler, max_in_flight_per_host=1)
+    scheduler.add_all([new_event(f"e{number}", url="http://narrow.test/hook") for number in range(60)])
+    claimed = Worker(scheduler, "one").take()
+
+    (wake_at,) = claimed.wakes.values()
+    assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", status=Status.PENDING).events)
+
+
+def test_a_probe_goes_out_only_where_its_host_has_room(scheduler: Scheduler, clock: ManualClock) -> None:
+    worker = Worker(scheduler, "one")
+    open_the_breaker(scheduler, worker)
+    scheduler.tenants.change("shop", Changes(limits={"max_in_flight_per_host": 1}))
+    clock.advance(60_000)
+
+    assert len(worker.claim()) == 1
+    assert scheduler.breakers("shop")[0].probing
+
+
+def test_a_probe_that_is_put_back_is_followed_by_another_at_once(scheduler: Scheduler, other: Scheduler, clock: ManualClock) -> None:
+    stopping, going_on = Worker(scheduler, "stopping"), Worker(other, "going on")
+    open_the_breaker(scheduler, stopping)
+    clock.advance(60_000)
+    probes = stopping.claim()
+
+    scheduler.release(probes, Hands("stopping", stopping.held))
+
+    clock.advance(1)
+    assert len(going_on.claim()) == 1
+
+
+def test_a_breaker_that_nothing_waits_for_is_forgotten(scheduler: Scheduler, other: Scheduler, clock: ManualClock) -> None:
+    worker = Worker(scheduler, "one")
+    open_the_breaker(scheduler, worker)
+    clock.advance(10_000 + BREAKER_MEMORY_MS)
+
+    assert other.breakers("shop") == []
+    other._breakers_cleaned_at -= CLEANING_SECONDS
+    other.agenda()
+    with other._engines.read.connect() as conn:
+        assert store.open_breakers(conn, 0) == {}
+
+
+def test_one_application_opens_only_so_many_breakers(scheduler: Scheduler) -> None:
+    worker = Worker(scheduler, "one")
+    for host in range(MOST_OPEN + 5):
+        scheduler.add_all([new_event(f"{host}-{number}", url=f"http://127.0.0.1:{1000 + host}/") for number in range(10)])
+    while claimed := worker.claim():
+        worker.claim(limit=0, outcomes=tuple(refused(delivery) for delivery in claimed))
+
+    assert len(scheduler.breakers("shop")) == MOST_OPEN
 
 
 # --- the proxy ---------------------------------------------------------------------------------------------------------
@@ -456,3 +652,14 @@ def test_a_failure_of_the_egress_proxy_uses_up_no_attempt_and_opens_no_breaker(
     assert scheduler.breakers("shop") == []
     hand.answer(hand.claim_one())
     assert scheduler.status("shop", "e0").attempts == 1
+
+
+def test_a_failure_of_the_egress_proxy_is_no_attempt_of_a_cancelled_event_either(scheduler: Scheduler, hand: Hand) -> None:
+    add(scheduler, 1)
+    delivery = hand.claim_one()
+    scheduler.cancel("shop", "e0")
+
+    hand.fail(delivery, ErrorKind.PROXY_FAILED)
+
+    event, log = scheduler.event("shop", "e0")
+    assert (event.status, event.attempts, len(log)) == (Status.CANCELLED, 0, 1)

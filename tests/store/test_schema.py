@@ -18,6 +18,7 @@ from sqlalchemy import inspect, text
 from cassata import database, schema
 from cassata.errors import ConfigError, DatabaseUnavailable, TablesMissing, TablesOutdated, TablesTooNew
 from cassata.scheduler import Scheduler
+from tests.words import new_event
 
 DDL = Path(__file__).parents[2] / "sql"
 
@@ -56,6 +57,26 @@ def test_a_fresh_schema_equals_a_migrated_one(empty_url: str) -> None:
     engines.dispose()
 
 
+def test_an_sqlite_file_and_what_lies_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cassata.db"
+    before = os.umask(0)
+    try:
+        scheduler = Scheduler.open(f"sqlite:///{file}", create_tables=True)
+        scheduler.add(new_event())
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.glob("cassata.db*")}
+        scheduler.close()
+    finally:
+        os.umask(before)
+    assert modes == {"cassata.db": 0o600, "cassata.db-wal": 0o600, "cassata.db-shm": 0o600}
+
+
+def test_an_sqlite_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "cassata.db"
+    file.touch(0o640)
+    database.upgrade(f"sqlite:///{file}")
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
 def test_the_code_needs_the_newest_migration() -> None:
     assert ScriptDirectory.from_config(database.alembic_config()).get_heads() == [schema.VERSION]
 
@@ -82,6 +103,25 @@ def test_eight_upgrades_at_once_make_one_schema(empty_url: str) -> None:
         versions = list(pool.map(lambda _: database.upgrade(empty_url), range(8)))
 
     assert versions == [schema.VERSION] * 8
+    Scheduler.open(empty_url).close()
+
+
+def test_an_upgrade_that_was_interrupted_goes_on(empty_url: str) -> None:
+    """On MySQL each statement is committed by itself. It ended here after the first one of the second migration."""
+    engines = database.open_engines(empty_url)
+    with engines.write.connect() as conn:
+        settings = database.alembic_config()
+        settings.attributes["connection"] = conn
+        command.upgrade(settings, "0001")
+        conn.commit()
+    if engines.write.dialect.name != "sqlite":
+        with engines.write.begin() as conn:
+            kinds = "ADD COLUMN active BOOL NOT NULL DEFAULT true, ADD COLUMN limits TEXT, ADD COLUMN egress TEXT, ADD COLUMN metadata TEXT"
+            rest = "ADD COLUMN secrets TEXT, ADD COLUMN changed_at BIGINT NOT NULL DEFAULT '0', ADD INDEX applications_changed (changed_at)"
+            conn.execute(text(f"ALTER TABLE applications {kinds}, {rest}"))
+    engines.dispose()
+
+    assert database.upgrade(empty_url) == schema.VERSION
     Scheduler.open(empty_url).close()
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from cassata import database, tenants
+from cassata import config, database, store, telemetry, tenants
 from cassata.errors import ApplicationExists, ConfigError, UnknownApplication, UnknownKey
 from cassata.model import Egress, EgressPolicy, Scope, Secret, check_secret
 from cassata.scheduler import Scheduler
-from cassata.tenants import Changes, TooManyStrangers, new_secret
-from cassata.vault import SecretsUnreadable, Vault, new_key_file
+from cassata.tenants import Changes, new_secret
+from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault, new_key_file
 from tests.words import Hand, ManualClock, new_event
 
 DAY_MS = 86_400_000
@@ -116,6 +116,17 @@ def test_a_secret_that_is_rotated_out_signs_along_until_the_overlap_ends(schedul
     assert hand.claim_one().signing_keys == (new.key,)
 
 
+def test_a_secret_whose_overlap_is_over_is_not_shown(scheduler: Scheduler, clock: ManualClock) -> None:
+    old = scheduler.tenants.create("shop").secrets[0]
+    rotated = scheduler.tenants.rotate_secret("shop", overlap_ms=1_000)
+
+    clock.advance(999)
+    assert scheduler.tenants.secrets("shop") == rotated.secrets
+    assert rotated.secrets[1].value == old.value
+    clock.advance(1)
+    assert scheduler.tenants.secrets("shop") == rotated.secrets[:1]
+
+
 def test_a_secret_that_leaked_is_rotated_out_at_once(scheduler: Scheduler, hand: Hand) -> None:
     old = scheduler.tenants.create("shop").secrets[0]
 
@@ -175,6 +186,97 @@ def test_events_wait_rather_than_go_out_unsigned_where_the_secrets_cannot_be_rea
     assert len(Hand(sealing, clock).claim()) == 1
     sealing.close()
     keyless.close()
+
+
+def test_where_some_secrets_are_sealed_none_is_written_open(database_url: str, key_file: Path, clock: ManualClock) -> None:
+    plain = Scheduler(database.open_engines(database_url), clock=clock)
+    plain.tenants.create("early")
+    sealing = Scheduler(database.open_engines(database_url), clock=clock, vault=Vault(str(key_file)))
+    sealing.tenants.create("shop")
+    keyless = Scheduler(database.open_engines(database_url), clock=clock)
+    before = sorted(columns(sealing, "secrets"))
+
+    for write in (
+        lambda: keyless.tenants.create("new"),
+        lambda: keyless.tenants.rotate_secret("early", overlap_ms=0),
+        lambda: keyless.add(new_event("e1", "new")),
+        lambda: keyless.add_all([new_event("e1", "new"), new_event("e2", "early")]),
+    ):
+        with pytest.raises(SecretsKeyMissing, match=r"database\.secretsKeyFile"):
+            write()
+
+    assert sorted(columns(sealing, "secrets")) == before
+    assert keyless.add(new_event("e1", "early")).event_id == "e1"
+    assert keyless.tenants.change("shop", Changes(metadata={"a": 1})).metadata == {"a": 1}
+    for opened in (plain, sealing, keyless):
+        opened.close()
+
+
+def test_a_process_without_the_key_notices_within_a_second_that_secrets_are_sealed(
+    database_url: str, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyless = Scheduler(database.open_engines(database_url))
+    keyless.tenants.create("early")
+    sealing = Scheduler(database.open_engines(database_url), vault=Vault(str(key_file)))
+    sealing.tenants.seal_secrets()
+
+    monkeypatch.setattr(tenants, "FRESH_SECONDS", 0.0)
+    with pytest.raises(SecretsKeyMissing):
+        keyless.tenants.create("late")
+    with pytest.raises(ConfigError, match="no key to seal with"):
+        keyless.tenants.seal_secrets()
+    sealing.close()
+    keyless.close()
+
+
+def test_what_is_sealed_for_one_application_opens_nothing_in_the_row_of_another(database_url: str, key_file: Path) -> None:
+    sealing = Scheduler(database.open_engines(database_url), vault=Vault(str(key_file)))
+    for name in ("shop", "rival"):
+        sealing.tenants.create(name)
+    shops = sealing.tenants.application("shop").secrets
+    with sealing._engines.write.begin() as conn:
+        (written,) = conn.execute(text("SELECT secrets FROM applications WHERE application_id = 'shop'")).scalars()
+        conn.execute(text("UPDATE applications SET secrets = :written WHERE application_id = 'rival'"), {"written": written})
+
+    rival = sealing.tenants.application("rival")
+
+    assert (rival.is_sealed, rival.secrets) == (True, ())
+    assert sealing.tenants.application("shop").secrets == shops
+    with pytest.raises(SecretsUnreadable):
+        sealing.tenants.rotate_secret("rival", overlap_ms=0)
+    sealing.close()
+
+
+def test_a_start_warns_where_secrets_are_not_kept_as_the_settings_say(database_url: str, key_file: Path) -> None:
+    with_key, without = config.Database(secretsKeyFile=str(key_file)), config.Database()
+
+    def warnings(settings: config.Database) -> list[str]:
+        told: list[tuple[str, dict[str, Any]]] = []
+
+        def listen(name: str, facts: dict[str, Any]) -> None:
+            told.append((name, facts))
+
+        telemetry.subscribe(listen)
+        try:
+            Scheduler.open(database_url, settings=settings).close()
+        finally:
+            telemetry.unsubscribe(listen)
+        return [f"{name} {facts.get('hint')}" for name, facts in told if "secrets" in name]
+
+    assert warnings(with_key) == warnings(without) == []
+    plain = Scheduler.open(database_url)
+    plain.tenants.create("shop")
+    plain.close()
+    assert warnings(without) == []
+    [not_sealed] = warnings(with_key)
+    assert "cassata app seal-secrets" in not_sealed
+
+    sealing = Scheduler.open(database_url, settings=with_key)
+    sealing.tenants.seal_secrets()
+    sealing.close()
+    assert warnings(with_key) == []
+    [no_key] = warnings(without)
+    assert "database.secretsKeyFile" in no_key
 
 
 def test_a_key_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -274,19 +376,66 @@ def test_only_an_operators_live_admin_key_lets_an_operator_in(scheduler: Schedul
     assert scheduler.tenants.has_operator_key()
 
 
-def test_guesses_cost_the_database_no_more_than_a_few_look_ups_a_second(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic", lambda: 1_000.0)
+def test_guesses_cost_the_database_nothing(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, token = scheduler.tenants.create_key(None, {Scope.ADMIN})
+    other = scheduler.tenants.__class__(scheduler._engines, scheduler.clock, Vault())
     asked: list[str] = []
-    monkeypatch.setattr("cassata.store.key", lambda _conn, prefix: asked.append(prefix))
-    guessing = scheduler.tenants.__class__(scheduler._engines, scheduler.clock, Vault())
+    look_up = store.key
+    monkeypatch.setattr(store, "key", lambda conn, prefix: (asked.append(prefix), look_up(conn, prefix))[1])
 
-    for number in range(tenants.STRANGERS_PER_SECOND):
-        assert guessing.authenticate(f"csk_{number:08d}_{'x' * 43}") is None
-    for number in range(500):
-        with pytest.raises(TooManyStrangers):
-            guessing.authenticate(f"csk_{1_000 + number:08d}_{'x' * 43}")
+    for number in range(1_000):
+        assert other.authenticate(f"csk_{number:08d}_{token[13:]}") is None
+        assert other.authenticate(f"csk_{number:08d}_x") is None
+    assert asked == []
+    assert other.authenticate(token) == real
+    for number in range(1_000):  # not even with a prefix that there is
+        assert other.authenticate(f"{token[:-4]}{number:04d}") is None
+    assert asked == [real.prefix]
 
-    assert len(asked) == tenants.STRANGERS_PER_SECOND
+
+def test_a_guess_writes_nothing_where_no_key_has_been_made(scheduler: Scheduler) -> None:
+    assert scheduler.tenants.authenticate(f"csk_aaaaaaaa_{'x' * 55}") is None
+    assert columns(scheduler, "secret", "installation") == []
+
+    key, token = scheduler.tenants.create_key(None, {Scope.READ})
+    assert scheduler.tenants.authenticate(token) == key
+
+
+def test_all_services_of_one_database_know_its_keys_by_one_secret(database_url: str) -> None:
+    opened = [Scheduler(database.open_engines(database_url)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        signs = list(pool.map(lambda scheduler: scheduler.tenants.keyed_hash(b"key", b"aaaaaaaa"), opened))
+
+    assert len(set(signs)) == 1
+    assert [len(bytes(secret)) for secret in columns(opened[0], "secret", "installation")] == [32]
+    for scheduler in opened:
+        scheduler.close()
+
+
+def test_of_more_keys_than_are_kept_in_mind_the_one_that_was_looked_up_first_is_forgotten(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "KEYS_IN_MIND", 2)
+    made = [scheduler.tenants.create_key(None, {Scope.READ}) for _ in range(3)]
+
+    assert [scheduler.tenants.authenticate(token) for _, token in made] == [key for key, _ in made]
+    assert list(scheduler.tenants._keys) == [key.prefix for key, _ in made[1:]]
+
+
+def test_a_list_of_keys_holds_all_that_are_valid_and_the_last_of_the_others(
+    scheduler: Scheduler, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "MOST_KEYS", 3)
+    lasting, _ = scheduler.tenants.create_key(None, {Scope.READ})
+    for _ in range(4):
+        scheduler.tenants.revoke_key(scheduler.tenants.create_key(None, {Scope.READ})[0].prefix)
+    for _ in range(2):
+        last, _ = scheduler.tenants.create_key(None, {Scope.READ}, expires_at=clock.instant + 1)
+
+    listed = scheduler.tenants.keys()
+    assert (len(listed), listed[0], listed[-1]) == (6, lasting, last)
+    clock.advance(1)
+    assert scheduler.tenants.keys()[0] == lasting
 
 
 def test_one_application_is_registered_by_many_first_adds_at_once(scheduler: Scheduler) -> None:

@@ -144,6 +144,16 @@ def test_show_writes_yaml_and_json_that_can_be_read_again(tmp_path: Path) -> Non
     assert json.loads(invoke("config", "show", "worker", "-o", "json")[1]) == shown[1]
 
 
+@pytest.mark.parametrize("how", [["--origin"], [], ["-o", "json"], ["-o", "json", "--origin"]])
+@pytest.mark.parametrize("dotted", sorted(config.CREDENTIALS))
+def test_show_hides_everything_that_may_hold_a_password(dotted: str, how: list[str]) -> None:
+    variable = f"CASSATA_{dotted.replace('.', '__').upper()}"
+    for url in ("http://user:canary@h.example:1/", "mysql://u@h.example/x?ssl_key_password=canary&my_secret=canary"):
+        output = invoke("config", "show", *how, env={variable: url})[1]
+        assert "canary" not in output
+        assert "h.example" in output
+
+
 def test_show_tells_where_values_come_from_and_hides_passwords(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("service: {port: 8086}")

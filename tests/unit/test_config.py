@@ -172,12 +172,21 @@ def test_no_error_shows_the_database_url(file: Path, text: str) -> None:
         ("mysql+pymysql://u:p@h/x", "mysql+pymysql://u:***@h/x"),
         ("mysql://u:p/@:w@h:1/x", "mysql://u:***@h:1/x"),
         ("mysql://u@h/x?password=p&ssl=1", "mysql://u@h/x?password=***&ssl=1"),
+        ("mysql://u@h/x?ssl_key=/k.pem&ssl_key_password=p", "mysql://u@h/x?ssl_key=/k.pem&ssl_key_password=***"),
+        ("mysql://u@h/x?sslPassPhrase=p&my%70assword=p&pwd=p", "mysql://u@h/x?sslPassPhrase=***&my%70assword=***&pwd=***"),
+        ("mysql://u@h/x?client_secret=p&ssl=1&access-token=p", "mysql://u@h/x?client_secret=***&ssl=1&access-token=***"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("http://u:p@proxy:3128", "http://***@proxy:3128"),
+        ("http://token@proxy:3128", "http://***@proxy:3128"),
+        ("http://u:p/@w@proxy:3128/", "http://***@proxy:3128/"),
+        ("http://proxy:3128", "http://proxy:3128"),
+        ("u:p@h/x", "***"),
     ],
 )
 def test_a_shown_url_hides_its_password(url: str, shown: str) -> None:
     assert config.masked(url) == shown
     assert url not in repr(config.Database(url=url))
+    assert url not in repr(config.Worker(egressProxy=url))
 
 
 # --- the shipped files ---------------------------------------------------------------------------------------------------
