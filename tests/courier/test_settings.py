@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cassata import config, worker
+from cassata import config, hosts, worker
 from cassata.courier.address import Endpoint
 from cassata.courier.proxy import Proxy
 from cassata.courier.settings import courier_settings
@@ -75,6 +75,24 @@ def test_a_bad_proxy_is_named_and_its_password_is_not() -> None:
 )
 def test_where_the_own_database_listens_is_found_in_its_url(url: str | None, endpoint: Endpoint | None) -> None:
     assert courier_settings(settings(url)).database == endpoint
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        "10.0.0.5",
+        "10.0.0.5:3307",
+        "10.0.0.5:3307,10.0.0.6,10.0.0.7:3308",
+        "[fd00::1]:3307,[fd00::2],10.0.0.5",
+        "u:p,:/?#@10.0.0.5:3307,10.0.0.6",
+    ],
+)
+def test_the_own_database_is_where_connections_to_it_go(places: str) -> None:
+    url = f"mysql+pymysql://{places if '@' in places else f'user:pass@{places}'}/cassata?charset=utf8mb4"
+    dialled = hosts.split(url).hosts
+    own = courier_settings(settings(url)).database
+
+    assert own == Endpoint(tuple(dict.fromkeys(host.port or 3306 for host in dialled)), tuple(host.name for host in dialled))
 
 
 @pytest.mark.parametrize("courier", ["curl", "requests"])
