@@ -84,7 +84,11 @@ MUTANTS = (
     ),
     mutant(
         "a claim that was never made put back from somebody else",
-        Change(SCHEDULER, "        if leases is not None:\n", "        if leases is None:\n            leases = {}\n        if False:\n"),
+        Change(
+            SCHEDULER,
+            "for doubt, delivery in doubtful.items() if doubt in leases]",
+            "for doubt, delivery in doubtful.items() if doubt.id in there]",
+        ),
         tests=f"{CLAIMING}::test_a_claim_that_was_never_made_is_not_put_back_from_somebody_else",
     ),
     # --- locks
@@ -113,8 +117,8 @@ MUTANTS = (
         "no rollback before the next try",
         Change(
             DATABASE,
-            "            with self._engines.write.begin() as conn:\n                return work(conn, tries)\n\n"
-            "        return self._again(once, retry_duplicates=retry_duplicates)",
+            "            with self._engines.write.connect() as conn, _ended_for_sure(conn), conn.begin():\n"
+            "                return work(conn, tries)\n\n        return self._again(once, retry_duplicates=retry_duplicates)",
             "            return work(conn, tries)\n\n        with self._engines.write.begin() as conn:\n"
             "            return self._again(once, retry_duplicates=retry_duplicates)",
         ),
@@ -162,7 +166,11 @@ MUTANTS = (
     ),
     mutant(
         "what is claimed ahead sent early",
-        Change("cassata/worker.py", "while self._held and self._held[0].send_at <= now:", "while self._held:"),
+        Change(
+            "cassata/worker.py",
+            "while self._held and self._held[0].send_at <= max(now, self._scheduler.clock.estimate()):",
+            "while self._held:",
+        ),
         tests="tests/unit/test_worker.py::test_an_event_is_held_until_its_instant_and_not_sent_before",
     ),
     # --- tenants

@@ -19,6 +19,7 @@ Place = tuple[str, str]
 """Application id and destination."""
 
 RETRIES = 2
+TIMEOUT_MS, MARGIN_MS = 2_000, 1_000
 WAIT_MS = 400
 PROXY_WAIT_MS = 700
 
@@ -85,7 +86,10 @@ class Asking(NamedTuple):
 
     @property
     def terms(self) -> Terms:
-        return Terms(request_timeout_ms=2_000, lease_margin_ms=1_000, look_ahead_ms=self.look_ahead)
+        return Terms(request_timeout_ms=TIMEOUT_MS, lease_margin_ms=MARGIN_MS, look_ahead_ms=self.look_ahead)
+
+    def lease_ms(self, timeout_ms: int | None) -> int:
+        return self.look_ahead + (timeout_ms or TIMEOUT_MS) + MARGIN_MS
 
 
 class Sent(NamedTuple):
@@ -313,7 +317,7 @@ class Look:
     before: Mapping[Key, Row] = field(default_factory=dict)
     claims: dict[Key, Claim] = field(default_factory=dict)
     buried: int = 0
-    loose: set[Key] = field(default_factory=set)  # put back for whom nobody knows (a pace was drawn) when they may be sent
+    loose: set[Key] = field(default_factory=set)  # put back in this transaction, to a time that is known only if it was not paced
 
     def explain(self) -> None:
         """Bring the model to what the database shows now; fail if it may not show that."""
@@ -346,7 +350,7 @@ class Look:
             self._log_lost(key, row)
         self.model.rows[key] = row._replace(
             status=Status.PROCESSING,
-            wake_at=self.now + self.asking.terms.lease_ms(self.model.requests[key].timeout_ms),
+            wake_at=self.now + self.asking.lease_ms(self.model.requests[key].timeout_ms),
             fence=row.fence + 1,
             attempts=row.attempts + 1,
             lost_leases=row.lost_leases + is_lost,
@@ -451,7 +455,11 @@ class Look:
             assert (sent.fence, sent.number, sent.previous) == (claim.fence, claim.number, claim.previous)
             assert sent.suspect == (row.status is Status.PROCESSING and row.lost_leases > 0)
             assert sent.payload == row.payload
-            assert sent.signatures == sum(until is None or until > max(row.wake_at or 0, self.now) for until in tenant.secrets)
+            if sent.key in self.loose:
+                assert sent.send_at >= claim.send_at, f"{sent.key} is to be sent before its time"
+                claim.send_at = sent.send_at
+            else:
+                assert sent.signatures == sum(until is None or until > max(row.wake_at or 0, self.now) for until in tenant.secrets)
             self._check_pace(sent, claim, tenant)
 
     def _check_pace(self, sent: Sent, claim: Claim, tenant: Tenant) -> None:

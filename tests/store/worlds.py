@@ -212,6 +212,7 @@ class World:
     ) -> tuple[int, int, int, list[Sent]]:
         hands = Hands(holder, Counter(self.deliveries[claim].application for claim in held))
         ended = [self._outcome(claim, answer) for claim, answer in outcomes]
+        scheduler.destinations.ended(ended)
         asked = sorted(self.names, key=self.names.__getitem__)  # whose turn it is, is the workers' business
         rotation = asked[asking.turn :] + asked[: asking.turn]
         recorded, claimed = scheduler.record_and_claim(ended, rotation, asking.limit, asking.terms, hands, suspects=asking.suspects)
