@@ -518,8 +518,8 @@ def paces_of(conn: Connection, numbers: Collection[int], kind: PaceKind) -> dict
     return {row.application: row.next_at for row in rows}
 
 
-def forget_paces(conn: Connection, application: int) -> None:
-    conn.execute(delete(paces).where(P.application == application))
+def forget_pace(conn: Connection, application: int, kind: PaceKind) -> None:
+    conn.execute(delete(paces).where(P.application == application, P.kind == kind))
 
 
 def set_pace(conn: Connection, application: int, kind: PaceKind, next_at: int) -> None:

@@ -41,6 +41,9 @@ MOST_KEYS = 100
 """So many keys of one application, or of the operators, are valid at a time. As many that have ended are listed, too."""
 
 
+PACES = {store.PaceKind.ADDS: "adds_per_second", store.PaceKind.DELIVERIES: "deliveries_per_second"}
+
+
 class TooManyKeys(CassataError):
     """The application has too many valid keys: revoke those that are not used any more."""
 
@@ -205,11 +208,13 @@ class Tenants:
             before = self._read_row(_there(store.lock_application(conn, application_id)))
             if anew and before.is_sealed:
                 raise SecretsUnreadable
-            columns = self._difference(conn, before, change(before, now), anew=anew)
+            after = change(before, now)
+            columns = self._difference(conn, before, after, anew=anew)
             if columns:
                 store.change_application(conn, before.number, now, columns)
-            if "limits" in columns:  # whoever was told to wait, by another pace, is not told so any more
-                store.forget_paces(conn, before.number)
+            for kind, rate in PACES.items():
+                if before.limits.get(rate) != after.limits.get(rate):  # whoever was told to wait, by another pace, is not told so any more
+                    store.forget_pace(conn, before.number, kind)
             return self._found(conn, application_id)
 
         changed = self._transactions.write(work)

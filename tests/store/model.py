@@ -130,6 +130,10 @@ class Tenant:
     last_sent: tuple[int, float] | None = None  # the last delivery that was paced, and how long the next one has to wait (ms)
     secrets: list[int | None] = field(default_factory=lambda: [None])  # until when each is used
 
+    @property
+    def rate(self) -> int | None:
+        return self.limits.get("deliveries_per_second")
+
 
 @dataclass
 class Model:
@@ -222,6 +226,8 @@ class Model:
             return "UnknownApplication"
         self.count += 1
         tenant.active = tenant.active if active is None else active
+        if limits.get("deliveries_per_second", tenant.rate) != tenant.rate:
+            tenant.last_sent = None  # a pace that is no more binds nobody
         for name, value in limits.items():
             tenant.limits.pop(name, None)
             if value is None:
@@ -463,7 +469,7 @@ class Look:
             self._check_pace(sent, claim, tenant)
 
     def _check_pace(self, sent: Sent, claim: Claim, tenant: Tenant) -> None:
-        rate = tenant.limits.get("deliveries_per_second")
+        rate = tenant.rate
         if rate is None:
             assert sent.send_at == claim.send_at, f"{sent.key} is to be sent at another time than planned"
             return

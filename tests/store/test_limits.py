@@ -376,6 +376,16 @@ def test_a_pace_that_is_raised_or_removed_holds_at_once(scheduler: Scheduler, cl
     assert len(worker.claim()) == 4
 
 
+def test_a_change_of_another_limit_leaves_the_pace_as_it_was(scheduler: Scheduler) -> None:
+    limited(scheduler, deliveries_per_second=2)
+    add(scheduler, 2)
+    worker = Worker(scheduler, "one")
+    assert len(worker.claim()) == 1
+
+    scheduler.tenants.change("shop", Changes(limits={"max_in_flight": 5}))
+    assert worker.claim() == []
+
+
 # --- adds --------------------------------------------------------------------------------------------------------------
 
 

@@ -412,6 +412,7 @@ def run(clock: ManualClock, request: pytest.FixtureRequest) -> Iterator[Callable
             max_examples=examples * (20 if is_thorough else 1),
             stateful_step_count=60 if is_thorough else 40,
             deadline=None,
+            derandomize=not is_thorough,  # the usual suite finds what has come in; to search is what --faults is for
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         )
