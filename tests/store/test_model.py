@@ -6,11 +6,13 @@ same. A failure is printed as the shortest list of commands that leads to it, wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from cassata.limits import Hands
 from cassata.model import ErrorKind, NewEvent, RetryOptions, Status
 from cassata.scheduler import Scheduler
 from cassata.tenants import Changes
+from tests.conftest import FAULT_SEED
 from tests.store.model import Answer, Asking, Look, Model, Seen, check_shape, check_step
 from tests.store.worlds import PROCESSES, UNAVAILABLE, Kind, Mishap, World, word_for
 from tests.words import NOON, ManualClock, new_event
@@ -283,6 +286,9 @@ class Machine(RuleBasedStateMachine):
             if worker.process == process:
                 self._replace(number)
         self.model.doubtful.pop(process, None)
+        for claim in self.model.claims.values():
+            if claim.process == process:
+                claim.queue = None
         for world in self.worlds:
             world.restart(process)
 
@@ -402,21 +408,25 @@ def _no_other_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(clock: ManualClock, request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+def run(clock: ManualClock) -> Iterator[Callable[..., None]]:
+    """A function: run so many lists of commands on these databases; the same ones each time unless there is a seed."""
     opened: list[World] = []
-    is_thorough = request.config.getoption("--faults", default=False)
 
-    def run(*urls: str, examples: int) -> None:
+    def run(*urls: str, examples: int, steps: int = 40, seed: int | None = None) -> None:
         opened.extend(World(url, clock) for url in urls)
         rules = settings(
-            max_examples=examples * (20 if is_thorough else 1),
-            stateful_step_count=60 if is_thorough else 40,
+            max_examples=examples,
+            stateful_step_count=steps,
             deadline=None,
-            derandomize=not is_thorough,  # the usual suite finds what has come in; to search is what --faults is for
+            derandomize=seed is None,
             suppress_health_check=list(HealthCheck),
             print_blob=True,
         )
-        run_state_machine_as_test(lambda: Machine(opened, clock), settings=rules)  # type: ignore[no-untyped-call]
+
+        def machine() -> Machine:
+            return Machine(opened, clock)
+
+        run_state_machine_as_test(machine if seed is None else hypothesis.seed(seed)(machine), settings=rules)  # type: ignore[no-untyped-call]
 
     yield run
     for world in opened:
@@ -431,3 +441,12 @@ def test_nothing_is_lost_early_or_twice_whatever_happens(run: Callable[..., None
 @pytest.mark.timeout(1_800)
 def test_the_same_commands_show_the_same_on_every_database(run: Callable[..., None], sqlite_url: str, mariadb_url: str) -> None:
     run(sqlite_url, mariadb_url, examples=40)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(7_200)
+def test_a_long_search_finds_nothing_either(run: Callable[..., None], sqlite_url: str, request: pytest.FixtureRequest) -> None:
+    rounds = request.config.getoption("--fault-rounds")
+    if rounds == 1:
+        pytest.skip("one round of it is what the usual tests run")
+    run(sqlite_url, examples=60 * rounds, steps=60, seed=int(os.environ[FAULT_SEED]))
