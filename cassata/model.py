@@ -333,6 +333,26 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
+
+    `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
+    answer; `series_id` whose occurrences they are.
+    """
+
+    statuses: frozenset[Status] = frozenset()
+    due_from: int | None = None
+    due_until: int | None = None
+    host: str | None = None
+    last_status: int | None = None
+    series_id: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self == Filter()
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it.
 
@@ -394,6 +414,8 @@ APPLICATION_ID_LENGTH = 64
 EVENT_ID_LENGTH = 128
 URL_LENGTH = 2048
 DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
+SERIES_ID_LENGTH = EVENT_ID_LENGTH - len("_20250424T010000Z")
+SERIES_NAME_LENGTH = 200
 KEY_PREFIX_LENGTH = 16
 KEY_NAME_LENGTH = 100
 METADATA_BYTES = 16 * 1024

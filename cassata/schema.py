@@ -30,10 +30,12 @@ from cassata.model import (
     EVENT_ID_LENGTH,
     KEY_NAME_LENGTH,
     KEY_PREFIX_LENGTH,
+    SERIES_ID_LENGTH,
+    SERIES_NAME_LENGTH,
     URL_LENGTH,
 )
 
-VERSION = "0002"
+VERSION = "0003"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
 
 
@@ -120,6 +122,8 @@ events = Table(
     Column("last_error", String(DETAIL_CHARACTERS)),
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
+    Column("series", Integer),  # whose occurrence it is; the original instant of that stands in its id
+    Column("last_status", SmallInteger),  # the status code of the newest attempt that had an answer
     UniqueConstraint("application", "event_id", name="events_event_id"),
     # Claims, lost leases and the agenda all live on this one. Finished rows have no wake_at and sort apart from it.
     Index("events_wake", "application", "wake_at", "id"),
@@ -177,4 +181,60 @@ breakers = Table(
     Column("reason", String(DETAIL_CHARACTERS)),
     Index("breakers_retry", "retry_at"),
     **OPTIONS,
+)
+
+# Rules that make events. `wake_at` is when a worker is to see to a series next, NULL once it has no more occurrences, or while it
+# is paused; `last_at` and `last_index` are the occurrence that was made last, from where the next ones are computed.
+series = Table(
+    "series",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application", Integer, nullable=False),
+    Column("series_id", ascii_string(SERIES_ID_LENGTH), nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("wake_at", BigInteger),
+    Column("last_at", BigInteger),
+    Column("last_index", Integer),
+    Column("version", BigInteger, nullable=False),
+    Column("name", String(SERIES_NAME_LENGTH)),
+    Column("rule", Text, nullable=False),  # this and the next two are documents (JSON)
+    Column("options", Text),
+    Column("metadata", Text),
+    Column("method", ascii_string(8), nullable=False),
+    Column("url", ascii_string(URL_LENGTH), nullable=False),
+    Column("headers", Text),
+    Column("payload", PAYLOAD),
+    Column("request_hash", HASH, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    UniqueConstraint("application", "series_id", name="series_series_id"),
+    Index("series_wake", "wake_at", "id"),
+    **OPTIONS,
+    **NEVER_REUSED,
+)
+
+# Work on many events at a time, done by the workers in steps. `place` is how far it has come.
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application", Integer, nullable=False),
+    Column("action", ascii_string(16), nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("wake_at", BigInteger),
+    Column("filter", Text, nullable=False),  # this and the next two are documents (JSON)
+    Column("parameters", Text),
+    Column("place", Text),
+    Column("newest_row", BigInteger, nullable=False),  # what is added later is left alone
+    Column("expected", Integer, nullable=False),
+    Column("examined", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("skipped", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Index("operations_wake", "wake_at", "id"),
+    Index("operations_application", "application", "id"),
+    **OPTIONS,
+    **NEVER_REUSED,
 )

@@ -205,7 +205,7 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at"}
+_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "last_status"}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
@@ -213,7 +213,7 @@ def insert_events(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     _insert(conn, _INSERT_EVENTS, rows)
 
 
-def new_row(new: NewEvent, application: int, now: int) -> dict[str, Any]:
+def new_row(new: NewEvent, application: int, now: int, series: int | None = None) -> dict[str, Any]:
     """Lay a new event out as a row. `wake_at` is never in the past: claims do not look far behind where they have been."""
     due_at = new.due_at if new.due_at is not None else now + (new.delay_ms or 0)
     return {
@@ -232,6 +232,7 @@ def new_row(new: NewEvent, application: int, now: int) -> dict[str, Any]:
         "options": _options(new),
         "request_hash": new.request_hash,
         "created_at": now,
+        "series": series,
     }
 
 

@@ -30,13 +30,18 @@ GRANT SELECT, INSERT ON `DATABASE_NAME`.installation TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.paces TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.holdings TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.breakers TO 'cassata_service'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.series TO 'cassata_service'@'%';
+GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_service'@'%';
 
-GRANT SELECT, UPDATE ON `DATABASE_NAME`.events TO 'cassata_worker'@'%';
+-- INSERT: the occurrences of series.
+GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.events TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT ON `DATABASE_NAME`.attempts TO 'cassata_worker'@'%';
 -- UPDATE: a worker gives signing secrets to applications that an older Cassata has left without.
 GRANT SELECT, UPDATE ON `DATABASE_NAME`.applications TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.paces TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.holdings TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.breakers TO 'cassata_worker'@'%';
+GRANT SELECT, UPDATE ON `DATABASE_NAME`.series TO 'cassata_worker'@'%';
+GRANT SELECT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_worker'@'%';

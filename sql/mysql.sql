@@ -1,4 +1,4 @@
--- Cassata's tables for mysql, at version 0002. 'cassata db upgrade' makes the same.
+-- Cassata's tables for mysql, at version 0003. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -113,3 +113,59 @@ CREATE TABLE IF NOT EXISTS breakers (
 CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';
+
+-- Running upgrade 0002 -> 0003
+
+ALTER TABLE events ADD COLUMN series INTEGER, ADD COLUMN last_status SMALLINT;
+
+CREATE TABLE IF NOT EXISTS series (
+    id INTEGER NOT NULL AUTO_INCREMENT,
+    application INTEGER NOT NULL,
+    series_id VARCHAR(111) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    status SMALLINT NOT NULL,
+    wake_at BIGINT,
+    last_at BIGINT,
+    last_index INTEGER,
+    version BIGINT NOT NULL,
+    name VARCHAR(200),
+    rule TEXT NOT NULL,
+    options TEXT,
+    metadata TEXT,
+    method VARCHAR(8) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    url VARCHAR(2048) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    headers TEXT,
+    payload MEDIUMBLOB,
+    request_hash BINARY(32) NOT NULL,
+    created_at BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    PRIMARY KEY (id),
+    CONSTRAINT series_series_id UNIQUE (application, series_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
+
+CREATE TABLE IF NOT EXISTS operations (
+    id INTEGER NOT NULL AUTO_INCREMENT,
+    application INTEGER NOT NULL,
+    action VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    status SMALLINT NOT NULL,
+    wake_at BIGINT,
+    filter TEXT NOT NULL,
+    parameters TEXT,
+    place TEXT,
+    newest_row BIGINT NOT NULL,
+    expected INTEGER NOT NULL,
+    examined BIGINT NOT NULL,
+    changed BIGINT NOT NULL,
+    skipped BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    PRIMARY KEY (id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
+
+CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
+
+UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';

@@ -1,4 +1,4 @@
--- Cassata's tables for sqlite, at version 0002. 'cassata db upgrade' makes the same.
+-- Cassata's tables for sqlite, at version 0003. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -124,3 +124,59 @@ CREATE TABLE IF NOT EXISTS breakers (
 CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';
+
+-- Running upgrade 0002 -> 0003
+
+ALTER TABLE events ADD COLUMN series INTEGER;
+
+ALTER TABLE events ADD COLUMN last_status SMALLINT;
+
+CREATE TABLE IF NOT EXISTS series (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    application INTEGER NOT NULL,
+    series_id VARCHAR(111) NOT NULL,
+    status SMALLINT NOT NULL,
+    wake_at BIGINT,
+    last_at BIGINT,
+    last_index INTEGER,
+    version BIGINT NOT NULL,
+    name VARCHAR(200),
+    rule TEXT NOT NULL,
+    options TEXT,
+    metadata TEXT,
+    method VARCHAR(8) NOT NULL,
+    url VARCHAR(2048) NOT NULL,
+    headers TEXT,
+    payload BLOB,
+    request_hash BLOB NOT NULL,
+    created_at BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    CONSTRAINT series_series_id UNIQUE (application, series_id)
+);
+
+CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
+
+CREATE TABLE IF NOT EXISTS operations (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    application INTEGER NOT NULL,
+    action VARCHAR(16) NOT NULL,
+    status SMALLINT NOT NULL,
+    wake_at BIGINT,
+    filter TEXT NOT NULL,
+    parameters TEXT,
+    place TEXT,
+    newest_row BIGINT NOT NULL,
+    expected INTEGER NOT NULL,
+    examined BIGINT NOT NULL,
+    changed BIGINT NOT NULL,
+    skipped BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    finished_at BIGINT
+);
+
+CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
+
+CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
+
+UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';
