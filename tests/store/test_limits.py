@@ -21,6 +21,7 @@ from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome, Status
 from cassata.scheduler import BREAKER_MEMORY_MS, CLEANING_SECONDS, Claimed, Scheduler, Terms
 from cassata.tenants import Changes
+from tests.store.worlds import Faults, Kind, Mishap
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
 DEAD = "http://dead.test/hook"
@@ -122,6 +123,20 @@ def test_an_application_is_made_by_its_first_add_only_where_that_is_allowed(data
     strict.tenants.create("shop")
     strict.add(new_event())
     strict.close()
+
+
+@pytest.mark.parametrize("kind", [Kind.STALE, Kind.CONFLICT])
+def test_an_add_that_has_to_be_begun_again_is_asked_about_again(scheduler: Scheduler, other: Scheduler, kind: Kind) -> None:
+    """The statement that goes wrong is the very one that would have told that the application takes nothing."""
+    limited(scheduler, "full", max_pending=1)
+    add(scheduler, 1, "full")
+    add(scheduler, 1, "idle")
+    other.tenants.change("idle", Changes(active=False))
+    faults = Faults(scheduler._engines)
+
+    for application_id, refusal in (("idle", ApplicationInactive), ("full", LimitReached)):
+        with faults.arranged(Mishap(kind)), pytest.raises(refusal):
+            scheduler.add(new_event("late", application_id))
 
 
 # --- in flight ---------------------------------------------------------------------------------------------------------
