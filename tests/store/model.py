@@ -280,8 +280,12 @@ class Model:
         return RETRIES if retry is None or retry.count is None else retry.count
 
     def attempts_allowed(self, key: Key) -> int:
-        """Return the most claims that an event may see: leases lost in a row may come on top of what its retries allow."""
-        return self._retries(key) + 1 + LOST_LEASES - 1
+        """Return the most attempts that may be counted: leases lost in a row may come on top of what the retries allow.
+
+        What the proxy fails ends such a row, and counts for nothing: the same may come once more on top.
+        """
+        failed_by_proxy = sum(line.error == ErrorKind.PROXY_FAILED for line in self.log[key].values())
+        return self._retries(key) + 1 + (LOST_LEASES - 1) * (1 + failed_by_proxy)
 
     def release(self, claims: Iterable[Claim], now: int) -> int:
         mine = [claim for claim in claims if self.owns(claim)]
