@@ -121,6 +121,7 @@ class HeldBack:
     ahead: Counter[Place] = field(default_factory=Counter)
 
     def postpone(self, delivery: Delivery, wake_at: int) -> None:
+        wake_at = max(wake_at, delivery.send_at)  # it has been looked at ahead of its time, and must not be sent before that
         self.wakes[delivery.id] = wake_at
         self.first[delivery.application] = min(wake_at, self.first.get(delivery.application, wake_at))
 

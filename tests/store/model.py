@@ -399,7 +399,7 @@ class Look:
             assert row.wake_at <= self.now + self.asking.look_ahead, f"{key} was postponed before it was due"
             assert now_shown.wake_at > self.now, f"{key} was postponed to the past"
             assert self._is_held_back(key), f"{key} was postponed for no reason"
-        assert now_shown.wake_at >= row.due_at
+        assert now_shown.wake_at >= row.wake_at, f"{key} was brought forward: {row} -> {now_shown}"
         self.model.rows[key] = now_shown
 
     def _is_held_back(self, key: Key) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from cassata import database, store, tenants
+from cassata import database, destinations, store, tenants
 from cassata.courier.retry import RetryPolicy
 from cassata.destinations import MOST_OPEN, BreakerPolicy
 from cassata.errors import ApplicationInactive, DatabaseUnavailable, InvalidEvent, LimitReached, PayloadTooLarge, UnknownApplication
@@ -615,6 +615,36 @@ def test_what_is_put_off_wakes_its_application_in_time(scheduler: Scheduler) -> 
 
     (wake_at,) = claimed.wakes.values()
     assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", status=Status.PENDING).events)
+
+
+def test_what_is_put_off_before_it_is_due_is_not_sent_early(
+    scheduler: Scheduler, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn at its host takes 10 ms: so soon it would look again, long before its time."""
+    monkeypatch.setattr(destinations, "AHEAD_MS", 0)
+    limited(scheduler, max_in_flight_per_host=1)
+    scheduler.add_all([new_event("now"), new_event("later", delay_ms=150)])
+    worker = Worker(scheduler, "one", Terms(look_ahead_ms=200))
+
+    claimed = worker.claim()
+
+    assert ids(claimed) == ["now"]
+    assert scheduler.status("shop", "later").wake_at == NOON + 150
+    clock.advance(20)
+    (later,) = worker.claim(outcomes=tuple(map(outcome, claimed)))
+    assert later.send_at == NOON + 150
+
+
+def test_what_a_breaker_holds_back_before_it_is_due_is_not_sent_early(scheduler: Scheduler, clock: ManualClock) -> None:
+    worker = Worker(scheduler, "one", Terms(look_ahead_ms=200))
+    open_the_breaker(scheduler, worker)
+    clock.instant = scheduler.breakers("shop")[0].retry_at - 10
+    scheduler.add(new_event("later", url=DEAD, delay_ms=150))
+    due_at = clock.instant + 150
+
+    assert worker.claim() == []
+
+    assert scheduler.status("shop", "later").wake_at == due_at
 
 
 def test_a_probe_goes_out_only_where_its_host_has_room(scheduler: Scheduler, clock: ManualClock) -> None:
