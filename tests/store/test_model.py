@@ -276,6 +276,8 @@ class Machine(RuleBasedStateMachine):
         def command(world: World, scheduler: Scheduler) -> int:
             return scheduler.release([world.deliveries[claim] for claim in given_up])
 
+        for claim in given_up:
+            self.model.claims[claim].queue = None  # it is not sent any more, even if the database does not answer
         if self._expect(expected, after, worker.process, command, mishap) != UNAVAILABLE:
             worker.held = worker.held[how_many:]
             for claim in given_up:
