@@ -35,10 +35,10 @@ HORIZON_YEARS = 100
 """How far ahead of the one before an occurrence may be."""
 DRY_STEPS = 11_000
 DRY_HOURS = 3_000
-"""So much of a rule without an occurrence ends a walk: 30 years of days, 100 of anything longer; and of HOURLY so many days and hours."""
-PATIENCE = 5_000
+"""So much of a rule without an occurrence ends a walk: 30 years of days, 100 of anything longer; of HOURLY so many hours."""
+PATIENCE = 3_000
 CRON_PATIENCE = 1_000
-"""So many occurrences are counted to learn the index of the first one in a window: RFC 5545 takes 7 µs for each of them, cron up to 50."""
+"""So many occurrences are counted to learn the index of the first one in a window: RFC 5545 takes up to 12 µs for each of them, cron 50."""
 
 _SECOND, _HOUR, _DAY = 1_000, 3_600_000, 86_400_000
 _LAST = 247_059_417_600_000  # 9799-01-01: what is looked for from there on can still be written
@@ -314,9 +314,14 @@ class _Cron:
 
     def instants(self, begin: int) -> Iterator[int]:
         last = -(-begin // _SECOND) * _SECOND - _SECOND
-        for found in CronSim(self.expression, _local(last, self.zone)):
+        walk = CronSim(self.expression, _local(last, self.zone))
+        while (found := next(walk, None)) is not None:
             at = int(found.timestamp()) * _SECOND
-            if at > last:  # a walk that begins in a fold sees the first half again, and several times in one gap are one
+            if _wall(at, self.zone) != found.replace(
+                tzinfo=None
+            ):  # a midnight that clocks skip, which is none: look at what they show then
+                walk = CronSim(self.expression, _local(at - _SECOND, self.zone))
+            elif at > last:  # a walk that begins in a fold sees the first half again, and several times in one gap are one
                 yield at
                 last = at
 
@@ -744,30 +749,29 @@ class _Hours:
             frozenset(_listed(parts, "BYMONTH", 0)) if "BYMONTH" in parts else frozenset(range(1, 13)),
         )
 
-    def instants(self, begin: int) -> Iterator[int]:
-        return self._walk(begin, DRY_HOURS, refreshing=True)
+    def instants(self, begin: int, *, refreshing: bool = True) -> Iterator[int]:
+        """Yield the instants from `begin` on, until it was dry for too long; without `refreshing` until it was so all in all."""
+        opening, left = self._opening(begin), DRY_HOURS
+        while left > 0 and opening <= _LAST:
+            following = self._next_that_may(opening)
+            found = self._within(opening, begin) if following == opening else []
+            yield from found
+            if not found:
+                left -= 1
+            elif refreshing:
+                left = DRY_HOURS
+            opening = following if following > opening else opening + self.step_ms
 
     def end_of(self, count: int) -> int | None:
         """Tell when so many occurrences have been, if that is not too far ahead."""
-        return next(islice(self._walk(self.start_at, MAX_COUNT, refreshing=False), count - 1, None), None)
-
-    def _walk(self, begin: int, steps: int, *, refreshing: bool) -> Iterator[int]:
-        """Yield the instants from `begin` on, until so many steps were dry; without `refreshing` until there were so many steps."""
-        opening, left = self._opening(begin), steps
-        while left > 0 and opening <= _LAST:
-            left -= 1
-            following = self._next_that_may(opening)
-            if following == opening:
-                for at in self._marked(opening):
-                    if at >= begin and self._has_hour(_local(at, self.zone)):
-                        yield at
-                        left = steps if refreshing else left
-                following += self.step_ms
-            opening = following
+        return next(islice(self.instants(self.start_at, refreshing=False), count - 1, None), None)
 
     def _opening(self, at: int) -> int:
         """Tell when that hour of the rule begins which an instant is in or after."""
         return at - (at - self.first_at) % self.step_ms
+
+    def _within(self, opening: int, begin: int) -> list[int]:
+        return [at for at in self._marked(opening) if at >= begin and self._has_hour(_local(at, self.zone))]
 
     def _marked(self, opening: int) -> list[int]:
         """Find where clocks show the marks within an hour. They may be put forward by half an hour within it, so both offsets are tried."""
