@@ -100,6 +100,27 @@ def between(rule: Rule, begin: int, end: int, limit: int, *, known: Occurrence |
     return list(takewhile(lambda occurrence: occurrence.at < end, found))
 
 
+def newest(rule: Rule, begin: int, end: int) -> int | None:
+    """Find the last instant of a rule with `begin <= at < end`, however many there are, by halving the time in between.
+
+    A count is not looked at. Raises RecurrenceError as `check` does.
+    """
+    series = _series(rule)
+
+    def first(since: int) -> int | None:
+        at = next(series.bounded(max(since, series.begins_at)), None)
+        return at if at is not None and at < end else None
+
+    latest, empty_from = first(begin), end
+    while latest is not None and latest + 1 < empty_from:
+        middle = (latest + 1 + empty_from) // 2
+        if (later := first(middle)) is None:
+            empty_from = middle
+        else:
+            latest = later
+    return latest
+
+
 def occurrence_id(series_id: str, at: int) -> str:
     """Name the event of an occurrence: the series' id, and the instant it was first meant for."""
     return f"{series_id}_{_local(at, UTC):%Y%m%dT%H%M%SZ}"
@@ -153,7 +174,7 @@ class _Series:
         index = self._index(begin, known, patience)
         if index is None and self.most is not None:
             raise RecurrenceError([Problem("count", "that far ahead it is not known how many occurrences there were")])
-        for at in self._bounded(begin):
+        for at in self.bounded(begin):
             if index is None:
                 yield Occurrence(at, None)
             elif self.most is None or index < self.most:
@@ -162,7 +183,7 @@ class _Series:
             else:
                 return
 
-    def _bounded(self, begin: int) -> Iterator[int]:
+    def bounded(self, begin: int) -> Iterator[int]:
         return takewhile(lambda at: at <= self.until_at, self.instants(begin))
 
     def _index(self, begin: int, known: Occurrence | None, patience: int) -> int | None:
@@ -176,7 +197,7 @@ class _Series:
         return self._passed(self.begins_at, begin, patience)
 
     def _passed(self, low: int, high: int, patience: int) -> int | None:
-        passed = sum(1 for _ in islice(takewhile(lambda at: at < high, self._bounded(low)), patience + 1))
+        passed = sum(1 for _ in islice(takewhile(lambda at: at < high, self.bounded(low)), patience + 1))
         return passed if passed <= patience else None
 
 
