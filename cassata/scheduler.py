@@ -140,11 +140,14 @@ class Doubt(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """How many outcomes were written, how many came too late (their lease had been taken by somebody else), and which events failed."""
+    """How many outcomes were written, how many were void (their lease had been taken by somebody else), which events failed, and
+    which were too late to be sent.
+    """
 
     kept: int = 0
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
+    too_late: tuple[tuple[Delivery, str | None], ...] = ()
 
 
 class Scheduler:
@@ -567,8 +570,10 @@ class Scheduler:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        failed = tuple((outcome.delivery, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED)
-        return Recorded(len(kept), fenced, failed)
+        failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
+        too_late = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is ErrorKind.TOO_LATE)
+        others = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is not ErrorKind.TOO_LATE)
+        return Recorded(len(kept), fenced, others, too_late)
 
     def _complete(self, conn: Connection, deliveries: Iterable[Delivery], now: int) -> None:
         for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
@@ -626,7 +631,14 @@ class Scheduler:
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms, allowances: Mapping[int, Allowance]) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
         tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
-        found = [(store.to_delivery(row, tenants[row.application], now), row) for row in rows if row.application in tenants]
+        lateness = {
+            number: self.limiter.of(tenants[number]).max_lateness_ms for number in {row.application for row in rows} & tenants.keys()
+        }
+        found = [
+            (store.to_delivery(row, tenants[row.application], now, lateness[row.application]), row)
+            for row in rows
+            if row.application in lateness
+        ]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -751,15 +763,17 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         retry=new.retry,
         created_at=row["created_at"],
         finished_at=None,
+        max_lateness_ms=new.max_lateness_ms,
     )
 
 
 def _tell(recorded: Recorded) -> None:
     if recorded.fenced:
         telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
-    for delivery, reason in recorded.failed:
-        names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
-        telemetry.emit("event failed", level="warning", **names, reason=reason)
+    for fact, events in (("event failed", recorded.failed), ("event too late", recorded.too_late)):
+        for delivery, reason in events:
+            names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
+            telemetry.emit(fact, level="warning", **names, reason=reason)
 
 
 def _paced(delivery: Delivery, allowances: Mapping[int, Allowance]) -> Delivery:
@@ -778,9 +792,9 @@ def _duration(ms: int) -> str:
 def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned], now: int) -> Ending:
     """Say what becomes of an event that was not delivered."""
     delivery = outcome.delivery
-    if verdict.wait_ms is None:
-        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
     uncounted = 0 if verdict.counts else 1
+    if verdict.wait_ms is None:
+        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason, uncounted)
     if owned[delivery.id].cancel_requested:
         return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
     return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)

@@ -242,6 +242,8 @@ def _options(new: NewEvent) -> str | None:
         options["timeout_ms"] = new.timeout_ms
     if new.retry is not None:
         options["retry"] = asdict(new.retry)
+    if new.max_lateness_ms is not None:
+        options["max_lateness_ms"] = new.max_lateness_ms
     return json.dumps(options) if options else None
 
 
@@ -730,11 +732,12 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        max_lateness_ms=request.max_lateness_ms,
     )
 
 
-def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
-    """Read a row of `lock_due` as it is once `claim` has taken it."""
+def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_ms: int | None = None) -> Delivery:
+    """Read a row of `lock_due` as it is once `claim` has taken it. `max_lateness_ms` holds where the event has none of its own."""
     request = _read_request(row)
     return Delivery(
         id=row.id,
@@ -755,6 +758,7 @@ def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
         application=row.application,
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
+        max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
     )
 
 
@@ -763,6 +767,7 @@ class _Request(NamedTuple):
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -774,6 +779,6 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry)
+        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"))
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")
