@@ -151,6 +151,7 @@ class Event:
     expiry: datetime
     next_attempt_at: datetime | None
     last_error: str | None
+    last_status: int | None
     cancel_requested: bool
     method: str
     url: str
@@ -213,6 +214,7 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
+        "last_status": document.get("last-status"),
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],

@@ -314,7 +314,10 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+
+    `last_status` is the status code of the newest whole answer.
+    """
 
     application_id: str
     event_id: str
@@ -333,6 +336,7 @@ class Event:
     created_at: int
     finished_at: int | None
     max_lateness_ms: int | None = None
+    last_status: int | None = None
 
     @property
     def next_attempt_at(self) -> int | None:

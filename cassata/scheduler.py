@@ -562,7 +562,7 @@ class Scheduler:
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
         lost = {_claim_of(outcome) for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
         kept = [(outcome, verdict) for outcome, verdict in verdicts if _claim_of(outcome) not in lost]
-        self._complete(conn, [outcome.delivery for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
+        self._complete(conn, [outcome for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
         endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
             store.end(conn, endings, now)
@@ -575,10 +575,11 @@ class Scheduler:
         others = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is not ErrorKind.TOO_LATE)
         return Recorded(len(kept), fenced, others, too_late)
 
-    def _complete(self, conn: Connection, deliveries: Iterable[Delivery], now: int) -> None:
-        for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
-            ids = [delivery.id for delivery in same]
-            if store.complete(conn, ids, fence, now) != len(ids):
+    def _complete(self, conn: Connection, outcomes: Iterable[Outcome], now: int) -> None:
+        # Most have been claimed once, and answered with 200: they share their fence, and the code.
+        for (fence, status_code), same in groupby(sorted(outcomes, key=_fence_and_code), _fence_and_code):
+            ids = [outcome.delivery.id for outcome in same]
+            if store.complete(conn, ids, fence, status_code, now) != len(ids):
                 raise database.BeginAnew
 
     def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
@@ -793,11 +794,12 @@ def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned]
     """Say what becomes of an event that was not delivered."""
     delivery = outcome.delivery
     uncounted = 0 if verdict.counts else 1
+    code = outcome.status_code if outcome.error is None else None  # an answer that broke off says nothing
     if verdict.wait_ms is None:
-        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason, uncounted)
+        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason, uncounted, code)
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted, code)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted, code)
 
 
 def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
@@ -809,8 +811,8 @@ def _claim_of(outcome: Outcome) -> tuple[int, int]:
     return outcome.delivery.id, outcome.delivery.fence
 
 
-def _fence(delivery: Delivery) -> int:
-    return delivery.fence
+def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
+    return outcome.delivery.fence, outcome.status_code or 0
 
 
 def _is_lost(row: Any) -> bool:

@@ -91,6 +91,7 @@ class Ending(NamedTuple):
     wake_at: int | None
     reason: str | None
     uncounted: int = 0  # 1: the attempt is not one of those that the event has
+    last_status: int | None = None  # what was answered; None leaves the code of an earlier answer
 
 
 # --- applications ------------------------------------------------------------------------------------------------------
@@ -606,13 +607,13 @@ def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
 _COMPLETE = (
     update(events)
     .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
-    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0)
+    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
 
 
-def complete(conn: Connection, ids: Collection[int], fence: int, now: int) -> int:
-    """Finish those that the claims with this fence still own, and return how many these are."""
-    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "now": now}).rowcount
+def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int) -> int:
+    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are."""
+    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}).rowcount
 
 
 _END = (
@@ -625,6 +626,7 @@ _END = (
         last_error=bindparam("reason"),
         lost_leases=0,
         attempts=E.attempts - bindparam("uncounted"),
+        last_status=func.coalesce(bindparam("code", type_=E.last_status.type), E.last_status),
     )
 )
 
@@ -632,7 +634,12 @@ _END = (
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
     rows = [
-        {**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS), "uncounted": ending.uncounted}
+        {
+            **_parameters(ending, now),
+            "reason": _clipped(ending.reason, DETAIL_CHARACTERS),
+            "uncounted": ending.uncounted,
+            "code": ending.last_status,
+        }
         for ending in endings
     ]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
@@ -733,6 +740,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         created_at=row.created_at,
         finished_at=row.finished_at,
         max_lateness_ms=request.max_lateness_ms,
+        last_status=row.last_status,
     )
 
 

@@ -622,6 +622,7 @@ def summary(event: Event) -> dict[str, Any]:
         "expiry": instant(event.due_at),
         "next-attempt-at": instant(event.next_attempt_at),
         "last-error": event.last_error,
+        "last-status": event.last_status,
         "cancel-requested": event.cancel_requested,
         "method": event.method,
         "url": event.url,
