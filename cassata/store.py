@@ -232,11 +232,8 @@ def new_row(new: NewEvent, application: int, now: int, series: int | None = None
         "fence": 0,
         "attempts": 0,
         "lost_leases": 0,
-        "method": new.method,
-        "url": new.url,
-        "headers": json.dumps(new.headers) if new.headers else None,
         "payload": new.payload,
-        "options": _options(new),
+        **_request_columns(new),
         "request_hash": new.request_hash,
         "created_at": now,
         "series": series,
@@ -263,6 +260,27 @@ def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[
     """Look up and lock events by (application, event_id), without their payloads: nobody removes them meanwhile."""
     rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)).with_for_update())
     return {(row.application, row.event_id): row for row in rows}
+
+
+def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
+    """Look an event up, and lock it: a claim passes over it until this transaction has ended."""
+    return conn.execute(select(*events.c).where(E.application == application, E.event_id == event_id).with_for_update()).first()
+
+
+def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
+    """Have a locked event that waits ask for something else. A higher fence is a new version of it."""
+    columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
+    changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
+    _expect(changed.rowcount, 1, "change_event")
+
+
+def _request_columns(new: NewEvent) -> dict[str, Any]:
+    return {
+        "method": new.method,
+        "url": new.url,
+        "headers": json.dumps(new.headers) if new.headers else None,
+        "options": _options(new),
+    }
 
 
 def _any_key(keys: Collection[tuple[int, str]]) -> Any:
@@ -850,6 +868,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         finished_at=row.finished_at,
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
+        fence=row.fence,
     )
 
 
