@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from cassata import database, store
-from cassata.model import Status
+from cassata.model import Cursor, Filter, Status
 from cassata.recurrence import Rule
-from cassata.scheduler import Cursor, Scheduler, Terms
+from cassata.scheduler import Scheduler, Terms
 from cassata.series import NewSeries
 from tests.words import NOON, ManualClock, new_event, outcome
 
@@ -84,7 +84,7 @@ ACTS: Acts = {
     "cancel": lambda scheduler: scheduler.cancel("app-19", "e2989"),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
-    "list by status": lambda scheduler: scheduler.events("app-7", status=Status.PENDING, due_from=NOON, due_until=NOON + 99_999_999),
+    "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
 }  # fmt: skip
 
 
