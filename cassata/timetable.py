@@ -628,7 +628,7 @@ class Timetable:
     def _made(self, series: Series, instance_id: str, *, stored: bool = False) -> Occurrence:
         """Find the occurrence of that id. Raises UnknownInstance unless the rule makes it, or it is stored."""
         parts = recurrence.original_of(instance_id)
-        if parts is None or parts[0] != series.series_id:
+        if parts is None or series.content.event_id(parts[1]) != instance_id:
             raise UnknownInstance
         found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last)
         if not found and not stored:
