@@ -163,6 +163,7 @@ def an_event(status: str = "PENDING", *, event_id: str = "a5f8499f65c8400d903dda
         last_error,
         None,
         False,
+        False,
         "POST",
         "http://receiver.example/" + "x" * 200,
         at,

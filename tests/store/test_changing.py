@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from cassata import database
 from cassata.courier.retry import RetryPolicy
 from cassata.destinations import BreakerPolicy
