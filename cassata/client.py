@@ -12,11 +12,11 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import requests
@@ -82,7 +82,13 @@ class NotFound(ClientError):
 
 
 class Conflict(ClientError):
-    """An event with this id exists with other content, the event to cancel has ended, or the application is deactivated (409)."""
+    """An event with this id exists with other content, the event to cancel or change has ended or is being sent, or the
+    application is deactivated (409).
+    """
+
+
+class Outdated(ClientError):
+    """The event is not the version that was to be changed (412): look at it again."""
 
 
 _KINDS: dict[int, type[ClientError]] = {
@@ -91,6 +97,7 @@ _KINDS: dict[int, type[ClientError]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
+    412: Outdated,
     413: InvalidRequest,
     415: InvalidRequest,
     429: LimitReached,
@@ -104,8 +111,8 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
-    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
-    durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
     """
 
     application_id: str
@@ -118,29 +125,67 @@ class NewEvent:
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
+    max_lateness: float | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
         if (self.at is None) == (self.delay is None):
             raise ValueError("give either 'at' or 'delay'")
-        if self.at is not None and self.at.tzinfo is None:
+        given = {written: _written(name, getattr(self, name)) for name, written in _WRITTEN.items()}
+        ids = {"application-id": self.application_id, "event-id": self.event_id}
+        return ids | {name: value for name, value in given.items() if value is not None}
+
+
+_WRITTEN = {
+    "url": "url",
+    "method": "method",
+    "at": "expiry",
+    "delay": "delay",
+    "payload": "event",
+    "headers": "request-headers",
+    "timeout": "timeout",
+    "retry": "retry",
+    "max_lateness": "max-lateness",
+}
+"""What the fields of an event are called in a document."""
+
+
+def _written(name: str, value: Any) -> Any:
+    if name == "at" and value is not None:
+        if value.tzinfo is None:
             raise ValueError("'at' needs a time zone, such as datetime.UTC")
-        delay = self.delay.total_seconds() if isinstance(self.delay, timedelta) else self.delay
-        optional = {
-            "expiry": self.at and self.at.isoformat(),
-            "delay": delay,
-            "event": self.payload.decode() if isinstance(self.payload, bytes) else self.payload,
-            "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
-            "timeout": self.timeout,
-            "retry": self.retry,
-        }
-        required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
-        return required | {name: value for name, value in optional.items() if value is not None}
+        return value.isoformat()
+    if name == "payload" and isinstance(value, bytes):
+        return value.decode()
+    if name == "headers" and value is not None and not isinstance(value, Mapping):
+        return list(value)
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+class Changes(TypedDict, total=False):
+    """What may be different in an event: as in NewEvent, where None means what it would be if it had never been given."""
+
+    at: datetime
+    delay: timedelta | float
+    payload: Any
+    url: str
+    method: str | None
+    headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
+    timeout: float | None
+    retry: Mapping[str, float] | None
+    max_lateness: float | None
+
+
+def _changes_document(changes: Changes) -> dict[str, Any]:
+    """Write changes as the service reads them. Raises ValueError for what cannot be written."""
+    if "payload" in changes and changes["payload"] is None:
+        raise ValueError("'payload' cannot be None: a body cannot be taken away")
+    return {_WRITTEN[name]: _written(name, value) for name, value in changes.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the service tells of it. `document` is its answer word for word."""
+    """An event as the service tells of it. `document` is its answer word for word; `version` is another one after each change."""
 
     application_id: str
     event_id: str
@@ -149,11 +194,14 @@ class Event:
     expiry: datetime
     next_attempt_at: datetime | None
     last_error: str | None
+    last_status: int | None
+    late: bool
     cancel_requested: bool
     method: str
     url: str
     created_at: datetime
     finished_at: datetime | None
+    version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -178,6 +226,7 @@ class EventDetails(Event):
     payload: bytes | None
     timeout: float | None
     retry: Mapping[str, float | None] | None
+    max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
 
 
@@ -196,6 +245,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
+        max_lateness=document["max-lateness"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -209,11 +259,14 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
+        "last_status": document["last-status"],
+        "late": document["late"],
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],
         "created_at": _instant(document["created-at"]),
         "finished_at": _instant(document["finished-at"]),
+        "version": document["version"],
         "document": document,
     }
 
@@ -292,6 +345,16 @@ class Client:
             results += self._read_as(_batch_results, self._call("POST", "/cassata/add/batch", body))
         return results
 
+    def change(self, application_id: str, event_id: str, *, version: str | None = None, **changes: Unpack[Changes]) -> Event:
+        """Change what an event asks for, while it waits; return it as it is then. `version`: only if that is still its version.
+
+        Raises InvalidRequest, NotFound, Conflict if it is being sent or has ended, Outdated if it is another version, and
+        ValueError for what cannot be written. A call that had to be repeated counts a `delay` anew.
+        """
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        changed = self._call("PATCH", _path("event", application_id, event_id), _changes_document(changes), headers=headers)
+        return self._read_as(_event, changed)
+
     def cancel(self, application_id: str, event_id: str) -> bool:
         """Cancel an event: True, it will not be sent; False, it is being sent right now and will only not be tried again.
 
@@ -311,16 +374,27 @@ class Client:
         self,
         application_id: str,
         *,
-        status: Status | None = None,
+        status: Status | Collection[Status] | None = None,
         expiry_from: datetime | None = None,
         expiry_until: datetime | None = None,
+        host: str | None = None,
+        last_status: int | None = None,
+        series: str | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
-        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
+        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
+
+        `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
+        of the one whose occurrences they are.
+        """
+        statuses = () if status is None else (status,) if isinstance(status, Status) else status
         query = {
-            "status": status.name if status is not None else None,
+            "status": ",".join(sorted(each.name for each in statuses)) or None,
             "expiry-from": expiry_from and expiry_from.isoformat(),
             "expiry-until": expiry_until and expiry_until.isoformat(),
+            "host": host,
+            "last-status": last_status,
+            "series": series,
             "limit": page_length,
         }
         cursor: str | None = None
@@ -337,12 +411,20 @@ class Client:
         except (KeyError, TypeError, ValueError) as error:
             raise ClientError(f"{self._url} answers, and not as Cassata does: {error!r}") from error
 
-    def _call(self, method: str, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
-        return self.retrying(self._send, method, path, body, query)
+        return self.retrying(self._send, method, path, body, query, headers or {})
 
-    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else None
+    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
+        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
         try:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False

@@ -102,6 +102,27 @@ def between(rule: Rule, begin: int, end: int, limit: int, *, known: Occurrence |
     return list(takewhile(lambda occurrence: occurrence.at < end, found))
 
 
+def newest(rule: Rule, begin: int, end: int) -> int | None:
+    """Find the last instant of a rule with `begin <= at < end`, however many there are, by halving the time in between.
+
+    A count is not looked at. Raises RecurrenceError as `check` does.
+    """
+    series = _series(rule)
+
+    def first(since: int) -> int | None:
+        at = next(series._bounded(max(since, series.begins_at)), None)
+        return at if at is not None and at < end else None
+
+    latest, empty_from = first(begin), end
+    while latest is not None and latest + 1 < empty_from:
+        middle = (latest + 1 + empty_from) // 2
+        if (later := first(middle)) is None:
+            empty_from = middle
+        else:
+            latest = later
+    return latest
+
+
 def occurrence_id(series_id: str, at: int) -> str:
     """Name the event of an occurrence: the series' id, and the instant it was first meant for."""
     return f"{series_id}_{_local(at, UTC):%Y%m%dT%H%M%SZ}"

@@ -19,7 +19,9 @@ from cassata.errors import (
     DatabaseUnavailable,
     DatabaseUnfit,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
+    EventUnderWay,
     InvalidApplication,
     LimitReached,
     UnknownApplication,
@@ -68,6 +70,8 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    EventUnderWay: Kind(409, "event-under-way", "The event is being sent"),
+    EventChanged: Kind(412, "event-changed", "The event is another version"),
     ApplicationExists: Kind(409, "application-exists", "The application exists already"),
     ApplicationInactive: Kind(409, "application-inactive", "The application is deactivated"),
     TooManyKeys: Kind(409, "too-many-keys", "There are too many valid keys"),
@@ -116,7 +120,7 @@ def document(error: CassataError) -> dict[str, Any]:
             described["retry-after"] = max(1, math.ceil(retry_after_ms / 1000))
         case DuplicateEvent(event=event, identical=identical):
             described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
-        case EventFinished(event=event):
+        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cassata import recurrence
 from cassata.errors import RecurrenceError
-from cassata.recurrence import MAX_COUNT, Occurrence, Rule, after, between, check, local_instant, occurrence_id, original_of
+from cassata.recurrence import MAX_COUNT, Occurrence, Rule, after, between, check, local_instant, newest, occurrence_id, original_of
 
 NEW_YORK = "America/New_York"
 FOREVER = 253_402_300_799_999
@@ -964,6 +964,23 @@ def compare_with_clocks(zones: Sequence[str], year: int) -> tuple[int, int]:
             differing += len(ours ^ theirs)
             compared += len(ours | theirs)
     return differing, compared
+
+
+@given(
+    rule=st.sampled_from(
+        [
+            of_cron("*/20 1-3 * * *", "2026-10-20", NEW_YORK),
+            of_cron("0 0 29 2 *", "2025-01-01"),
+            of_rrule("FREQ=MONTHLY;BYDAY=-1FR", "2026-01-01T09:00", NEW_YORK),
+            Rule(every_ms=7_000, start_at=instant("2026-10-31T00:00")),
+        ]
+    ),
+    begin=st.integers(instant("2026-10-30T00:00"), instant("2026-11-03T00:00")),
+    length=st.integers(0, 3 * HOUR_MS),
+)
+def test_the_newest_instant_of_a_span_is_the_last_one_found_by_walking_through_it(rule: Rule, begin: int, length: int) -> None:
+    walked = between(rule, begin, begin + length, 10_000)
+    assert newest(rule, begin, begin + length) == (walked[-1].at if walked else None)
 
 
 HOURS: dict[str, Callable[[datetime], bool]] = {
