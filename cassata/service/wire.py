@@ -411,7 +411,7 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
         fields = with_path(fields, path, places, errors)
     if own is not None and fields.get("application-id") is None:
         fields = {**fields, "application-id": own}
-    errors += (fault(places, steps, detail) for steps, detail in missing(fields))
+    errors += (fault(places, steps, detail) for steps, detail in _missing(fields))
     try:
         shape = EventDocument.model_validate(fields)
     except ValidationError as error:
@@ -456,15 +456,19 @@ def with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str,
     return {**fields, **path}
 
 
-def missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
-    method = fields.get("method") or "POST"
-    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
-        yield ("event",), f'is required for {method}: write "" for an empty body'
+def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
     if not given:
         yield ("expiry",), "is required, unless there is a delay"
     if len(given) > 1:
         yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
+
+
+def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    method = fields.get("method") or "POST"
+    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+        yield ("event",), f'is required for {method}: write "" for an empty body'
 
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
@@ -628,7 +632,7 @@ def _status(value: str) -> Status:
     return Status[value]
 
 
-def _instant_parameter(value: str) -> int:
+def instant_parameter(value: str) -> int:
     if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,9})?", value):
         return read_instant(float(value) if "." in value else int(value))
     # A plus sign that is not written as %2B arrives as a space.
@@ -643,8 +647,8 @@ def page_length(value: str) -> int:
 
 _PARAMETERS = {
     "status": ("status", _status),
-    "expiry-from": ("due_from", _instant_parameter),
-    "expiry-until": ("due_until", _instant_parameter),
+    "expiry-from": ("due_from", instant_parameter),
+    "expiry-until": ("due_until", instant_parameter),
     "limit": ("limit", page_length),
 }
 
