@@ -79,6 +79,14 @@ class InvalidApplication(CassataError):
         super().__init__("; ".join(f"{field}: {detail}" for field, detail in self.problems))
 
 
+class RecurrenceError(CassataError):
+    """The rule of a series cannot be used."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {detail}" if field else detail for field, detail in self.problems))
+
+
 class UnknownKey(CassataError):
     """There is no such key."""
 
