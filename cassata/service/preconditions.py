@@ -6,9 +6,8 @@ import re
 
 from flask import request
 
-ANY_VERSION = -1
-NO_VERSION = 0
-"""What If-Match: * stands for, and what nothing that is stored can match."""
+NO_VERSION = -1
+"""What nothing that is stored can match."""
 
 
 def etag(version: int) -> dict[str, str]:
@@ -16,12 +15,14 @@ def etag(version: int) -> dict[str, str]:
     return {"ETag": f'"{version}"'}
 
 
+def has_if_match() -> bool:
+    return "If-Match" in request.headers
+
+
 def if_match() -> int | None:
-    """Return the version that the request is meant for; None: it does not say."""
-    written = request.headers.get("If-Match")
-    if written is None:
+    """Return the version that the request is meant for. None: any, whether it says so (*) or nothing."""
+    written = request.headers.get("If-Match", "*").strip()
+    if written == "*":
         return None
-    if written.strip() == "*":
-        return ANY_VERSION
-    tag = re.fullmatch(r'\s*"([0-9]{1,18})"\s*', written)
+    tag = re.fullmatch('"([0-9]{1,18})"', written)
     return int(tag[1]) if tag else NO_VERSION

@@ -12,12 +12,12 @@ from flask import Response, request
 from cassata.errors import InvalidEvent, UnknownApplication, UnknownSeries
 from cassata.model import Scope, check_application_id, check_series_id
 from cassata.scheduler import Scheduler
-from cassata.series import Series
+from cassata.series import Instance, Series
 from cassata.service import bodies, series_wire, wire
 from cassata.service.answers import answer
 from cassata.service.auth import Route
-from cassata.service.preconditions import etag, if_match
-from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenSeries, instance_document, read_series, series_details
+from cassata.service.preconditions import etag, has_if_match, if_match
+from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenChanges, WrittenSeries, read_series, series_details
 
 
 class SeriesCalls:
@@ -57,15 +57,14 @@ class SeriesCalls:
 
     def put_series(self, application_id: str, series_id: str) -> Response:
         written = read_series(bodies.document(), {"application-id": application_id, "series-id": series_id})
-        version = if_match()
-        if version is None:
+        if not has_if_match():
             return self._stored(written)
         with _in_words(written):
-            return _answer(self._timetable.replace(written.new, _meant(version)))
+            return _answer(self._timetable.replace(written.new, version=if_match()))
 
     def _stored(self, written: WrittenSeries) -> Response:
         with _in_words(written):
-            series, created = self._timetable.create(written.new)
+            series, created = self._timetable.put(written.new)
         return _created(series) if created else _answer(series)
 
     def preview_series(self, application_id: str) -> Response:
@@ -82,10 +81,10 @@ class SeriesCalls:
         return _answer(self._timetable.get(*_possible(application_id, series_id)))
 
     def pause_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.pause(*_possible(application_id, series_id)))
+        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=if_match()))
 
     def resume_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.resume(*_possible(application_id, series_id)))
+        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=if_match()))
 
     def run_series(self, application_id: str, series_id: str) -> Response:
         event = self._timetable.run_now(*_possible(application_id, series_id))
@@ -96,33 +95,46 @@ class SeriesCalls:
         purges = series_wire.read_purge(request.args.items(multi=True))
         ids = _possible(application_id, series_id)
         if not purges:
-            return _answer(self._timetable.cancel(*ids))
-        self._timetable.delete(*ids)
+            return _answer(self._timetable.cancel(*ids, version=if_match()))
+        self._timetable.delete(*ids, version=if_match())
         return answer({"status": "ok"})
 
     # --- its instances -------------------------------------------------------------------------------------------------
 
     def instances(self, application_id: str, series_id: str) -> Response:
-        window = series_wire.read_window(request.args.items(multi=True))
-        limit = window.pop("limit", USUAL_PAGE_LENGTH)
-        series, found = self._timetable.instances(*_possible(application_id, series_id), **window, limit=limit + 1)
-        return answer(series_wire.instances_page(found, limit, series.rule.timezone))
+        begin, end, limit = series_wire.read_window(request.args.items(multi=True), time.time_ns() // 1_000_000)
+        ids = _possible(application_id, series_id)
+        zone = self._timetable.get(*ids).rule.timezone
+        return answer(series_wire.instances_page(self._timetable.instances(*ids, begin, end, limit=limit + 1), limit, zone))
 
     def change_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        raise NotImplementedError
+        written = series_wire.read_changes(bodies.document())
+        ids = _possible(application_id, series_id)
+        with _in_words(written):
+            changed = self._timetable.change_instance(*ids, instance_id, written.changes, version=if_match())
+        return self._answer_instance(ids, changed)
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        raise NotImplementedError
+        ids = _possible(application_id, series_id)
+        return self._answer_instance(ids, self._timetable.cancel_instance(*ids, instance_id, version=if_match()))
+
+    def _answer_instance(self, ids: tuple[str, str], found: Instance) -> Response:
+        zone = self._timetable.get(*ids).rule.timezone
+        return answer(series_wire.instance_document(found, zone), headers=etag(found.version))
 
     def change_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        raise NotImplementedError
+        written = read_series(bodies.document(), {"application-id": application_id})
+        ids = _possible(application_id, series_id)
+        with _in_words(written):
+            _, following = self._timetable.change_following(*ids, instance_id, written.new, version=if_match())
+        return _created(following)
 
     def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        raise NotImplementedError
+        return _answer(self._timetable.cancel_following(*_possible(application_id, series_id), instance_id, version=if_match()))
 
 
 @contextlib.contextmanager
-def _in_words(written: WrittenSeries) -> Iterator[None]:
+def _in_words(written: WrittenSeries | WrittenChanges) -> Iterator[None]:
     """Tell what the timetable finds wrong by the names that the client used."""
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cassata import recurrence
 from cassata.errors import InvalidEvent, PayloadTooLarge, RecurrenceError
-from cassata.model import LATEST_INSTANT, check_series_id
+from cassata.model import LATEST_INSTANT, check_series_id, check_url
 from cassata.recurrence import Rule
 from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
@@ -115,7 +115,7 @@ def read_rule(fields: Mapping[str, Any], errors: list[dict[str, str]], places: M
     if not found:
         try:
             written = _rule(shape)
-            recurrence.check(written.rule)
+            recurrence.check(anchored(written.rule, 0))
         except _Misplaced as error:
             found = error.faults
         except RecurrenceError as error:
@@ -131,8 +131,6 @@ def _contradictions(shape: RuleDocument) -> Iterator[tuple[Steps, str]]:
     yield from (((name,), f"cannot be given together with {first}: leave one of the two out") for name in others)
     if shape.start is not None and shape.scheduled_at is not None:
         yield ("start",), "means the same as scheduled-at, which is given: leave one of the two out"
-    if shape.every is not None and shape.count is not None and shape.start is None and shape.scheduled_at is None:
-        yield ("scheduled-at",), "is required, if there is a count: it is where the counting begins"
     if shape.ends_at is not None and shape.start is None and shape.scheduled_at is None:
         yield ("ends-at",), "is the end of what begins at scheduled-at, which is missing"
 
@@ -161,8 +159,6 @@ def _rule(shape: RuleDocument) -> WrittenRule:
     if faults:
         raise _Misplaced(faults.items())
     start_at = instants["scheduled_at"] if shape.start is None else instants["start"]
-    if start_at is None and shape.every is not None:
-        start_at = 0  # so that the same document means the same whenever it is read, and 15m falls on the quarter hours
     ends_at = instants["ends_at"]
     if ends_at is not None and start_at is not None and ends_at <= start_at:
         raise _Misplaced([(("ends-at",), "must be later than scheduled-at")])
@@ -176,6 +172,12 @@ def _rule(shape: RuleDocument) -> WrittenRule:
         count=shape.count,
     )
     return WrittenRule(rule, None if ends_at is None or start_at is None else ends_at - start_at)
+
+
+def anchored(rule: Rule, now: int) -> Rule:
+    """Have a rule begin now where it does not say when, as it would if it were stored now."""
+    begins_late = rule.start_at is None and rule.recurrence is None
+    return replace(rule, start_at=now + (rule.every_ms or 0)) if begins_late else rule
 
 
 _RULE_FIELDS = {"every_ms": "every", "until_at": "until"}
@@ -233,6 +235,7 @@ _NEW_SERIES_FIELDS = {
     "every_ms": "every",
     "start_at": "scheduled-at",
     "until_at": "until",
+    "due_at": "expiry",
 }
 
 
@@ -308,6 +311,46 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
     )
 
 
+# --- one instance ------------------------------------------------------------------------------------------------------
+
+
+class ChangesDocument(RequestDocument):
+    """What a client changes of one instance."""
+
+    url: Annotated[str, AfterValidator(check_url)] | None = None  # type: ignore[assignment]
+    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenChanges:
+    """Changes of an instance, by the fields of NewEvent, and where they stood in what the client wrote."""
+
+    changes: Mapping[str, Any]
+    places: Mapping[str, Place]
+
+    def invalid(self, error: InvalidEvent) -> InvalidDocument:
+        return _in_words(error, self.places)
+
+
+_CHANGED_FIELDS = {"event": "payload", "expiry": "due_at", "request_headers": "headers", "timeout": "timeout_ms", "max_lateness": "max_lateness_ms"}
+_REQUIRED = ("expiry", "url", "method", "request-headers")
+
+
+def read_changes(document: Any) -> WrittenChanges:
+    """Read what is to be changed of an instance; null takes back what need not be there. Raises InvalidDocument."""
+    fields, places, errors = _opened(document, {})
+    errors += (fault(places, (name,), "cannot be taken away") for name in _REQUIRED if name in fields and fields[name] is None)
+    shape = _shaped(ChangesDocument, fields, errors, places)
+    if not fields:
+        errors.append({"pointer": "", "detail": f"names nothing to change: known are {', '.join(sorted(ChangesDocument.fields()))}"})
+    if errors or shape is None:
+        raise InvalidDocument(errors)
+    changes = {_CHANGED_FIELDS.get(name, name): getattr(shape, name) for name in shape.model_fields_set}
+    if "retry" in changes:
+        changes["retry"] = wire.retry_options(changes["retry"])
+    return WrittenChanges(changes, places)
+
+
 # --- a preview ---------------------------------------------------------------------------------------------------------
 
 
@@ -350,9 +393,10 @@ def read_preview(document: Any) -> Preview:
 
 def preview(asked: Preview, now: int) -> dict[str, Any]:
     """The instants of a rule that are asked for, by default from now on."""
-    rule = asked.written.rule
+    begin = now if asked.begin is None else asked.begin
+    rule = anchored(asked.written.rule, begin)
     zone = ZoneInfo(rule.timezone)
-    found = recurrence.between(rule, now if asked.begin is None else asked.begin, LATEST_INSTANT, asked.limit)
+    found = recurrence.between(rule, begin, LATEST_INSTANT, asked.limit)
     return {
         "occurrences": [
             {
@@ -391,15 +435,17 @@ def _written_cursor(series_id: str) -> str:
     return base64.urlsafe_b64encode(series_id.encode()).decode()
 
 
-def read_window(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Read the query of the instances of a series. Raises InvalidDocument."""
+def read_window(parameters: Iterable[tuple[str, str]], now: int) -> tuple[int, int, int]:
+    """Read which instances are asked for: from when, until when, and how many. Raises InvalidDocument."""
     known = {
         "from": ("begin", instant_parameter),
         "until": ("end", instant_parameter),
         "limit": ("limit", page_length),
-        "cursor": ("cursor", _read_place),
+        "cursor": ("place", _read_place),
     }
-    return read_query(parameters, known)
+    query = read_query(parameters, known)
+    begin, end, limit = query.get("begin", now), query.get("end", LATEST_INSTANT), query.get("limit", USUAL_PAGE_LENGTH)
+    return query.get("place", begin), end, limit
 
 
 def _read_place(value: str) -> int:

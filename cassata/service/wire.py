@@ -33,6 +33,7 @@ from cassata.model import (
     check_due_at,
     check_event_id,
     check_headers,
+    check_max_lateness_ms,
     check_method,
     check_multiplier,
     check_retry_count,
@@ -364,6 +365,7 @@ class RequestDocument(Shape):
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
+    max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
 
 
 class EventDocument(RequestDocument):
