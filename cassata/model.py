@@ -113,6 +113,7 @@ class Limits:
     max_in_flight: int | None = None
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
+    max_lateness_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -124,6 +125,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "max_in_flight": (1, 100_000),
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
+    "max_lateness_ms": (1_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
@@ -149,7 +151,7 @@ class RetryOptions:
     maximum_ms: int | None = None
 
     def __post_init__(self) -> None:
-        _raise_problems(_problems_of(self, _RETRY_CHECKS))
+        _raise_problems(problems_of(self, _RETRY_CHECKS))
 
 
 class EgressPolicy(StrEnum):
@@ -285,9 +287,10 @@ class NewEvent:
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
     def __post_init__(self) -> None:
-        problems = list(_problems_of(self, _EVENT_CHECKS))
+        problems = list(problems_of(self, _EVENT_CHECKS))
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
         _raise_problems(problems)
@@ -300,6 +303,8 @@ class NewEvent:
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
         facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
+            facts.append(self.max_lateness_ms)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -325,6 +330,7 @@ class Event:
     retry: RetryOptions | None
     created_at: int
     finished_at: int | None
+    max_lateness_ms: int | None = None
 
     @property
     def next_attempt_at(self) -> int | None:
@@ -358,6 +364,7 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
+    `max_lateness_ms` is the event's own, or its application's.
     """
 
     id: int
@@ -378,6 +385,11 @@ class Delivery:
     application: int = 0
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
+    max_lateness_ms: int | None = None
+
+    def is_too_late(self, now: int) -> bool:
+        """Whether it is of no use any more to send it now."""
+        return self.max_lateness_ms is not None and now - self.due_at > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +461,10 @@ def check_application_id(value: str) -> str:
 
 def check_event_id(value: str) -> str:
     return _check_id(value, EVENT_ID_LENGTH)
+
+
+def check_series_id(value: str) -> str:
+    return _check_id(value, SERIES_ID_LENGTH)
 
 
 def _check_id(value: str, longest: int) -> str:
@@ -599,6 +615,13 @@ def check_timeout_ms(value: int) -> int:
     return value
 
 
+def check_max_lateness_ms(value: int) -> int:
+    shortest, longest = LIMIT_RANGES["max_lateness_ms"]
+    if not shortest <= value <= longest:
+        raise ValueError(f"must be from {shortest // 1000:,.0f} to {longest // 1000:,.0f} seconds")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -628,6 +651,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
+    ("max_lateness_ms", check_max_lateness_ms),
 )
 _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
     ("count", check_retry_count),
@@ -637,7 +661,7 @@ _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
 )
 
 
-def _problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
+def problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
     for name, check in checks:
         content = getattr(value, name)
         if content is None:
