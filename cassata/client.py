@@ -266,7 +266,6 @@ class Series:
     status: str
     version: int
     next_occurrence: datetime | None
-    last_occurrence: datetime | None
     method: str
     url: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
@@ -375,7 +374,6 @@ def _series(document: Mapping[str, Any]) -> Series:
         status=document["status"],
         version=document["version"],
         next_occurrence=_instant(document["next-occurrence"]),
-        last_occurrence=_instant(document["last-occurrence"]),
         method=document["method"],
         url=document["url"],
         document=document,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -134,7 +135,12 @@ def document(error: CassataError) -> dict[str, Any]:
         case DuplicateEvent(event=event, identical=identical):
             described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
         case SeriesExists(series=series, identical=identical):
-            described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version, "identical": identical}
+            described |= {
+                "series-id": series.series_id,
+                "series-status": series.status.name,
+                "version": series.version,
+                "identical": identical,
+            }
         case SeriesFinished(series=series) | SeriesChanged(series=series):
             described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version}
         case EventFinished(event=event):
@@ -203,7 +209,8 @@ def _likeness(rule: Rule, asked: list[str]) -> float:
 
 
 def _written(rule: Rule) -> str:
-    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}").replace("<prefix>", "{prefix}").replace("<series_id>", "{series}").replace("<instance_id>", "{instance}")
+    """Write a route as the documentation does: with the ids in short."""
+    return re.sub(r"<(\w+?)(?:_id)?>", r"{\1}", rule.rule).replace("{application}", "{app}")
 
 
 def _is_own_words(error: HTTPException) -> bool:

@@ -75,7 +75,7 @@ class SeriesCalls:
         _check_possible(application_id)
         listing = series_wire.read_listing(request.args.items(multi=True))
         limit = listing.pop("limit", USUAL_PAGE_LENGTH)
-        return answer(series_wire.page(self._timetable.list(application_id, **listing, limit=limit + 1), limit))
+        return answer(series_wire.page(self._timetable.series(application_id, **listing, limit=limit + 1), limit))
 
     def series(self, application_id: str, series_id: str) -> Response:
         return _answer(self._timetable.get(*_possible(application_id, series_id)))

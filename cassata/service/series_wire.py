@@ -125,10 +125,10 @@ def read_rule(fields: Mapping[str, Any], errors: list[dict[str, str]], places: M
 
 
 def _contradictions(shape: RuleDocument) -> Iterator[tuple[Steps, str]]:
-    first, *others = [name for name in SOURCES if getattr(shape, name) is not None] or [None]
-    if first is None:
+    given = [name for name in SOURCES if getattr(shape, name) is not None]
+    if not given:
         yield ("cron",), "is required, unless there is a recurrence, or an every"
-    yield from (((name,), f"cannot be given together with {first}: leave one of the two out") for name in others)
+    yield from (((name,), f"cannot be given together with {given[0]}: leave one of the two out") for name in given[1:])
     if shape.start is not None and shape.scheduled_at is not None:
         yield ("start",), "means the same as scheduled-at, which is given: leave one of the two out"
     if shape.ends_at is not None and shape.start is None and shape.scheduled_at is None:
@@ -332,7 +332,13 @@ class WrittenChanges:
         return _in_words(error, self.places)
 
 
-_CHANGED_FIELDS = {"event": "payload", "expiry": "due_at", "request_headers": "headers", "timeout": "timeout_ms", "max_lateness": "max_lateness_ms"}
+_CHANGED_FIELDS = {
+    "event": "payload",
+    "expiry": "due_at",
+    "request_headers": "headers",
+    "timeout": "timeout_ms",
+    "max_lateness": "max_lateness_ms",
+}
 _REQUIRED = ("expiry", "url", "method", "request-headers")
 
 
@@ -415,13 +421,13 @@ def preview(asked: Preview, now: int) -> dict[str, Any]:
 
 def read_listing(parameters: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Read the query of the list of series. Raises InvalidDocument."""
-    return read_query(parameters, {"status": ("status", _status), "limit": ("limit", page_length), "cursor": ("after", _read_cursor)})
+    return read_query(parameters, {"status": ("statuses", _status), "limit": ("limit", page_length), "cursor": ("after", _read_cursor)})
 
 
-def _status(value: str) -> SeriesStatus:
+def _status(value: str) -> frozenset[SeriesStatus]:
     if value not in SeriesStatus.__members__:
         raise ValueError(f"must be one of {', '.join(SeriesStatus.__members__)}")
-    return SeriesStatus[value]
+    return frozenset({SeriesStatus[value]})
 
 
 def _read_cursor(value: str) -> str:
@@ -487,7 +493,6 @@ def series_document(series: Series) -> dict[str, Any]:
         "overlap": content.overlap.value,
         "jitter": seconds(content.jitter_ms),
         "next-occurrence": instant(series.next_at),
-        "last-occurrence": instant(series.last and series.last.at),
         "method": content.method,
         "url": content.url,
         "created-at": instant(series.created_at),

@@ -504,6 +504,8 @@ def _expectation(details: ErrorDetails) -> str:
             return f"must be true or false, not {given}"
         case "int_type" | "int_from_float":
             return f"must be a whole number, not {given}"
+        case "literal_error":
+            return f"must be {details['ctx']['expected']}"
         case "model_type":
             return f"must be an object, not {given}"
     return details["msg"]
