@@ -378,7 +378,7 @@ def _preview_length(value: int) -> int:
 class PreviewDocument(Shape):
     """What else stands in a preview, beside the rule."""
 
-    begin: Annotated[Any, BeforeValidator(read_instant)] = Field(default=None, alias="from")
+    begin: Annotated[int, BeforeValidator(read_instant)] | None = Field(default=None, alias="from")
     limit: Annotated[int, AfterValidator(_preview_length)] | None = None
 
     @classmethod
