@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -107,8 +107,8 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
-    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
-    durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
     """
 
     application_id: str
@@ -121,6 +121,7 @@ class NewEvent:
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
+    max_lateness: float | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -136,6 +137,7 @@ class NewEvent:
             "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
             "timeout": self.timeout,
             "retry": self.retry,
+            "max-lateness": self.max_lateness,
         }
         required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
         return required | {name: value for name, value in optional.items() if value is not None}
@@ -152,6 +154,7 @@ class Event:
     expiry: datetime
     next_attempt_at: datetime | None
     last_error: str | None
+    last_status: int | None
     cancel_requested: bool
     method: str
     url: str
@@ -181,6 +184,7 @@ class EventDetails(Event):
     payload: bytes | None
     timeout: float | None
     retry: Mapping[str, float | None] | None
+    max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
 
 
@@ -345,6 +349,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
+        max_lateness=document.get("max-lateness"),
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -358,6 +363,7 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
+        "last_status": document.get("last-status"),
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],
@@ -504,16 +510,27 @@ class Client:
         self,
         application_id: str,
         *,
-        status: Status | None = None,
+        status: Status | Collection[Status] | None = None,
         expiry_from: datetime | None = None,
         expiry_until: datetime | None = None,
+        host: str | None = None,
+        last_status: int | None = None,
+        series: str | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
-        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
+        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
+
+        `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
+        of the one whose occurrences they are.
+        """
+        statuses = () if status is None else (status,) if isinstance(status, Status) else status
         query = {
-            "status": status.name if status is not None else None,
+            "status": ",".join(sorted(each.name for each in statuses)) or None,
             "expiry-from": expiry_from and expiry_from.isoformat(),
             "expiry-until": expiry_until and expiry_until.isoformat(),
+            "host": host,
+            "last-status": last_status,
+            "series": series,
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)

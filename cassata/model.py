@@ -56,6 +56,7 @@ class Status(IntEnum):
 
 WAITING = frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE})
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+UNFINISHED = frozenset(Status) - FINISHED
 
 
 class Transition(NamedTuple):
@@ -76,6 +77,7 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.FAILED, "refused"),
     Transition(Status.PROCESSING, Status.FAILED, "retries spent"),
     Transition(Status.PROCESSING, Status.FAILED, "worker lost"),
+    Transition(Status.PROCESSING, Status.FAILED, "too late"),
     Transition(Status.PROCESSING, Status.PENDING, "release"),
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
@@ -98,6 +100,7 @@ class ErrorKind(StrEnum):
     BLOCKED_ADDRESS = "blocked_address"
     UNSENDABLE = "unsendable"
     PROXY_FAILED = "proxy_failed"
+    TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
 
 
@@ -312,7 +315,10 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+
+    `last_status` is the status code of the newest whole answer.
+    """
 
     application_id: str
     event_id: str
@@ -331,6 +337,7 @@ class Event:
     created_at: int
     finished_at: int | None
     max_lateness_ms: int | None = None
+    last_status: int | None = None
 
     @property
     def next_attempt_at(self) -> int | None:
@@ -343,7 +350,7 @@ class Filter:
     """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
 
     `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
-    answer; `series_id` whose occurrences they are.
+    answer; `series_id` whose occurrences they are. Raises ValueError for what no event can have.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -353,9 +360,32 @@ class Filter:
     last_status: int | None = None
     series_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.host is not None and check_host(self.host) != self.host:
+            raise ValueError(f"the host must be written as {check_host(self.host)!r}")
+        if self.last_status is not None:
+            check_status_code(self.last_status)
+        if self.series_id is not None:
+            check_series_id(self.series_id)
+
     @property
     def is_empty(self) -> bool:
         return self == Filter()
+
+    def goes_there(self, url: str) -> bool:
+        """Whether a URL leads to the host that is meant, or none is meant."""
+        if self.host is None:
+            return True
+        destination = destination_of(url)
+        return self.host in {destination, destination.rpartition(":")[0]}
+
+
+class Cursor(NamedTuple):
+    """A place in a list of events: the instant by which the list is ordered (ms), and the row; or, in a series, the event's id."""
+
+    at: int
+    id: int
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +476,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?P<port>:[0-9]{1,5})?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -527,6 +558,26 @@ def _destination(scheme: str, authority: str) -> str:
     host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_host(value: str) -> str:
+    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given."""
+    written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    found = _HOST.fullmatch(written)
+    try:
+        if found is None:
+            raise ValueError("is no host")
+        check_url(f"http://{written}/")
+    except ValueError as error:
+        raise ValueError("must be a host such as hooks.example.com, or a host and a port such as hooks.example.com:8080") from error
+    destination = destination_of(f"http://{written}/")
+    return destination if found["port"] else destination.rpartition(":")[0]
+
+
+def check_status_code(value: int) -> int:
+    if not 100 <= value <= 999:
+        raise ValueError("must be a status code: from 100 to 999")
+    return value
 
 
 def _canonical(host: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,10 +22,12 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -33,12 +36,15 @@ from cassata.errors import InvalidEvent, SeriesUnreadable
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
+    UNFINISHED,
     WAITING,
     Application,
     Attempt,
+    Cursor,
     Delivery,
     ErrorKind,
     Event,
+    Filter,
     Headers,
     NewEvent,
     Outcome,
@@ -93,6 +99,7 @@ class Ending(NamedTuple):
     wake_at: int | None
     reason: str | None
     uncounted: int = 0  # 1: the attempt is not one of those that the event has
+    last_status: int | None = None  # what was answered; None leaves the code of an earlier answer
 
 
 # --- applications ------------------------------------------------------------------------------------------------------
@@ -292,27 +299,130 @@ def request_cancel(conn: Connection, application: int, event_id: str) -> None:
     )
 
 
-def page(
-    conn: Connection,
-    application: int,
-    *,
-    status: Status | None,
-    due_from: int | None,
-    due_until: int | None,
-    after: tuple[int, int] | None,
-    limit: int,
-) -> Sequence[Row[Any]]:
-    """Read up to `limit` events by due time, after the place `(due_at, id)`, without their payloads."""
-    question = select(*_WITHOUT_PAYLOAD).where(E.application == application).order_by(E.due_at, E.id).limit(limit)
-    if after is not None:
-        question = question.where(E.due_at >= after[0], or_(E.due_at > after[0], E.id > after[1]))
-    if due_from is not None:
-        question = question.where(E.due_at >= due_from)
-    if due_until is not None:
-        question = question.where(E.due_at < due_until)
-    if status is not None:
-        question = question.where(E.status == status)
-    return conn.execute(_hinted(question, "events_due")).all()
+# --- searching ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The one range of an index in which all that is wanted lies, in the index's own order, and what is to be judged row by row.
+
+    The range are the rows of an application whose `ordered` value is `low` at least, and less than `high` (None: no end).
+    """
+
+    application: int
+    index: str
+    ordered: ColumnElement[Any]
+    low: Any
+    high: Any
+    judged: tuple[ColumnElement[bool], ...]
+
+    def cursor(self, row: Row[Any]) -> Cursor:
+        at = getattr(row, self.ordered.name)
+        return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
+
+    def question(self, columns: Sequence[ColumnElement[Any]], after: Cursor | None, last: Cursor | None, dialect: str) -> Select[Any]:
+        """Ask for what lies beyond a place, and not beyond another one."""
+        if self.ordered is E.event_id:
+            order: list[ColumnElement[Any]] = [E.event_id]
+            bounds = self._ids(after, last)
+        else:
+            bounds = self._row_values(after, last) if dialect == "sqlite" else [or_(false(), *self._ranges(after, last))]
+            order = [self.ordered, E.id]
+        within = select(*columns).where(E.application == self.application, *bounds).order_by(*order)
+        hinted: Select[Any] = _hinted(within, self.index)
+        return hinted
+
+    def _ids(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        low = E.event_id > after.event_id if after else E.event_id >= self.low
+        return [low, E.event_id <= last.event_id if last else E.event_id < self.high]
+
+    def _row_values(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        place, bounds = tuple_(self.ordered, E.id), [self.ordered >= self.low]
+        if self.high is not None:
+            bounds.append(self.ordered < self.high)
+        if after:
+            bounds.append(place > tuple_(after.at, after.id))
+        if last:
+            bounds.append(place <= tuple_(last.at, last.id))
+        return bounds
+
+    def _ranges(self, after: Cursor | None, last: Cursor | None) -> Iterator[ColumnElement[bool]]:
+        """Write out what a comparison of pairs means, for MariaDB: plain ranges, none of them empty, are all its optimizer can use."""
+        begin, end = self.low, self.high
+        if after and after.at >= self.low and (end is None or after.at < end):
+            begin = after.at + 1
+            until = (E.id <= last.id,) if last and last.at == after.at else ()
+            yield and_(self.ordered == after.at, E.id > after.id, *until)
+        if last and last.at >= begin:
+            yield and_(self.ordered == last.at, E.id <= last.id)
+        if last:
+            end = last.at
+        if end is None:
+            yield self.ordered >= begin
+        elif begin < end:
+            yield and_(self.ordered >= begin, self.ordered < end)
+
+
+def lane(application: int, wanted: Filter) -> Lane:
+    """Choose the index in which the least is passed that is not wanted.
+
+    What has not ended lies together where it waits, which is never before its due time. Where both ends of the due time are
+    given, that range is taken for the smaller one.
+    """
+    is_window = wanted.due_from is not None and wanted.due_until is not None
+    if wanted.statuses and wanted.statuses <= UNFINISHED and not is_window:
+        judged = (*_judged(wanted, among=UNFINISHED), *_judged_dues(wanted))
+        return Lane(application, "events_wake", E.wake_at, max(1, wanted.due_from or 0), None, judged)
+    return Lane(application, "events_due", E.due_at, wanted.due_from or 0, wanted.due_until, tuple(_judged(wanted)))
+
+
+def lane_of_series(application: int, series: int, wanted: Filter) -> Lane:
+    """Look among the ids of occurrences: that of the series (its row is `series`), and the digits of an instant."""
+    judged = (E.series == series, *_judged(wanted), *_judged_dues(wanted))
+    return Lane(application, "events_event_id", E.event_id, f"{wanted.series_id}_0", f"{wanted.series_id}_:", judged)
+
+
+def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Iterator[ColumnElement[bool]]:
+    if wanted.statuses and not among <= wanted.statuses:
+        yield E.status.in_(sorted(wanted.statuses))
+    if wanted.last_status is not None:
+        yield E.last_status == wanted.last_status
+    if wanted.host is not None:
+        yield _may_lead_to(wanted.host)
+
+
+def _judged_dues(wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    due_at = E.due_at + 0  # by the name alone SQLite might take the other index, and sort
+    if wanted.due_from is not None:
+        yield due_at >= wanted.due_from
+    if wanted.due_until is not None:
+        yield due_at < wanted.due_until
+
+
+def _may_lead_to(host: str) -> ColumnElement[bool]:
+    """Sort out most of what leads elsewhere. `Filter.goes_there` decides, as an address may be written in many ways."""
+    if re.fullmatch(r"\[.*|[0-9.]+(:[0-9]+)?", host):
+        return func.substr(E.url, func.instr(E.url, "://") + 3, 1).in_(list("0123456789["))
+    name = host.partition(":")[0]
+    return or_(*(func.lower(E.url).startswith(f"{scheme}://{name}", autoescape=True) for scheme in ("http", "https")))
+
+
+def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cursor | None:
+    """Return the place of the last of `most` events beyond a place, whatever they are; None if there are fewer."""
+    columns = [lane.ordered] if lane.ordered is E.event_id else [lane.ordered, E.id]
+    row = conn.execute(lane.question(columns, after, None, conn.dialect.name).offset(most - 1).limit(1)).first()
+    return lane.cursor(row) if row is not None else None
+
+
+def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` of the events that are wanted, after one place and not after another one, without their payloads."""
+    question = lane.question(_WITHOUT_PAYLOAD, after, last, conn.dialect.name).where(*lane.judged)
+    return conn.execute(question.limit(limit)).all()
+
+
+def series_number(conn: Connection, application: int, series_id: str) -> int | None:
+    s = series.c
+    return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
 
 
 def attempts_of(conn: Connection, event: int) -> list[Attempt]:
@@ -806,13 +916,13 @@ def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
 _COMPLETE = (
     update(events)
     .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
-    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0)
+    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
 
 
-def complete(conn: Connection, ids: Collection[int], fence: int, now: int) -> int:
-    """Finish those that the claims with this fence still own, and return how many these are."""
-    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "now": now}).rowcount
+def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int) -> int:
+    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are."""
+    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}).rowcount
 
 
 _END = (
@@ -825,6 +935,7 @@ _END = (
         last_error=bindparam("reason"),
         lost_leases=0,
         attempts=E.attempts - bindparam("uncounted"),
+        last_status=func.coalesce(bindparam("code", type_=E.last_status.type), E.last_status),
     )
 )
 
@@ -832,7 +943,12 @@ _END = (
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
     rows = [
-        {**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS), "uncounted": ending.uncounted}
+        {
+            **_parameters(ending, now),
+            "reason": _clipped(ending.reason, DETAIL_CHARACTERS),
+            "uncounted": ending.uncounted,
+            "code": ending.last_status,
+        }
         for ending in endings
     ]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
@@ -933,6 +1049,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         created_at=row.created_at,
         finished_at=row.finished_at,
         max_lateness_ms=request.max_lateness_ms,
+        last_status=row.last_status,
     )
 
 

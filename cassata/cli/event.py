@@ -77,6 +77,7 @@ _WORDS = {
     "/event": "--payload",
     "/event-id": "--id",
     "/expiry": "--at",
+    "/max-lateness": "--max-lateness",
     "/method": "--method",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
@@ -86,6 +87,9 @@ _WORDS = {
     "event-id": "--id",
     "expiry-from": "--from",
     "expiry-until": "--until",
+    "host": "--host",
+    "last-status": "--last-status",
+    "series": "--series",
 }
 """What the places of a request are called on the command line."""
 
@@ -132,6 +136,27 @@ def service_options(command: Command) -> Command:
     return command
 
 
+def filter_options(command: Command) -> Command:
+    """Which events are meant: what `Client.iter_events` takes."""
+    statuses = click.Choice(Status.__members__, case_sensitive=False)
+    for option in reversed(
+        [
+            click.option("--status", multiple=True, type=statuses, callback=_statuses, help="Only those in this state; may be repeated."),
+            click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later."),
+            click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier."),
+            click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
+            click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
+            click.option("--series", metavar="ID", help="Only the occurrences of this series."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _statuses(_context: click.Context, _parameter: click.Parameter, names: Sequence[str]) -> frozenset[Status]:
+    return frozenset(Status[name] for name in names)
+
+
 @click.group(cls=_ReportedEvent)
 @service_options
 @click.pass_context
@@ -152,6 +177,7 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
 def add(
@@ -167,6 +193,7 @@ def add(
     event_id: str,
     timeout: timedelta | None,
     retry_count: int | None,
+    max_lateness: timedelta | None,
     output: str,
 ) -> None:
     """Schedule a request to URL."""
@@ -185,6 +212,7 @@ def add(
         headers=headers or None,
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
+        max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
     )
     _show(client.schedule(new), output)
 
@@ -211,29 +239,20 @@ def get(client: Client, application_id: str, event_id: str, output: str) -> None
 
 @event.command(name="list")
 @click.argument("application_id", metavar="APP")
-@click.option("--status", "status_name", type=click.Choice(Status.__members__, case_sensitive=False), help="Only those in this state.")
-@click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later.")
-@click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier.")
+@filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @output_option
 @click.pass_obj
 def list_events(
     client: Client,
+    /,
     application_id: str,
-    status_name: Any,
-    expiry_from: datetime | None,
-    expiry_until: datetime | None,
     limit: int,
     output: str,
+    **wanted: Any,
 ) -> None:
     """List the events of an application by expiry."""
-    found = client.iter_events(
-        application_id,
-        status=Status[status_name] if status_name else None,
-        expiry_from=expiry_from,
-        expiry_until=expiry_until,
-        page_length=min(limit, 1_000),
-    )
+    found = client.iter_events(application_id, **wanted, page_length=min(limit, 1_000))
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":
         _print_json([event.document for event in events])
