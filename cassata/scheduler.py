@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,7 +19,9 @@ from cassata.errors import (
     ApplicationRefused,
     DatabaseUnavailable,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
+    EventUnderWay,
     InvalidEvent,
     PayloadTooLarge,
     Problem,
@@ -275,6 +277,34 @@ class Scheduler:
         if event.status in {Status.COMPLETED, Status.FAILED}:
             raise EventFinished(event)
         return event
+
+    def change(self, application_id: str, event_id: str, changes: Mapping[str, Any], versions: Collection[str] | None = None) -> Event:
+        """Change what an event asks for, while it waits. `changes` holds fields of NewEvent; `versions` those of the event that
+        may be changed (None: whatever it is by now).
+
+        It is tried again when it would have been, unless its time is changed. What is asked for already is no error, whatever the
+        version: a call may be repeated. Raises UnknownEvent, EventFinished, EventUnderWay, EventChanged, InvalidEvent
+        (PayloadTooLarge).
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self.tenants.known(conn, application_id)
+            row = store.lock_event(conn, application.number, event_id) if application else None
+            if row is None:
+                raise UnknownEvent
+            event, now = store.to_event(row, application_id), self.clock.now(conn)
+            asked = _changed(event, changes)
+            if asked == _asked(event):
+                return event
+            if versions is not None and event.version not in versions:
+                raise EventChanged(event)
+            self._check_changes(asked, changes, application, now)
+            due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
+            wake_at = event.wake_at if due_at == event.due_at else None
+            store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
+            return store.to_event(self._found(conn, application_id, event_id), application_id)
+
+        return self._transactions.write(work)
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
@@ -547,6 +577,12 @@ class Scheduler:
             problems.append(Problem(field_name, f"must not be more than {_duration(limits.horizon_ms)} ahead"))
         return InvalidEvent(problems) if problems else None
 
+    def _check_changes(self, asked: NewEvent, changes: Mapping[str, Any], application: Application | None, now: int) -> None:
+        """Raise InvalidEvent for what is changed to what the application may not have. What it had before it may keep."""
+        refusal = self._refusal(asked if "payload" in changes else replace(asked, payload=None), application, now)
+        if refusal and (problems := [problem for problem in refusal.problems if problem.field in changes]):
+            raise type(refusal)(problems)
+
     def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
         """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
         found = store.find_all(conn, set(keys.values()))
@@ -751,6 +787,31 @@ def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows:
     there[key] = event, row["request_hash"]
     rows.append(row)
     return event
+
+
+def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
+    """Return what an event asks for once it is changed. Raises EventFinished, EventUnderWay, InvalidEvent."""
+    if event.status is Status.PROCESSING:
+        raise EventUnderWay(event)
+    if event.status not in WAITING:
+        raise EventFinished(event)
+    other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
+    return replace(_asked(event), **{**other_time, **changes})
+
+
+def _asked(event: Event) -> NewEvent:
+    return NewEvent(
+        application_id=event.application_id,
+        url=event.url,
+        due_at=event.due_at,
+        event_id=event.event_id,
+        payload=event.payload,
+        method=event.method,
+        headers=event.headers,
+        timeout_ms=event.timeout_ms,
+        retry=event.retry,
+        max_lateness_ms=event.max_lateness_ms,
+    )
 
 
 def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:

@@ -279,11 +279,11 @@ class Timetable:
         return self._transactions.read(work)
 
     def change_instance(
-        self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: int | None = None
+        self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: str | None = None
     ) -> Instance:
         """Change one occurrence that is still to be sent. `changes` are fields of NewEvent (CHANGEABLE); others stay as they are.
 
-        `version` is that of its event, 0 while there is none. Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone,
+        `version` is that of its event. Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone,
         InstanceChanged, InvalidEvent.
         """
 
@@ -293,17 +293,19 @@ class Timetable:
             before = series.content.occurrence(made.at) if row is None else _as_asked(row, application_id)
             changed = replace(before, **_known(changes))
             self._check_size(conn, changed, now)
-            columns = store.as_exception(store.new_row(changed, application, now, series.number))
+            columns = store.new_row(changed, application, now, series.number)
             if row is None:
-                store.insert_events(conn, [columns])
-                store.change_event(conn, _found(store.find(conn, application, instance_id)).id, {})
-            elif not store.change_event(conn, row.id, _what_may_change(columns, row)):
-                raise InstanceGone
+                store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
+            else:
+                # A retry that waits stays where it is, unless the event is to be sent at another time.
+                wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
+                store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
+                store.mark_exception(conn, row.id)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
 
-    def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: int | None = None) -> Instance:
+    def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None) -> Instance:
         """Cancel one occurrence. While it is being sent, only further attempts can be. To cancel what is cancelled is no error.
 
         Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone, InstanceChanged.
@@ -315,10 +317,10 @@ class Timetable:
             series, application, made, row = found
             if row is None:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
-                store.insert_events(conn, [store.as_exception(columns)])
+                store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
             elif row.status in WAITING:
-                store.mark_exception(conn, row)
+                store.mark_exception(conn, row.id)
             self._cancel_events(conn, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
@@ -597,7 +599,7 @@ class Timetable:
         series_id: str,
         instance_id: str,
         now: int,
-        version: int | None,
+        version: str | None,
         *,
         or_cancelled: bool = False,
     ) -> tuple[Series, int, Occurrence, Row[Any] | None]:
@@ -605,11 +607,11 @@ class Timetable:
         series, application = self._locked(conn, application_id, series_id, now, None)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
-        row = store.find(conn, application, instance_id)
+        row = store.lock_event(conn, application, instance_id)
         if row is not None and row.series != series.number:
             raise UnknownInstance
         made = self._made(series, instance_id, stored=row is not None)
-        if version is not None and version != (row.fence if row else 0):
+        if version is not None and (row is None or version != store.to_event(row, application_id).version):
             raise InstanceChanged
         if row is None and made.at < now:
             raise InstanceGone("the occurrence has passed, and was not made")
@@ -806,14 +808,6 @@ def _known(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return changes
 
 
-def _what_may_change(columns: Mapping[str, Any], row: Row[Any]) -> dict[str, Any]:
-    """Leave a retry that is waiting where it is, unless the event is to be sent at another time."""
-    names = ["due_at", "method", "url", "headers", "payload", "options"]
-    if columns["due_at"] != row.due_at:
-        names.append("wake_at")
-    return {name: columns[name] for name in names}
-
-
 def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) -> Instance:
     begins_at = at if row is None or not store.is_exception(row) else row.due_at
     return Instance(
@@ -824,7 +818,7 @@ def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) 
         ends_at=series.content.ends_at(begins_at),
         status=None if row is None else Status(row.status),
         is_exception=row is not None and store.is_exception(row),
-        version=0 if row is None else row.fence,
+        version=None if row is None else store.to_event(row, series.application_id).version,
     )
 
 

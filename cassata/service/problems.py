@@ -20,7 +20,9 @@ from cassata.errors import (
     DatabaseUnavailable,
     DatabaseUnfit,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
+    EventUnderWay,
     InstanceChanged,
     InstanceGone,
     InvalidApplication,
@@ -80,6 +82,8 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownInstance: Kind(404, "unknown-instance", "There is no such instance", "The series has no instance with this id."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    EventUnderWay: Kind(409, "event-under-way", "The event is being sent"),
+    EventChanged: Kind(412, "event-changed", "The event is another version"),
     SeriesExists: Kind(409, "series-exists", "The series exists already"),
     SeriesFinished: Kind(409, "series-finished", "The series has already ended"),
     InstanceGone: Kind(409, "instance-gone", "The instance can no longer be changed"),
@@ -143,7 +147,7 @@ def document(error: CassataError) -> dict[str, Any]:
             }
         case SeriesFinished(series=series) | SeriesChanged(series=series):
             described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version}
-        case EventFinished(event=event):
+        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 

@@ -16,8 +16,8 @@ from cassata.series import Instance, Series
 from cassata.service import bodies, series_wire, wire
 from cassata.service.answers import answer
 from cassata.service.auth import Route
-from cassata.service.preconditions import etag, has_if_match, if_match
-from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenChanges, WrittenSeries, read_series, series_details
+from cassata.service.preconditions import etag, has_if_match, version_of_instance, version_of_series
+from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenSeries, read_series, series_details
 
 
 class SeriesCalls:
@@ -60,7 +60,7 @@ class SeriesCalls:
         if not has_if_match():
             return self._stored(written)
         with _in_words(written):
-            return _answer(self._timetable.replace(written.new, version=if_match()))
+            return _answer(self._timetable.replace(written.new, version=version_of_series()))
 
     def _stored(self, written: WrittenSeries) -> Response:
         with _in_words(written):
@@ -81,10 +81,10 @@ class SeriesCalls:
         return _answer(self._timetable.get(*_possible(application_id, series_id)))
 
     def pause_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=if_match()))
+        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=version_of_series()))
 
     def resume_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=if_match()))
+        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=version_of_series()))
 
     def run_series(self, application_id: str, series_id: str) -> Response:
         event = self._timetable.run_now(*_possible(application_id, series_id))
@@ -95,8 +95,8 @@ class SeriesCalls:
         purges = series_wire.read_purge(request.args.items(multi=True))
         ids = _possible(application_id, series_id)
         if not purges:
-            return _answer(self._timetable.cancel(*ids, version=if_match()))
-        self._timetable.delete(*ids, version=if_match())
+            return _answer(self._timetable.cancel(*ids, version=version_of_series()))
+        self._timetable.delete(*ids, version=version_of_series())
         return answer({"status": "ok"})
 
     # --- its instances -------------------------------------------------------------------------------------------------
@@ -111,12 +111,12 @@ class SeriesCalls:
         written = series_wire.read_changes(bodies.document())
         ids = _possible(application_id, series_id)
         with _in_words(written):
-            changed = self._timetable.change_instance(*ids, instance_id, written.changes, version=if_match())
+            changed = self._timetable.change_instance(*ids, instance_id, written.fields, version=version_of_instance())
         return self._answer_instance(ids, changed)
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
         ids = _possible(application_id, series_id)
-        return self._answer_instance(ids, self._timetable.cancel_instance(*ids, instance_id, version=if_match()))
+        return self._answer_instance(ids, self._timetable.cancel_instance(*ids, instance_id, version=version_of_instance()))
 
     def _answer_instance(self, ids: tuple[str, str], found: Instance) -> Response:
         zone = self._timetable.get(*ids).rule.timezone
@@ -126,15 +126,15 @@ class SeriesCalls:
         written = read_series(bodies.document(), {"application-id": application_id})
         ids = _possible(application_id, series_id)
         with _in_words(written):
-            _, following = self._timetable.change_following(*ids, instance_id, written.new, version=if_match())
+            _, following = self._timetable.change_following(*ids, instance_id, written.new, version=version_of_series())
         return _created(following)
 
     def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        return _answer(self._timetable.cancel_following(*_possible(application_id, series_id), instance_id, version=if_match()))
+        return _answer(self._timetable.cancel_following(*_possible(application_id, series_id), instance_id, version=version_of_series()))
 
 
 @contextlib.contextmanager
-def _in_words(written: WrittenSeries | WrittenChanges) -> Iterator[None]:
+def _in_words(written: WrittenSeries | wire.Change) -> Iterator[None]:
     """Tell what the timetable finds wrong by the names that the client used."""
     try:
         yield

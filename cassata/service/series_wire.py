@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cassata import recurrence
 from cassata.errors import InvalidEvent, PayloadTooLarge, RecurrenceError
-from cassata.model import LATEST_INSTANT, check_series_id, check_url
+from cassata.model import LATEST_INSTANT, check_series_id
 from cassata.recurrence import Rule
 from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
@@ -196,6 +196,7 @@ def _name(field: str, fields: Mapping[str, Any]) -> str:
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
+    url: wire.Url
     application_id: str | None = None
     series_id: Annotated[str, AfterValidator(check_series_id)] | None = None
     name: str | None = None
@@ -235,7 +236,6 @@ _NEW_SERIES_FIELDS = {
     "every_ms": "every",
     "start_at": "scheduled-at",
     "until_at": "until",
-    "due_at": "expiry",
 }
 
 
@@ -314,47 +314,13 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
 # --- one instance ------------------------------------------------------------------------------------------------------
 
 
-class ChangesDocument(RequestDocument):
-    """What a client changes of one instance."""
-
-    url: Annotated[str, AfterValidator(check_url)] | None = None  # type: ignore[assignment]
-    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenChanges:
-    """Changes of an instance, by the fields of NewEvent, and where they stood in what the client wrote."""
-
-    changes: Mapping[str, Any]
-    places: Mapping[str, Place]
-
-    def invalid(self, error: InvalidEvent) -> InvalidDocument:
-        return _in_words(error, self.places)
-
-
-_CHANGED_FIELDS = {
-    "event": "payload",
-    "expiry": "due_at",
-    "request_headers": "headers",
-    "timeout": "timeout_ms",
-    "max_lateness": "max_lateness_ms",
-}
-_REQUIRED = ("expiry", "url", "method", "request-headers")
-
-
-def read_changes(document: Any) -> WrittenChanges:
-    """Read what is to be changed of an instance; null takes back what need not be there. Raises InvalidDocument."""
-    fields, places, errors = _opened(document, {})
-    errors += (fault(places, (name,), "cannot be taken away") for name in _REQUIRED if name in fields and fields[name] is None)
-    shape = _shaped(ChangesDocument, fields, errors, places)
-    if not fields:
-        errors.append({"pointer": "", "detail": f"names nothing to change: known are {', '.join(sorted(ChangesDocument.fields()))}"})
-    if errors or shape is None:
-        raise InvalidDocument(errors)
-    changes = {_CHANGED_FIELDS.get(name, name): getattr(shape, name) for name in shape.model_fields_set}
-    if "retry" in changes:
-        changes["retry"] = wire.retry_options(changes["retry"])
-    return WrittenChanges(changes, places)
+def read_changes(document: Any) -> wire.Change:
+    """Read what is to be different in an instance: at least one thing. Raises InvalidDocument."""
+    change = wire.read_change(document)
+    if not change.fields:
+        known = ", ".join(sorted(wire.ChangeDocument.fields()))
+        raise InvalidDocument([{"pointer": "", "detail": f"names nothing to change: known are {known}"}])
+    return change
 
 
 # --- a preview ---------------------------------------------------------------------------------------------------------
@@ -555,6 +521,7 @@ def instance_document(found: Instance, zone: str) -> dict[str, Any]:
         "ends-at": instant(found.ends_at),
         "status": None if found.status is None else found.status.name,
         "exception": found.is_exception,
+        "version": found.version,
     }
 
 

@@ -78,7 +78,7 @@ def test_other_content_under_the_same_id_is_refused_unless_the_version_is_named(
     assert (late.status_code, late.headers["ETag"], late.json["version"], len(instances(http))) == (412, '"2"', 2, 2)
 
 
-@pytest.mark.parametrize("written", ['W/"1"', "1", '"one"', '"1", "2"', ""])
+@pytest.mark.parametrize("written", ['W/"1"', '"one"', '"1", "2"', ""])
 def test_an_if_match_that_names_no_version_matches_none(http: FlaskClient, written: str) -> None:
     put(http)
     assert put(http, document={**QUARTERS, "count": 2}, If_Match=written).status_code == 412

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cassata.cli.series import series
-from cassata.client import Client, Conflict, InvalidRequest, NewSeries, NotFound
+from cassata.client import Client, Conflict, InvalidRequest, NewSeries, NotFound, Outdated
 from cassata.model import Status
 
 Run = Callable[..., Result]
@@ -147,7 +147,7 @@ def test_the_client_makes_looks_at_and_replaces_a_series(client: Client) -> None
     other = NewSeries("shop", "http://receiver.example/", cron="@hourly", scheduled_at=NOON, series_id="s1")
     with pytest.raises(Conflict):
         client.schedule_series(other)
-    with pytest.raises(Conflict):
+    with pytest.raises(Outdated):
         client.schedule_series(other, version=2)
     assert client.schedule_series(other, version=1).version == 2
 
