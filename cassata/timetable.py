@@ -501,7 +501,8 @@ class Timetable:
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
         content = _anchored(new, now)
-        columns = store.series_row(content, application) | {"request_hash": new.content_hash} | _begun(content.rule, now)
+        columns = store.series_row(content, application) | {"request_hash": new.content_hash}
+        columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
@@ -546,12 +547,16 @@ class Timetable:
         series, application = self._locked(conn, application_id, series_id, now, version)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
-        at = self._made(series, instance_id).at
+        at, index = self._made(series, instance_id)
         content = replace(series.content, rule=replace(series.rule, until_at=at - 1))
         self._remove_unmade(conn, application, series, content.rule, at)
-        columns = store.series_row(content, application) | _begun(content.rule, now, series.last)
-        if series.status is SeriesStatus.PAUSED and columns["status"] is SeriesStatus.ACTIVE:
-            columns |= _PAUSED
+        place = series.last or Occurrence(now, None)
+        place = Occurrence(at - 1, index) if place.at >= at else place  # what was made ahead from there on is taken back
+        columns = store.series_row(content, application) | {"last_at": place.at, "last_index": place.index}
+        if _first_from(content.rule, min(now, place.at + 1), place) is None:
+            columns |= {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": series.finished_at or now}
+        elif series.status is SeriesStatus.ACTIVE:
+            columns |= {"wake_at": now}
         return self._changed(conn, series, columns, now), application
 
     # --- the events of a series ------------------------------------------------------------------------------------------
@@ -623,7 +628,7 @@ class Timetable:
     def _made(self, series: Series, instance_id: str, *, stored: bool = False) -> Occurrence:
         """Find the occurrence of that id. Raises UnknownInstance unless the rule makes it, or it is stored."""
         parts = recurrence.original_of(instance_id)
-        if parts is None or parts[0] != series.series_id:
+        if parts is None or series.content.event_id(parts[1]) != instance_id:
             raise UnknownInstance
         found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last)
         if not found and not stored:
@@ -634,9 +639,9 @@ class Timetable:
 _PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None}
 
 
-def _begun(rule: Rule, now: int, known: Occurrence | None = None) -> dict[str, Any]:
-    """Return the columns of a series that fires from now on: where it is, and when it is to be seen to."""
-    first = _first_from(rule, _begin(rule, now), known)
+def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int | None = None) -> dict[str, Any]:
+    """Return the columns of a series that fires from now on, or from `begin`: where it is, and when it is to be seen to."""
+    first = _first_from(rule, now if begin is None else begin, known)
     if first is None:
         return {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": now}
     # The place before the first one. Its index is that of the next occurrence, from where the others are counted.
@@ -652,6 +657,7 @@ def _first_from(rule: Rule, begin: int, known: Occurrence | None) -> Occurrence 
 
 
 def _begin(rule: Rule, now: int) -> int:
+    """Return from when on a new series fires."""
     just_begun = rule.cron is None and rule.start_at is not None and now - JUST_BEGUN_MS <= rule.start_at < now
     return rule.start_at if just_begun and rule.start_at is not None else now
 
