@@ -195,6 +195,7 @@ class Event:
     next_attempt_at: datetime | None
     last_error: str | None
     last_status: int | None
+    late: bool
     cancel_requested: bool
     method: str
     url: str
@@ -378,7 +379,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
-        max_lateness=document.get("max-lateness"),
+        max_lateness=document["max-lateness"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -392,7 +393,8 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
-        "last_status": document.get("last-status"),
+        "last_status": document["last-status"],
+        "late": document["late"],
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],

@@ -320,6 +320,7 @@ class Event:
     """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
 
     `last_status` is the status code of the newest whole answer. `fence` goes up with each claim, cancel and change.
+    `late` says that it should have been sent long ago, and has not been.
     """
 
     application_id: str
@@ -341,6 +342,7 @@ class Event:
     max_lateness_ms: int | None = None
     last_status: int | None = None
     fence: int = 0
+    late: bool = False
 
     @property
     def version(self) -> str:

@@ -63,6 +63,7 @@ DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
 CLEANING_SECONDS = 60.0
+LATE_AFTER_MS = 60_000
 
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
@@ -163,12 +164,14 @@ class Scheduler:
         clock: database.Clock | None = None,
         vault: Vault = Vault(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> None:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self._registers = registers
         self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
+        self._late_after_ms = late_after_ms
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -194,16 +197,18 @@ class Scheduler:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
         breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
-        `registers` says whether the first add of an application makes it.
+        `registers` says whether the first add of an application makes it; an event that waits for so long past its time is told to
+        be late.
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
         settings = settings or config.Database()
         vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers)
+        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers, late_after_ms=late_after_ms)
         try:
             with database.explained():
                 if create_tables:
@@ -271,7 +276,7 @@ class Scheduler:
             now = self.clock.now(conn)
             if not store.cancel_waiting(conn, application, event_id, now):
                 store.request_cancel(conn, application, event_id)
-            return store.to_event(self._found(conn, application_id, event_id), application_id)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
 
         event = self._transactions.write(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
@@ -292,7 +297,7 @@ class Scheduler:
             row = store.lock_event(conn, application.number, event_id) if application else None
             if row is None:
                 raise UnknownEvent
-            event, now = store.to_event(row, application_id), self.clock.now(conn)
+            event, now = self._event(conn, row, application_id), self.clock.now(conn)
             asked = _changed(event, changes)
             if asked == _asked(event):
                 return event
@@ -302,13 +307,13 @@ class Scheduler:
             due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
             wake_at = event.wake_at if due_at == event.due_at else None
             store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
-            return store.to_event(self._found(conn, application_id, event_id), application_id)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
 
         return self._transactions.write(work)
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
-        event = self._transactions.read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
+        event = self._transactions.read(lambda conn: self._event(conn, self._found(conn, application_id, event_id), application_id))
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
@@ -318,7 +323,7 @@ class Scheduler:
 
         def work(conn: Connection) -> tuple[Event, list[Attempt]]:
             row = self._found(conn, application_id, event_id, with_payload=True)
-            return store.to_event(row, application_id), store.attempts_of(conn, row.id)
+            return self._event(conn, row, application_id), store.attempts_of(conn, row.id)
 
         return self._transactions.read(work)
 
@@ -344,7 +349,7 @@ class Scheduler:
             last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
             rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
-            found = [store.to_event(row, application_id) for row in shown if wanted.goes_there(row.url)]
+            found = [self._event(conn, row, application_id) for row in shown if wanted.goes_there(row.url)]
             return Page(found, lane.cursor(shown[-1]) if len(rows) > limit else last)
 
         return self._transactions.read(work)
@@ -551,7 +556,7 @@ class Scheduler:
         row = store.find(conn, application.number, new.event_id, with_payload=False) if application else None
         if row is None or row.request_hash != new.request_hash or row.status == Status.CANCELLED:
             return None
-        return store.to_event(row, new.application_id)
+        return self._event(conn, row, new.application_id)
 
     def _closed_ones(self, conn: Connection, news: Sequence[NewEvent], *, counting: bool = True) -> Closed:
         now = self.clock.now(conn)
@@ -590,7 +595,9 @@ class Scheduler:
         if cancelled:
             store.remove_cancelled(conn, cancelled)
         names = {key[0]: news[index].application_id for index, key in keys.items()}
-        return {key: (store.to_event(row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED}
+        return {
+            key: (self._event(conn, row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED
+        }
 
     # --- the steps of record and claim ---------------------------------------------------------------------------------
 
@@ -769,6 +776,9 @@ class Scheduler:
         if application is None:
             raise UnknownEvent
         return application.number
+
+    def _event(self, conn: Connection, row: Row[Any], application_id: str) -> Event:
+        return store.to_event(row, application_id, self.clock.now(conn) - self._late_after_ms)
 
     def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)

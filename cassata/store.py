@@ -1040,8 +1040,10 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str) -> Event:
+def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
+    """Read a row. It is late if it has never been tried, and should have been before that instant (ms)."""
     request = _read_request(row)
+    should_begin_at = max(row.due_at, row.created_at)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -1062,6 +1064,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
         fence=row.fence,
+        late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
     )
 
 

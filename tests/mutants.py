@@ -154,6 +154,26 @@ MUTANTS = (
         ),
         tests=f"{CLAIMING}::test_an_outcome_whose_commit_failed_leaves_no_trace_and_is_recorded_again[mariadb]",
     ),
+    mutant(
+        "an event changed while it is being sent",
+        Change(STORE, "E.event_id == event_id).with_for_update()).first()", "E.event_id == event_id)).first()"),
+        Change(
+            STORE,
+            "update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns)",
+            "update(events).where(E.id == id_).values(columns)",
+        ),
+        tests="tests/store/test_changing.py::test_an_old_version_is_never_sent_once_a_change_was_acknowledged[mariadb]",
+    ),
+    mutant(
+        "a change that is no new version",
+        Change(STORE, '"wake_at": wake_at, "fence": E.fence + 1, "payload"', '"wake_at": wake_at, "payload"'),
+        tests="tests/store/test_changing.py::test_a_change_of_another_version_is_refused_unless_it_is_so_already",
+    ),
+    mutant(
+        "what is too late sent nevertheless",
+        Change("cassata/model.py", "now - self.due_at > self.max_lateness_ms", "now - self.due_at > self.max_lateness_ms * 1_000"),
+        tests="tests/unit/test_worker.py::test_what_is_too_late_when_it_is_claimed_fails_unsent_and_has_had_no_attempt",
+    ),
     # --- leases and time
     mutant(
         "lost leases not counted",

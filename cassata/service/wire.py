@@ -760,6 +760,7 @@ def summary(event: Event) -> dict[str, Any]:
         "next-attempt-at": instant(event.next_attempt_at),
         "last-error": event.last_error,
         "last-status": event.last_status,
+        "late": event.late,
         "cancel-requested": event.cancel_requested,
         "method": event.method,
         "url": event.url,
