@@ -173,6 +173,36 @@ def test_instances_come_in_pages_that_follow_each_other(http: FlaskClient) -> No
     assert [instance["index"] for instance in instances(http, query=window)] == [1, 2]
 
 
+def test_a_long_series_with_a_count_can_be_read_to_its_end_page_by_page(sqlite_http: FlaskClient) -> None:
+    put(sqlite_http, document={**REQUEST, "cron": "*/5 * * * *", "scheduled-at": "2030-01-01T00:00:00", "count": 2_500})
+    indexes: list[int] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        query = {"limit": 1_000} | ({"cursor": cursor} if cursor else {})
+        page = sqlite_http.get(f"{HERE}/s1/instances", query_string=query).json
+        indexes += [instance["index"] for instance in page["instances"]]
+        cursor = page["next-cursor"]
+    assert indexes == list(range(2_500))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "document", "place"),
+    [
+        ("GET", "s1/instances?from=2030-03-01T00:00:00Z", None, "from"),
+        ("PATCH", "s1/instances/s1_20300301T000000Z", {"event": "x"}, "instance-id"),
+        ("DELETE", "s1/instances/s1_20300301T000000Z", None, "instance-id"),
+        ("DELETE", "s1/instances/s1_20300301T000000Z/following", None, "instance-id"),
+    ],
+)
+def test_how_many_there_were_is_not_counted_for_ever(sqlite_http: FlaskClient, method: str, path: str, document: Any, place: str) -> None:
+    counted = {**REQUEST, "cron": "* * * * *", "scheduled-at": "2030-01-01T00:00:00", "count": 10_000}
+    put(sqlite_http, document=counted)
+    refused = sqlite_http.open(f"{HERE}/{path}", method=method, json=document)
+    assert (refused.status_code, refused.json["errors"][0]["parameter"]) == (400, place)
+    ahead = sqlite_http.post(f"{HERE}/preview", json={**counted, "from": "2030-03-01T00:00:00Z"})
+    assert (ahead.status_code, ahead.json["errors"][0]["pointer"]) == (400, "/from")
+
+
 def test_one_instance_can_be_changed_and_keeps_its_name(http: FlaskClient) -> None:
     put(http)
     change = {"expiry": "2030-01-31T12:20:00Z", "event": {"tick": "late"}, "method": "PUT", "retry": {"count": 0}}
@@ -366,7 +396,17 @@ def test_a_change_of_an_instance_that_cannot_be_is_refused(sqlite_http: FlaskCli
 
 @pytest.mark.parametrize(
     "query",
-    ["from=soon", "until=2030-13-01", "limit=0", "limit=1001", "cursor=x", "cursor=20300132T000000Z", "form=1", "from=1&from=2"],
+    [
+        "from=soon",
+        "until=2030-13-01",
+        "limit=0",
+        "limit=1001",
+        "cursor=x",
+        "cursor=20300132T000000Z",
+        "cursor=20300131T000000Z-x",
+        "form=1",
+        "from=1&from=2",
+    ],
 )
 def test_a_window_that_cannot_be_is_refused(sqlite_http: FlaskClient, query: str) -> None:
     put(sqlite_http)
