@@ -170,8 +170,8 @@ class Scheduler:
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self._registers = registers
-        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self._late_after_ms = late_after_ms
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()

@@ -26,6 +26,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    null,
     or_,
     select,
     tuple_,
@@ -57,7 +58,10 @@ from cassata.schema import api_keys, applications, attempts, breakers, events, h
 from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
-_WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
+_NO_PAYLOAD = null().label("payload")
+_WITHOUT_PAYLOAD = [*(column for column in events.c if column is not E.payload), _NO_PAYLOAD]
+_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series"}
+_LISTED = [*(column for column in events.c if column.name not in _UNLISTED), _NO_PAYLOAD]  # each column costs a microsecond a row
 _FOR_DELIVERY = (
     E.id,
     E.application,
@@ -435,7 +439,7 @@ def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cu
 
 def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None, limit: int) -> Sequence[Row[Any]]:
     """Read up to `limit` of the events that are wanted, after one place and not after another one, without their payloads."""
-    question = lane.question(_WITHOUT_PAYLOAD, after, last, conn.dialect.name).where(*lane.judged)
+    question = lane.question(_LISTED, after, last, conn.dialect.name).where(*lane.judged)
     return conn.execute(question.limit(limit)).all()
 
 
@@ -1056,7 +1060,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
         method=row.method,
         url=request.url,
         headers=request.headers,
-        payload=getattr(row, "payload", None),
+        payload=row.payload,
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         created_at=row.created_at,
