@@ -122,6 +122,7 @@ class HeldBack:
     ahead: Counter[Place] = field(default_factory=Counter)
 
     def postpone(self, delivery: Delivery, wake_at: int) -> None:
+        wake_at = max(wake_at, delivery.send_at)  # it has been looked at ahead of its time, and must not be sent before that
         self.wakes[delivery.id] = wake_at
         self.first[delivery.application] = min(wake_at, self.first.get(delivery.application, wake_at))
 
@@ -499,10 +500,12 @@ class Scheduler:
         except DatabaseUnavailable as error:
             if not (error.__cause__ and (database.is_stale(error.__cause__) or database.is_conflict(error.__cause__))):
                 raise
+            if stored is None:  # nobody has said yet that the application may add it
+                return self._add_together([new])[0]
             added = self._add_admitted([new], {})[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
-            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
-            return stored if stored and is_ours else added
+            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == stored.created_at
+            return stored if is_ours else added
 
     def _add_together(self, news: Sequence[NewEvent]) -> list[Added]:
         """Ask whether the applications may add so many, each by statements of their own, and then add in one transaction."""
