@@ -179,6 +179,8 @@ TABLES = {
         [
             Column("page_ms", "ms/page", ranged=True),
             Column("page_max_ms", "longest ms"),
+            Column("client_cpu_ms_per_page", "client CPU ms/page"),
+            Column("server_cpu_ms_per_page", "server CPU ms/page"),
             Column("events_per_page", "events/page"),
         ],
     ),

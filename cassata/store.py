@@ -522,6 +522,10 @@ def move_series(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     _expect(conn.execute(_MOVE_SERIES, rows).rowcount, len(rows), "move series")
 
 
+def postpone_series(conn: Connection, numbers: Collection[int], wake_at: int) -> None:
+    conn.execute(update(series).where(S.id.in_(sorted(numbers))).values(wake_at=wake_at))
+
+
 def delete_series(conn: Connection, number: int) -> None:
     conn.execute(delete(series).where(S.id == number))
 

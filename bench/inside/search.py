@@ -31,7 +31,7 @@ def search(place: Place, runs: int, quick: bool) -> Iterator[Run]:
         scheduler = Scheduler.open(database.url, pool_size=1)
         for number in range(1, runs + 1):
             for variant, wanted in _filters(now).items():
-                figures = _measure(scheduler, wanted)
+                figures = _measure(database, scheduler, wanted)
                 yield Run("search", "cassata-mariadb", number, variant, figures, remark=f"{rows:,} events")
         scheduler.close()
 
@@ -66,14 +66,21 @@ def _fill(database: Database, rows: int, now: int) -> None:
     database.flush()
 
 
-def _measure(scheduler: Scheduler, wanted: Filter) -> Mapping[str, float]:
+def _measure(database: Database, scheduler: Scheduler, wanted: Filter) -> Mapping[str, float]:
     """Read pages one after the other; begin anew at the end of the list."""
     seconds: list[float] = []
     found, after = 0, None
+    server, client = database.cpu_seconds(), time.thread_time()
     for _ in range(PAGES):
         began = time.perf_counter()
         page = scheduler.events(f"application-{APPLICATION}", wanted, after=after, limit=PAGE_LENGTH)
         seconds.append(time.perf_counter() - began)
         found, after = found + len(page.events), page.next
     seconds.sort()
-    return {"page_ms": seconds[PAGES // 2] * 1000, "page_max_ms": seconds[-1] * 1000, "events_per_page": found / PAGES}
+    return {
+        "page_ms": seconds[PAGES // 2] * 1000,
+        "page_max_ms": seconds[-1] * 1000,
+        "client_cpu_ms_per_page": (time.thread_time() - client) / PAGES * 1000,
+        "server_cpu_ms_per_page": (database.cpu_seconds() - server) / PAGES * 1000,
+        "events_per_page": found / PAGES,
+    }

@@ -253,6 +253,7 @@ def test_a_wall_clock_time_is_an_instant(wall: str, timezone: str, utc: str) -> 
 def test_a_wall_clock_time_is_never_earlier_than_written() -> None:
     assert local_instant("1970-01-01T00:00:00.0011", "UTC") == 2
     assert local_instant("1970-01-01T00:00:00.001", "UTC") == 1
+    assert local_instant("9999-12-31T23:59:59.998001", "UTC") == FOREVER
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2025-04-15T10:00:00Z", "2025-04-15T10:00:00+09:00", "2025-02-30T10:00:00"])
