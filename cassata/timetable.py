@@ -262,8 +262,12 @@ class Timetable:
 
     # --- its occurrences -----------------------------------------------------------------------------------------------
 
-    def instances(self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100) -> list[Instance]:
+    def instances(
+        self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100, known: Occurrence | None = None
+    ) -> list[Instance]:
         """Compute the first `limit` occurrences with `begin <= original instant < end` (ms), past and to come, with what is stored of them.
+
+        Indexes are counted from `known`, where the caller has an occurrence that is nearer than how far the series has come.
 
         Also those are told that the rule does not make any more and that have an event. Raises UnknownSeries.
         """
@@ -271,7 +275,7 @@ class Timetable:
         def work(conn: Connection) -> list[Instance]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            made = recurrence.between(series.rule, begin, end, limit, known=series.last)
+            made = recurrence.between(series.rule, begin, end, limit, known=known or series.last)
             first, last = series.content.event_id(max(0, begin)), series.content.event_id(max(0, min(end, LATEST_INSTANT + 1) - 1))
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
