@@ -20,6 +20,7 @@ from cassata.errors import (
     DatabaseUnavailable,
     DuplicateEvent,
     EventFinished,
+    EventNotRetryable,
     InvalidEvent,
     PayloadTooLarge,
     Problem,
@@ -28,8 +29,11 @@ from cassata.errors import (
 )
 from cassata.limits import Allowance, Hands, Limiter
 from cassata.model import (
+    APPLIES_TO,
+    FINISHED,
     LATEST_INSTANT,
     WAITING,
+    Action,
     Application,
     Attempt,
     Breaker,
@@ -41,6 +45,7 @@ from cassata.model import (
     Outcome,
     Status,
 )
+from cassata.operations import Operations
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -164,6 +169,7 @@ class Scheduler:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
+        self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
@@ -273,6 +279,29 @@ class Scheduler:
         if event.status in {Status.COMPLETED, Status.FAILED}:
             raise EventFinished(event)
         return event
+
+    def retry(self, application_id: str, event_id: str) -> Event:
+        """Have an event that failed or was cancelled sent once more: now, or when it is due if that is later.
+
+        To retry what has been put back already, and has not ended since, is no error. Raises UnknownEvent, EventNotRetryable.
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self._known_number(conn, application_id)
+            row = store.lock_event(conn, application, event_id)
+            if row is None:
+                raise UnknownEvent
+            if row.status in APPLIES_TO[Action.RETRY]:
+                now = self.clock.now(conn)
+                store.log_replays(conn, [row], now, Action.RETRY)
+                store.replay(conn, [row.id], now)
+                row = self._found(conn, application_id, event_id)
+            event = store.to_event(row, application_id)
+            if event.status in FINISHED or event.replayed_at is None:
+                raise EventNotRetryable(event)
+            return event
+
+        return self._transactions.write(work)
 
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""

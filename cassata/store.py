@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ from cassata.errors import InvalidEvent
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
+    FINISHED,
+    LATEST_INSTANT,
     WAITING,
     Application,
     Attempt,
@@ -41,11 +43,12 @@ from cassata.model import (
     Event,
     Headers,
     NewEvent,
+    OperationStatus,
     Outcome,
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, operations, paces, series
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -205,7 +208,7 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "last_status"}
+_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status"}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
@@ -582,6 +585,204 @@ def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bo
     return conn.execute(update(breakers).where(own).values(probing=True, retry_at=until)).rowcount == 1
 
 
+# --- operations on many events ---------------------------------------------------------------------------------------
+
+
+OP = operations.c
+
+
+class Walk(StrEnum):
+    """In what order the events of an application are gone through, named by the index that gives it."""
+
+    BY_WAKE = "events_wake"  # those that have not ended
+    BY_ID = "events_event_id"  # those of a series
+    BY_DUE = "events_due"
+
+
+_WALKED: Mapping[Walk, tuple[ColumnElement[Any], ...]] = {
+    Walk.BY_WAKE: (E.wake_at, E.id),
+    Walk.BY_ID: (E.event_id,),
+    Walk.BY_DUE: (E.due_at, E.id),
+}
+_EXAMINED = (
+    E.id,
+    E.event_id,
+    E.status,
+    E.due_at,
+    E.wake_at,
+    E.fence,
+    E.attempts,
+    E.cancel_requested,
+    E.url,
+    E.series,
+    E.operation,
+    E.last_status,
+)
+
+
+class Stretch(NamedTuple):
+    """A part of a walk: beyond the place `after`, and between `least` (included) and `below` (not), as far as these are given."""
+
+    walk: Walk
+    after: Sequence[Any] | None = None
+    least: Any = None
+    below: Any = None
+
+
+def examine(conn: Connection, application: int, stretch: Stretch, limit: int) -> Sequence[Row[Any]]:
+    """Read the first events of a stretch, whatever they are, without their payloads.
+
+    What is left of the instant of the place is asked for by itself: of a million events due at one instant, no plan for a
+    comparison of pairs (wake_at, id) keeps from reading all those before the place again.
+    """
+    first, *second = order = _WALKED[stretch.walk]
+    question = _hinted(select(*_EXAMINED).where(E.application == application).order_by(*order), stretch.walk)
+    least = first > 0 if stretch.walk is Walk.BY_WAKE else None
+    if stretch.least is not None:
+        least = first >= stretch.least
+    found: list[Row[Any]] = []
+    if stretch.after is not None:
+        least = first > stretch.after[0]
+        for column in second:
+            same = question.where(first == stretch.after[0], column > stretch.after[1])
+            found += conn.execute(same.limit(limit))
+    if len(found) < limit:
+        bounds = [bound for bound in (least, None if stretch.below is None else first < stretch.below) if bound is not None]
+        found += conn.execute(question.where(*bounds).limit(limit - len(found)))
+    return found
+
+
+def place_of_row(row: Row[Any], walk: Walk) -> list[Any]:
+    """Return the place of a row that was read by `examine`."""
+    return [getattr(row, column.name) for column in _WALKED[walk]]
+
+
+_LOCK_EXAMINED: Select[Any] = select(*_EXAMINED).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+
+
+def lock_examined(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    """Lock events by row number, and read them as they are now."""
+    return conn.execute(_LOCK_EXAMINED, {"ids": sorted(ids)}).all()
+
+
+def cancel_all(conn: Connection, ids: Collection[int], operation: int, now: int) -> None:
+    """Cancel locked events that nobody is sending. A higher fence voids whatever a stale worker may still want to write."""
+    ended = {"status": Status.CANCELLED, "fence": E.fence + 1, "wake_at": None, "finished_at": now, "operation": operation}
+    _change_all(conn, ids, WAITING, ended, "cancel_all")
+
+
+def request_cancel_of_all(conn: Connection, ids: Collection[int], operation: int) -> None:
+    """Ask that locked events that are being sent now be sent no more after this."""
+    _change_all(conn, ids, {Status.PROCESSING}, {"cancel_requested": True, "operation": operation}, "request_cancel_of_all")
+
+
+def replay(conn: Connection, ids: Collection[int], now: int, operation: int | None = None) -> None:
+    """Have locked events sent once more, now, or when they are due if that is later; all their attempts are theirs again."""
+    columns: dict[str, Any] = {
+        "status": Status.PENDING,
+        "fence": E.fence + 1,
+        "wake_at": case((E.due_at > now, E.due_at), else_=now),
+        "attempts": 0,
+        "lost_leases": 0,
+        "cancel_requested": False,
+        "finished_at": None,
+        "replayed_at": now,
+    }
+    _change_all(conn, ids, FINISHED | {Status.SERVICE_UNAVAILABLE}, columns | ({"operation": operation} if operation else {}), "replay")
+
+
+def reschedule_all(conn: Connection, ids: Collection[int], operation: int, due_at: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent at another instant."""
+    columns = {"fence": E.fence + 1, "due_at": due_at, "wake_at": max(due_at, now), "operation": operation}
+    _change_all(conn, ids, WAITING, columns, "reschedule_all")
+
+
+def shift_all(conn: Connection, ids: Collection[int], operation: int, shift_ms: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent so much later, or (negative) earlier; an attempt that waits moves with them."""
+    columns = {
+        "fence": E.fence + 1,
+        "due_at": _within(E.due_at + shift_ms, 0),
+        "wake_at": _within(E.wake_at + shift_ms, now),  # never in the past: claims do not look far behind where they have been
+        "operation": operation,
+    }
+    _change_all(conn, ids, WAITING, columns, "shift_all")
+
+
+def _within(instant: ColumnElement[int], earliest: int) -> ColumnElement[int]:
+    return case((instant < earliest, earliest), (instant > LATEST_INSTANT, LATEST_INSTANT), else_=instant)
+
+
+def _change_all(conn: Connection, ids: Collection[int], sources: Collection[Status], columns: Mapping[str, Any], what: str) -> None:
+    changed = conn.execute(update(events).where(_ONE_OF_IDS, E.status.in_(sources)).values(columns), {"ids": sorted(ids)})
+    _expect(changed.rowcount, len(ids), what)
+
+
+def log_replays(conn: Connection, rows: Iterable[Row[Any]], now: int, reason: str) -> None:
+    """Write into the logs of locked events, that are about to be replayed, what they were until then.
+
+    The line takes the fence that the replay gives: no claim has it.
+    """
+    lines = [
+        {
+            "event": row.id,
+            "fence": row.fence + 1,
+            "number": 0,
+            "started_at": now,
+            "duration_ms": 0,
+            "status_code": None,
+            "error": ErrorKind.REPLAYED,
+            "detail": f"{reason}: was {Status(row.status).name} after {row.attempts} attempt{'' if row.attempts == 1 else 's'}",
+            "excerpt": None,
+        }
+        for row in rows
+    ]
+    _insert(conn, _INSERT_ATTEMPTS, lines)
+
+
+def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
+    return conn.execute(select(*_WITHOUT_PAYLOAD).where(E.application == application, E.event_id == event_id).with_for_update()).first()
+
+
+def series_number(conn: Connection, application: int, series_id: str) -> int | None:
+    s = series.c
+    return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
+
+
+def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(operations).values(row))
+
+
+def operation(conn: Connection, application: int, operation_id: str) -> Row[Any] | None:
+    return conn.execute(select(*OP).where(OP.application == application, OP.operation_id == operation_id)).first()
+
+
+def operations_of(conn: Connection, application: int, before: int | None, limit: int) -> Sequence[Row[Any]]:
+    """Read operations, the newest first, those before that row."""
+    question = select(*OP).where(OP.application == application).order_by(OP.id.desc()).limit(limit)
+    return conn.execute(question if before is None else question.where(OP.id < before)).all()
+
+
+def next_operation_at(conn: Connection) -> int | None:
+    """Tell when the first operation is to go on (ms); None if there is none."""
+    return conn.execute(select(func.min(OP.wake_at))).scalar()
+
+
+def lock_due_operation(conn: Connection, now: int) -> Row[Any] | None:
+    """Lock the operation that has waited longest to go on, passing over those that others have locked."""
+    due = select(*OP).where(OP.wake_at <= now).order_by(OP.wake_at, OP.id).limit(1)
+    return conn.execute(due.with_for_update(skip_locked=True)).first()
+
+
+def change_operation(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(operations).where(OP.id == number).values(columns))
+
+
+def end_operation(conn: Connection, number: int, status: OperationStatus, now: int) -> bool:
+    """End it, unless it has ended."""
+    running = update(operations).where(OP.id == number, OP.status == OperationStatus.RUNNING)
+    return conn.execute(running.values(status=status, wake_at=None, finished_at=now)).rowcount == 1
+
+
 # --- recording ---------------------------------------------------------------------------------------------------------
 
 
@@ -730,6 +931,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        replayed_at=row.replayed_at,
     )
 
 
