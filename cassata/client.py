@@ -104,8 +104,8 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
-    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
-    durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
     """
 
     application_id: str
@@ -118,6 +118,7 @@ class NewEvent:
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
+    max_lateness: float | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -133,6 +134,7 @@ class NewEvent:
             "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
             "timeout": self.timeout,
             "retry": self.retry,
+            "max-lateness": self.max_lateness,
         }
         required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
         return required | {name: value for name, value in optional.items() if value is not None}
@@ -149,6 +151,7 @@ class Event:
     expiry: datetime
     next_attempt_at: datetime | None
     last_error: str | None
+    last_status: int | None
     cancel_requested: bool
     method: str
     url: str
@@ -178,6 +181,7 @@ class EventDetails(Event):
     payload: bytes | None
     timeout: float | None
     retry: Mapping[str, float | None] | None
+    max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
 
 
@@ -196,6 +200,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
+        max_lateness=document.get("max-lateness"),
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -209,6 +214,7 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
+        "last_status": document.get("last-status"),
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],

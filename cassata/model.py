@@ -77,6 +77,7 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.FAILED, "refused"),
     Transition(Status.PROCESSING, Status.FAILED, "retries spent"),
     Transition(Status.PROCESSING, Status.FAILED, "worker lost"),
+    Transition(Status.PROCESSING, Status.FAILED, "too late"),
     Transition(Status.PROCESSING, Status.PENDING, "release"),
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
@@ -103,6 +104,7 @@ class ErrorKind(StrEnum):
     BLOCKED_ADDRESS = "blocked_address"
     UNSENDABLE = "unsendable"
     PROXY_FAILED = "proxy_failed"
+    TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
     REPLAYED = "replayed"
 
@@ -119,6 +121,7 @@ class Limits:
     max_in_flight: int | None = None
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
+    max_lateness_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -130,6 +133,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "max_in_flight": (1, 100_000),
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
+    "max_lateness_ms": (1_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
@@ -291,6 +295,7 @@ class NewEvent:
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
     def __post_init__(self) -> None:
         problems = list(_problems_of(self, _EVENT_CHECKS))
@@ -306,6 +311,8 @@ class NewEvent:
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
         facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
+            facts.append(self.max_lateness_ms)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -313,7 +320,10 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+
+    `last_status` is the status code of the newest whole answer.
+    """
 
     application_id: str
     event_id: str
@@ -332,6 +342,8 @@ class Event:
     created_at: int
     finished_at: int | None
     replayed_at: int | None = None  # when it was last put back to be sent once more
+    max_lateness_ms: int | None = None
+    last_status: int | None = None
 
     @property
     def next_attempt_at(self) -> int | None:
@@ -465,6 +477,7 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
+    `max_lateness_ms` is the event's own, or its application's.
     """
 
     id: int
@@ -485,6 +498,11 @@ class Delivery:
     application: int = 0
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
+    max_lateness_ms: int | None = None
+
+    def is_too_late(self, now: int) -> bool:
+        """Whether it is of no use any more to send it now."""
+        return self.max_lateness_ms is not None and now - self.due_at > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -719,6 +737,13 @@ def check_timeout_ms(value: int) -> int:
     return value
 
 
+def check_max_lateness_ms(value: int) -> int:
+    shortest, longest = LIMIT_RANGES["max_lateness_ms"]
+    if not shortest <= value <= longest:
+        raise ValueError(f"must be from {shortest // 1000:,.0f} to {longest // 1000:,.0f} seconds")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -748,6 +773,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
+    ("max_lateness_ms", check_max_lateness_ms),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

@@ -145,11 +145,14 @@ class Doubt(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """How many outcomes were written, how many came too late (their lease had been taken by somebody else), and which events failed."""
+    """How many outcomes were written, how many were void (their lease had been taken by somebody else), which events failed, and
+    which were too late to be sent.
+    """
 
     kept: int = 0
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
+    too_late: tuple[tuple[Delivery, str | None], ...] = ()
 
 
 class Scheduler:
@@ -588,7 +591,7 @@ class Scheduler:
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
         lost = {_claim_of(outcome) for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
         kept = [(outcome, verdict) for outcome, verdict in verdicts if _claim_of(outcome) not in lost]
-        self._complete(conn, [outcome.delivery for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
+        self._complete(conn, [outcome for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
         endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
             store.end(conn, endings, now)
@@ -596,13 +599,16 @@ class Scheduler:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        failed = tuple((outcome.delivery, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED)
-        return Recorded(len(kept), fenced, failed)
+        failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
+        too_late = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is ErrorKind.TOO_LATE)
+        others = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is not ErrorKind.TOO_LATE)
+        return Recorded(len(kept), fenced, others, too_late)
 
-    def _complete(self, conn: Connection, deliveries: Iterable[Delivery], now: int) -> None:
-        for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
-            ids = [delivery.id for delivery in same]
-            if store.complete(conn, ids, fence, now) != len(ids):
+    def _complete(self, conn: Connection, outcomes: Iterable[Outcome], now: int) -> None:
+        # Most have been claimed once, and answered with 200: they share their fence, and the code.
+        for (fence, status_code), same in groupby(sorted(outcomes, key=_fence_and_code), _fence_and_code):
+            ids = [outcome.delivery.id for outcome in same]
+            if store.complete(conn, ids, fence, status_code, now) != len(ids):
                 raise database.BeginAnew
 
     def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
@@ -655,7 +661,14 @@ class Scheduler:
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms, allowances: Mapping[int, Allowance]) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
         tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
-        found = [(store.to_delivery(row, tenants[row.application], now), row) for row in rows if row.application in tenants]
+        lateness = {
+            number: self.limiter.of(tenants[number]).max_lateness_ms for number in {row.application for row in rows} & tenants.keys()
+        }
+        found = [
+            (store.to_delivery(row, tenants[row.application], now, lateness[row.application]), row)
+            for row in rows
+            if row.application in lateness
+        ]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -780,15 +793,17 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         retry=new.retry,
         created_at=row["created_at"],
         finished_at=None,
+        max_lateness_ms=new.max_lateness_ms,
     )
 
 
 def _tell(recorded: Recorded) -> None:
     if recorded.fenced:
         telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
-    for delivery, reason in recorded.failed:
-        names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
-        telemetry.emit("event failed", level="warning", **names, reason=reason)
+    for fact, events in (("event failed", recorded.failed), ("event too late", recorded.too_late)):
+        for delivery, reason in events:
+            names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
+            telemetry.emit(fact, level="warning", **names, reason=reason)
 
 
 def _paced(delivery: Delivery, allowances: Mapping[int, Allowance]) -> Delivery:
@@ -807,12 +822,13 @@ def _duration(ms: int) -> str:
 def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned], now: int) -> Ending:
     """Say what becomes of an event that was not delivered."""
     delivery = outcome.delivery
-    if verdict.wait_ms is None:
-        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
     uncounted = 0 if verdict.counts else 1
+    code = outcome.status_code if outcome.error is None else None  # an answer that broke off says nothing
+    if verdict.wait_ms is None:
+        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason, uncounted, code)
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted, code)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted, code)
 
 
 def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
@@ -824,8 +840,8 @@ def _claim_of(outcome: Outcome) -> tuple[int, int]:
     return outcome.delivery.id, outcome.delivery.fence
 
 
-def _fence(delivery: Delivery) -> int:
-    return delivery.fence
+def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
+    return outcome.delivery.fence, outcome.status_code or 0
 
 
 def _is_lost(row: Any) -> bool:

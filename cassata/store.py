@@ -94,6 +94,7 @@ class Ending(NamedTuple):
     wake_at: int | None
     reason: str | None
     uncounted: int = 0  # 1: the attempt is not one of those that the event has
+    last_status: int | None = None  # what was answered; None leaves the code of an earlier answer
 
 
 # --- applications ------------------------------------------------------------------------------------------------------
@@ -245,6 +246,8 @@ def _options(new: NewEvent) -> str | None:
         options["timeout_ms"] = new.timeout_ms
     if new.retry is not None:
         options["retry"] = asdict(new.retry)
+    if new.max_lateness_ms is not None:
+        options["max_lateness_ms"] = new.max_lateness_ms
     return json.dumps(options) if options else None
 
 
@@ -805,13 +808,13 @@ def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
 _COMPLETE = (
     update(events)
     .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
-    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0)
+    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
 
 
-def complete(conn: Connection, ids: Collection[int], fence: int, now: int) -> int:
-    """Finish those that the claims with this fence still own, and return how many these are."""
-    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "now": now}).rowcount
+def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int) -> int:
+    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are."""
+    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}).rowcount
 
 
 _END = (
@@ -824,6 +827,7 @@ _END = (
         last_error=bindparam("reason"),
         lost_leases=0,
         attempts=E.attempts - bindparam("uncounted"),
+        last_status=func.coalesce(bindparam("code", type_=E.last_status.type), E.last_status),
     )
 )
 
@@ -831,7 +835,12 @@ _END = (
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
     rows = [
-        {**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS), "uncounted": ending.uncounted}
+        {
+            **_parameters(ending, now),
+            "reason": _clipped(ending.reason, DETAIL_CHARACTERS),
+            "uncounted": ending.uncounted,
+            "code": ending.last_status,
+        }
         for ending in endings
     ]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
@@ -932,11 +941,13 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         created_at=row.created_at,
         finished_at=row.finished_at,
         replayed_at=row.replayed_at,
+        max_lateness_ms=request.max_lateness_ms,
+        last_status=row.last_status,
     )
 
 
-def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
-    """Read a row of `lock_due` as it is once `claim` has taken it."""
+def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_ms: int | None = None) -> Delivery:
+    """Read a row of `lock_due` as it is once `claim` has taken it. `max_lateness_ms` holds where the event has none of its own."""
     request = _read_request(row)
     return Delivery(
         id=row.id,
@@ -957,6 +968,7 @@ def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
         application=row.application,
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
+        max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
     )
 
 
@@ -965,6 +977,7 @@ class _Request(NamedTuple):
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -976,6 +989,6 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry)
+        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"))
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")

@@ -29,7 +29,7 @@ from cassata.courier.settings import courier_settings
 from cassata.destinations import BreakerPolicy, Place
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.limits import Hands
-from cassata.model import Delivery, Limits, Outcome
+from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.scheduler import Scheduler, Terms
 
 LINGER_SECONDS = 0.025
@@ -477,11 +477,15 @@ class WorkerThread(threading.Thread):
             return
         now = self._scheduler.clock.estimate()
         late: list[Held] = []
+        too_late: list[Delivery] = []
         begun = 0
         try:
             for held in chain(self._with_room(), self._due(now)):
                 if time.monotonic() > held.start_by:
                     late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
+                    continue
+                if held.delivery.is_too_late(now):
+                    too_late.append(held.delivery)
                     continue
                 if (place := self._scheduler.destinations.full(held.delivery)) is not None:
                     self._waiting.setdefault(place, deque()).append(held)
@@ -492,6 +496,7 @@ class WorkerThread(threading.Thread):
                 if begun % SUBMIT_STEP == 0:
                     self._collect(self._courier.poll(0))
         finally:
+            self._collect([too_late_outcome(delivery, now) for delivery in too_late])
             if late:
                 self._put_back(late)
 
@@ -582,6 +587,13 @@ class WorkerThread(threading.Thread):
         if unrecorded:
             self.clean = False
             telemetry.emit("stopped without the database", level="error", unrecorded=unrecorded, effect="they will be sent again")
+
+
+def too_late_outcome(delivery: Delivery, now: int) -> Outcome:
+    """Say how a delivery ended that was not sent, since it would have come too late."""
+    allowed_ms = delivery.max_lateness_ms or 0
+    detail = f"{(now - delivery.due_at) / 1000:,.1f} s after its expiry, and {allowed_ms / 1000:,g} s are allowed"
+    return Outcome(delivery, now, 0, error=ErrorKind.TOO_LATE, detail=detail)
 
 
 # --- one process -------------------------------------------------------------------------------------------------------
@@ -709,6 +721,7 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         max_in_flight=worker.max_in_flight_per_application,
         deliveries_per_second=worker.deliveries_per_second_per_application,
         max_in_flight_per_host=worker.max_in_flight_per_host,
+        max_lateness_ms=None if worker.max_lateness_seconds is None else int(worker.max_lateness_seconds * 1000),
     )
     return Scheduler.open(
         url,

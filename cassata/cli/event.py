@@ -73,6 +73,7 @@ _WORDS = {
     "/event": "--payload",
     "/event-id": "--id",
     "/expiry": "--at",
+    "/max-lateness": "--max-lateness",
     "/method": "--method",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
@@ -125,6 +126,7 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
 def add(
@@ -140,6 +142,7 @@ def add(
     event_id: str,
     timeout: timedelta | None,
     retry_count: int | None,
+    max_lateness: timedelta | None,
     output: str,
 ) -> None:
     """Schedule a request to URL."""
@@ -158,6 +161,7 @@ def add(
         headers=headers or None,
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
+        max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
     )
     _show(client.schedule(new), output)
 

@@ -56,8 +56,8 @@ USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
 OPERATORS_SCOPES = frozenset({Scope.ADMIN})
 """What a key is good for that is made without saying it: an application's, and an operator's."""
 
-LIMITS = {"horizon" if name == "horizon_ms" else hyphenated(name): name for name in LIMIT_RANGES}
-"""Limits by the names that clients write. The horizon is in seconds there."""
+LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
+"""Limits by the names that clients write. Durations are in seconds there."""
 OPERATORS_FIELDS = frozenset({"active", "limits", "egress"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
@@ -95,7 +95,7 @@ def _limit(written: str, value: Any) -> tuple[str, float | None]:
     name = LIMITS[written]
     if value is None:
         return name, None
-    if name != "horizon_ms":
+    if not name.endswith("_ms"):
         return name, check_limit(name, number(value))
     least, most = (bound // 1000 for bound in LIMIT_RANGES[name])
     if not least <= number(value) <= most:
@@ -248,7 +248,7 @@ def application_document(application: Application) -> dict[str, Any]:
 
 
 def _written_limit(name: str, value: float | None) -> float | None:
-    return seconds(None if value is None else int(value)) if name == "horizon_ms" else value
+    return seconds(None if value is None else int(value)) if name.endswith("_ms") else value
 
 
 def page(applications: Sequence[Application], limit: int) -> dict[str, Any]:

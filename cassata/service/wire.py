@@ -32,6 +32,7 @@ from cassata.model import (
     check_due_at,
     check_event_id,
     check_headers,
+    check_max_lateness_ms,
     check_method,
     check_multiplier,
     check_retry_count,
@@ -323,13 +324,21 @@ class EventDocument(Shape):
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
+    max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
 
 
 Place = tuple[str, str]
 """Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
 
 _FIELDS = EventDocument.fields()
-_NEW_EVENT_FIELDS = {"payload": "event", "due_at": "expiry", "delay_ms": "delay", "headers": "request-headers", "timeout_ms": "timeout"}
+_NEW_EVENT_FIELDS = {
+    "payload": "event",
+    "due_at": "expiry",
+    "delay_ms": "delay",
+    "headers": "request-headers",
+    "timeout_ms": "timeout",
+    "max_lateness_ms": "max-lateness",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,6 +495,7 @@ def _new_event(shape: EventDocument) -> NewEvent:
         headers=shape.request_headers or (),
         timeout_ms=shape.timeout,
         retry=_retry_options(shape.retry),
+        max_lateness_ms=shape.max_lateness,
     )
 
 
@@ -612,6 +622,7 @@ def summary(event: Event) -> dict[str, Any]:
         "expiry": instant(event.due_at),
         "next-attempt-at": instant(event.next_attempt_at),
         "last-error": event.last_error,
+        "last-status": event.last_status,
         "cancel-requested": event.cancel_requested,
         "method": event.method,
         "url": event.url,
@@ -628,6 +639,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
         **_written_payload(event.payload),
         "timeout": seconds(event.timeout_ms),
         "retry": _written_retry(event.retry),
+        "max-lateness": seconds(event.max_lateness_ms),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 

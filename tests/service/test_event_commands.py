@@ -120,7 +120,7 @@ def test_a_list_of_no_events_says_so(run: Run) -> None:
 def an_event(status: str = "PENDING", *, event_id: str = "a5f8499f65c8400d903ddabec1002a3a", last_error: str | None = None) -> Event:
     at = datetime(2026, 11, 21, 3, 21, 2, 750_000, tzinfo=UTC)
     return Event(
-        "shop", event_id, Status[status], 3, at, None, last_error, False, "POST", "http://receiver.example/" + "x" * 200, at, None, {}
+        "shop", event_id, Status[status], 3, at, None, last_error, None, False, "POST", "http://receiver.example/" + "x" * 200, at, None, {}
     )
 
 

@@ -268,6 +268,8 @@ class Model:
         if answer.error is None and answer.status_code is not None and 200 <= answer.status_code < 300:
             return _ended(row, Status.COMPLETED, now)
         is_proxys = answer.error is ErrorKind.PROXY_FAILED
+        if answer.error is ErrorKind.TOO_LATE:
+            return _ended(row._replace(attempts=row.attempts - 1), Status.FAILED, now)
         if not is_proxys and (not _may_pass(answer) or claim.number > self._retries(claim.key)):
             return _ended(row, Status.FAILED, now)
         counted = row._replace(attempts=row.attempts - is_proxys)
@@ -494,7 +496,7 @@ def check_shape(seen: Seen, model: Model) -> None:
         assert row.attempts <= model.attempts_allowed(key), f"{key} has had {row.attempts} attempts"
         assert row.status is not Status.FAILED or seen.reasons[key], f"{key} has failed, and nothing says why"
         log = seen.log.get(key, {})
-        counted = [line for line in log.values() if line.error != ErrorKind.PROXY_FAILED]
+        counted = [line for line in log.values() if line.error not in {ErrorKind.PROXY_FAILED, ErrorKind.TOO_LATE}]
         assert len(counted) == row.attempts - (row.status is Status.PROCESSING), f"{key} has {row.attempts} attempts, and logged are {log}"
         assert max(log, default=0) <= row.fence
         assert row.wake_at is None or row.status is Status.PROCESSING or row.wake_at >= row.due_at

@@ -651,3 +651,19 @@ def test_two_claims_of_one_event_recorded_together_keep_the_one_that_counts(sche
 
     assert (recorded.kept, recorded.fenced) == (1, 1)
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
+
+
+def test_the_code_of_the_newest_whole_answer_is_kept(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event(f"e{code}") for code in (200, 202, 404, 503)])
+    claimed = hand.claim()
+    scheduler.record([outcome(delivery, int(delivery.event_id[1:])) for delivery in claimed])
+    assert {event.last_status: event.status for event in scheduler.events("shop").events} == {
+        200: Status.COMPLETED,
+        202: Status.COMPLETED,
+        404: Status.FAILED,
+        503: Status.SERVICE_UNAVAILABLE,
+    }
+
+    hand.clock.advance(3_600_000)
+    hand.fail(hand.claim_one(), ErrorKind.TIMEOUT)
+    assert scheduler.status("shop", "e503").last_status == 503

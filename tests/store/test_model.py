@@ -52,6 +52,7 @@ ANSWERS = st.sampled_from(
         (None, ErrorKind.CONNECT_FAILED),
         (None, ErrorKind.PROXY_FAILED),
         (None, ErrorKind.BLOCKED_ADDRESS),
+        (None, ErrorKind.TOO_LATE),
         (429, None),
     ]
 )

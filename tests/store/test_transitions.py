@@ -64,6 +64,11 @@ def spend_the_retries(hand: Hand, held: Reached) -> None:
         held = next(iter(hand.claim()), None)
 
 
+def be_too_late(hand: Hand, held: Reached) -> None:
+    if held is not None:
+        hand.fail(held, ErrorKind.TOO_LATE)
+
+
 def release(hand: Hand, held: Reached) -> None:
     if held is not None:
         hand.scheduler.release([held])
@@ -101,6 +106,7 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("refused", Status.FAILED): answer(302),
     ("retries spent", Status.FAILED): spend_the_retries,
     ("worker lost", Status.FAILED): lose_too_many_leases,
+    ("too late", Status.FAILED): be_too_late,
     ("release", Status.PENDING): release,
     ("release", Status.SERVICE_UNAVAILABLE): release_a_retry,
     ("cancel", Status.CANCELLED): cancel,
