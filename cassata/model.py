@@ -356,7 +356,7 @@ class Filter:
     """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
 
     `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
-    answer; `series_id` whose occurrences they are.
+    answer; `series_id` whose occurrences they are. Raises ValueError for what no event can have.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -366,9 +366,32 @@ class Filter:
     last_status: int | None = None
     series_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.host is not None and check_host(self.host) != self.host:
+            raise ValueError(f"the host must be written as {check_host(self.host)!r}")
+        if self.last_status is not None:
+            check_status_code(self.last_status)
+        if self.series_id is not None:
+            check_series_id(self.series_id)
+
     @property
     def is_empty(self) -> bool:
         return self == Filter()
+
+    def goes_there(self, url: str) -> bool:
+        """Whether a URL leads to the host that is meant, or none is meant."""
+        if self.host is None:
+            return True
+        destination = destination_of(url)
+        return self.host in {destination, destination.rpartition(":")[0]}
+
+
+class Cursor(NamedTuple):
+    """A place in a list of events: the instant by which the list is ordered (ms), and the row; or, in a series, the event's id."""
+
+    at: int
+    id: int
+    event_id: str = ""
 
 
 class Action(StrEnum):
@@ -477,7 +500,7 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
-    `max_lateness_ms` is the event's own, or its application's.
+    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on.
     """
 
     id: int
@@ -499,10 +522,11 @@ class Delivery:
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
     max_lateness_ms: int | None = None
+    replayed_at: int = 0
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
-        return self.max_lateness_ms is not None and now - self.due_at > self.max_lateness_ms
+        return self.max_lateness_ms is not None and now - max(self.due_at, self.replayed_at) > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,6 +585,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?P<port>:[0-9]{1,5})?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -576,6 +601,10 @@ def check_application_id(value: str) -> str:
 
 def check_event_id(value: str) -> str:
     return _check_id(value, EVENT_ID_LENGTH)
+
+
+def check_series_id(value: str) -> str:
+    return _check_id(value, SERIES_ID_LENGTH)
 
 
 def _check_id(value: str, longest: int) -> str:
@@ -649,6 +678,26 @@ def _destination(scheme: str, authority: str) -> str:
     host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_host(value: str) -> str:
+    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given."""
+    written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    found = _HOST.fullmatch(written)
+    try:
+        if found is None:
+            raise ValueError("is no host")
+        check_url(f"http://{written}/")
+    except ValueError as error:
+        raise ValueError("must be a host such as hooks.example.com, or a host and a port such as hooks.example.com:8080") from error
+    destination = destination_of(f"http://{written}/")
+    return destination if found["port"] else destination.rpartition(":")[0]
+
+
+def check_status_code(value: int) -> int:
+    if not 100 <= value <= 999:
+        raise ValueError("must be a status code: from 100 to 999")
+    return value
 
 
 def _canonical(host: str) -> str:

@@ -29,7 +29,6 @@ from cassata.model import (
     Operation,
     OperationStatus,
     Status,
-    destination_of,
 )
 from cassata.store import Stretch, Walk
 from cassata.tenants import Tenants
@@ -340,13 +339,8 @@ def _is_meant(row: Row[Any], search: Search) -> bool:
         and (wanted.due_until is None or row.due_at < wanted.due_until)
         and (wanted.last_status is None or row.last_status == wanted.last_status)
         and (search.series is None or row.series == search.series)
-        and (wanted.host is None or _leads_to(row.url, wanted.host))
+        and wanted.goes_there(row.url)
     )
-
-
-def _leads_to(url: str, host: str) -> bool:
-    destination = destination_of(url)
-    return host in {destination, destination.rpartition(":")[0]}
 
 
 def _applies(row: Row[Any], search: Search) -> bool:

@@ -68,6 +68,7 @@ _FOR_DELIVERY = (
     E.headers,
     E.payload,
     E.options,
+    E.replayed_at,
 )
 
 
@@ -969,6 +970,7 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
+        replayed_at=row.replayed_at or 0,
     )
 
 

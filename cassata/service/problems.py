@@ -20,11 +20,15 @@ from cassata.errors import (
     DatabaseUnfit,
     DuplicateEvent,
     EventFinished,
+    EventNotRetryable,
     InvalidApplication,
     LimitReached,
+    OperationExists,
+    OperationFinished,
     UnknownApplication,
     UnknownEvent,
     UnknownKey,
+    UnknownOperation,
 )
 from cassata.service.answers import answer
 from cassata.service.auth import CrossSite, MissingScope, Unauthorized
@@ -68,6 +72,10 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    UnknownOperation: Kind(404, "unknown-operation", "There is no such operation", "No operation with this id exists in this application."),
+    EventNotRetryable: Kind(409, "event-not-retryable", "The event has not failed"),
+    OperationExists: Kind(409, "operation-exists", "The operation exists already"),
+    OperationFinished: Kind(409, "operation-finished", "The operation has already ended"),
     ApplicationExists: Kind(409, "application-exists", "The application exists already"),
     ApplicationInactive: Kind(409, "application-inactive", "The application is deactivated"),
     TooManyKeys: Kind(409, "too-many-keys", "There are too many valid keys"),
@@ -116,7 +124,7 @@ def document(error: CassataError) -> dict[str, Any]:
             described["retry-after"] = max(1, math.ceil(retry_after_ms / 1000))
         case DuplicateEvent(event=event, identical=identical):
             described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
-        case EventFinished(event=event):
+        case EventFinished(event=event) | EventNotRetryable(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 
@@ -180,7 +188,12 @@ def _likeness(rule: Rule, asked: list[str]) -> float:
 
 
 def _written(rule: Rule) -> str:
-    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}").replace("<prefix>", "{prefix}")
+    return (
+        rule.rule.replace("<application_id>", "{app}")
+        .replace("<event_id>", "{event}")
+        .replace("<prefix>", "{prefix}")
+        .replace("<operation_id>", "{operation}")
+    )
 
 
 def _is_own_words(error: HTTPException) -> bool:

@@ -640,6 +640,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
         "timeout": seconds(event.timeout_ms),
         "retry": _written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
+        "replayed-at": instant(event.replayed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 

@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, text
 from cassata import config, model
 from cassata.client import Client
 from cassata.scheduler import Scheduler
-from cassata.service import problems, tenancy_wire, wire
+from cassata.service import bulk_wire, problems, tenancy_wire, wire
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "http-api.md").read_text()
 EXAMPLE = re.compile(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", re.DOTALL)
@@ -62,7 +62,7 @@ def comparable(document: Any) -> Any:
 
 def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
     examples = EXAMPLE.findall(PAGE)
-    assert len(examples) == PAGE.count("```sh") == 13
+    assert len(examples) == PAGE.count("```sh") == 16
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
 
@@ -144,6 +144,14 @@ def test_every_field_and_limit_of_an_application_is_documented() -> None:
     settings = config.Settings()
     for section, setting in (re.fullmatch(r"(\w+) `(\w+)`", row[2]).groups() for row in rows):  # type: ignore[union-attr]
         assert setting in {field.alias for field in type(getattr(settings, section)).model_fields.values()}
+
+
+def test_every_field_action_and_status_of_an_operation_is_documented() -> None:
+    tables = [[row[0].strip("`") for row in table_under("Work on many events", number=number)] for number in range(3)]
+    assert sorted(tables[0]) == sorted(bulk_wire.OperationDocument.fields())
+    assert {name.strip("`") for cell in tables[1] for name in cell.split(", ")} == bulk_wire.FilterDocument.fields()
+    applies = {row[0].strip("`"): set(re.findall(r"`([A-Z_]+)`", row[2])) for row in table_under("Work on many events", number=2)}
+    assert applies == {action.value: {status.name for status in model.APPLIES_TO[action]} for action in model.Action}
 
 
 def test_every_status_error_and_parameter_is_documented() -> None:
