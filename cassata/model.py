@@ -159,7 +159,7 @@ class RetryOptions:
     maximum_ms: int | None = None
 
     def __post_init__(self) -> None:
-        _raise_problems(_problems_of(self, _RETRY_CHECKS))
+        _raise_problems(problems_of(self, _RETRY_CHECKS))
 
 
 class EgressPolicy(StrEnum):
@@ -298,7 +298,7 @@ class NewEvent:
     max_lateness_ms: int | None = None
 
     def __post_init__(self) -> None:
-        problems = list(_problems_of(self, _EVENT_CHECKS))
+        problems = list(problems_of(self, _EVENT_CHECKS))
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
         _raise_problems(problems)
@@ -442,7 +442,7 @@ class NewOperation:
     operation_id: str = field(default_factory=new_event_id)
 
     def __post_init__(self) -> None:
-        problems = list(_problems_of(self, _OPERATION_CHECKS))
+        problems = list(problems_of(self, _OPERATION_CHECKS))
         if self.filter.is_empty:
             problems.append(Problem("filter", "must not be empty: say which events are meant"))
         if self.filter.statuses and not self.statuses & APPLIES_TO[self.action]:
@@ -838,7 +838,7 @@ _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
 )
 
 
-def _problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
+def problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
     for name, check in checks:
         content = getattr(value, name)
         if content is None:

@@ -46,15 +46,13 @@ LONGEST_LIST = 1_000
 
 
 class Step(NamedTuple):
-    """What a step has done. `wakes` says whether events may have become due by it."""
+    """What a step has done."""
 
-    application: int
     operation_id: str
     examined: int
     changed: int
     skipped: int
     status: OperationStatus
-    wakes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,20 +216,18 @@ class Operations:
             # One that cannot be read must not stop the others.
             telemetry.emit("operation unreadable", level="error", operation_id=row.operation_id, error=repr(error))
             end = {"status": OperationStatus.CANCELLED, "wake_at": None, "finished_at": now}
-            return Step(row.application, row.operation_id, 0, 0, 0, OperationStatus.CANCELLED, wakes=False), end
+            return Step(row.operation_id, 0, 0, 0, OperationStatus.CANCELLED), end
         chunk = self._next_chunk(conn, row, search, place)
         changed, skipped = self._change(conn, row, search, chunk, now)
         place = replace(place, after=chunk.after, changed=place.changed + changed)
         goes_round = search.walk is Walk.BY_WAKE and place.changed > 0
         first = place.round == 1  # what is passed over is counted once
         step = Step(
-            row.application,
             row.operation_id,
             chunk.examined if first else changed,
             changed,
             skipped if first else 0,
             OperationStatus.DONE if chunk.at_end and not goes_round else OperationStatus.RUNNING,
-            wakes=changed > 0 and search.action is not Action.CANCEL,
         )
         if chunk.at_end:
             place = Place(round=place.round + 1)

@@ -27,7 +27,7 @@ from cassata.errors import (
     UnknownApplication,
     UnknownEvent,
 )
-from cassata.limits import Allowance, Hands, Limiter
+from cassata.limits import Allowance, Hands, Limiter, excess
 from cassata.model import (
     APPLIES_TO,
     FINISHED,
@@ -49,6 +49,7 @@ from cassata.operations import Operations
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
+from cassata.timetable import Timetable
 from cassata.vault import Vault
 
 Key = tuple[int, str]
@@ -174,6 +175,7 @@ class Scheduler:
         self.limiter = Limiter(self.tenants, limits)
         self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -556,13 +558,10 @@ class Scheduler:
     def _refusal(self, new: NewEvent, application: Application | None, now: int) -> InvalidEvent | None:
         """Say what an event asks for that its application may not have."""
         limits = self.limiter.of(application)
-        size = len(new.payload or b"")
-        if size > limits.payload_bytes:
-            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {limits.payload_bytes} are accepted")])
-        problems = []
-        header_bytes = sum(len(name) + len(value) for name, value in new.headers)
-        if header_bytes > limits.header_bytes:
-            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {limits.header_bytes} are accepted"))
+        too_large = excess(new.payload, new.headers, limits)
+        if isinstance(too_large, PayloadTooLarge):
+            return too_large
+        problems = list(too_large.problems) if too_large else []
         wait_ms = new.delay_ms if new.due_at is None else new.due_at - now
         if wait_ms is not None and wait_ms > limits.horizon_ms:
             field_name = "delay_ms" if new.due_at is None else "due_at"

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from cassata.destinations import Change, Opened, Place
-from cassata.errors import InvalidEvent
+from cassata.errors import InvalidEvent, SeriesUnreadable
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
@@ -48,7 +48,9 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
+from cassata.recurrence import Occurrence, Rule
 from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, operations, paces, series
+from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
 _WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
@@ -327,6 +329,204 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
         Attempt(number, started_at, duration_ms, status_code, ErrorKind(error) if error else None, detail, excerpt)
         for number, started_at, duration_ms, status_code, error, detail, excerpt in rows
     ]
+
+
+# --- series ------------------------------------------------------------------------------------------------------------
+
+S = series.c
+_SERIES = select(*series.c)
+_SERIES_WITHOUT_PAYLOAD = select(*(column for column in series.c if column is not S.payload))
+_ACTIVE_WAKE = select(func.min(S.wake_at)).where(S.wake_at > 0)
+
+
+def find_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id)).first()
+
+
+def lock_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id).with_for_update()).first()
+
+
+def series_after(conn: Connection, application: int, statuses: Collection[SeriesStatus], after: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` series of an application, of these statuses (none: of any), without payloads, by id, after that one."""
+    question = _SERIES_WITHOUT_PAYLOAD.where(S.application == application, S.series_id > after).order_by(S.series_id).limit(limit)
+    if statuses:
+        question = question.where(S.status.in_(sorted(statuses)))
+    return conn.execute(question).all()
+
+
+def next_series_wake(conn: Connection) -> int | None:
+    """Tell when a worker is to see to a series next (ms); None: never."""
+    return conn.execute(_ACTIVE_WAKE).scalar()
+
+
+def lock_due_series(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock series that are to be seen to by `until`, those that wait longest first, passing over locked ones."""
+    question = _SERIES.where(S.wake_at > 0, S.wake_at <= until).order_by(S.wake_at, S.id).limit(limit)
+    hint = "FORCE INDEX (series_wake)"
+    hinted = question.with_hint(series, hint, "mysql").with_hint(series, hint, "mariadb")
+    return conn.execute(hinted.with_for_update(skip_locked=True)).all()
+
+
+def insert_series(conn: Connection, row: Mapping[str, Any]) -> int:
+    return int(conn.execute(insert(series).values(row)).lastrowid)
+
+
+def change_series(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(series).where(S.id == number).values(columns))
+
+
+_MOVE_SERIES = (
+    update(series)
+    .where(S.id == bindparam("of"))
+    .values(
+        status=bindparam("to"),
+        last_at=bindparam("at"),
+        last_index=bindparam("index"),
+        wake_at=bindparam("wake"),
+        finished_at=bindparam("ended"),
+    )
+)
+
+
+def move_series(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write how far locked series have come."""
+    _expect(conn.execute(_MOVE_SERIES, rows).rowcount, len(rows), "move series")
+
+
+def delete_series(conn: Connection, number: int) -> None:
+    conn.execute(delete(series).where(S.id == number))
+
+
+def series_row(content: Content, application: int) -> dict[str, Any]:
+    """Lay out what a series is to do as columns."""
+    return {
+        "application": application,
+        "series_id": content.series_id,
+        "name": content.name,
+        "rule": json.dumps({name: value for name, value in asdict(content.rule).items() if value is not None}),
+        "options": json.dumps(content.options) if content.options else None,
+        "metadata": json.dumps(content.metadata) if content.metadata else None,
+        "method": content.method,
+        "url": content.url,
+        "headers": json.dumps(content.headers) if content.headers else None,
+        "payload": content.payload,
+        "request_hash": content.content_hash,
+    }
+
+
+def to_series(row: Row[Any], application_id: str) -> Series:
+    """Read a row; its next occurrence is left out. Raises SeriesUnreadable."""
+    try:
+        options = json.loads(row.options) if row.options else {}
+        content = Content(
+            application_id=application_id,
+            series_id=row.series_id,
+            rule=Rule(**json.loads(row.rule)),
+            url=row.url,
+            method=row.method,
+            headers=tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else (),
+            payload=getattr(row, "payload", None),
+            timeout_ms=options.get("timeout_ms"),
+            retry=RetryOptions(**options["retry"]) if "retry" in options else None,
+            max_lateness_ms=options.get("max_lateness_ms"),
+            duration_ms=options.get("duration_ms"),
+            name=row.name,
+            description=options.get("description"),
+            metadata=json.loads(row.metadata) if row.metadata else {},
+            catch_up=CatchUp(options.get("catch_up", CatchUp.LATEST)),
+            catch_up_window_ms=options.get("catch_up_window_ms"),
+            overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
+            jitter_ms=options.get("jitter_ms", 0),
+        )
+    except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
+        raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
+    return Series(
+        number=row.id,
+        content=content,
+        content_hash=row.request_hash,
+        status=SeriesStatus(row.status),
+        version=row.version,
+        last=None if row.last_at is None else Occurrence(row.last_at, row.last_index),
+        wake_at=row.wake_at,
+        next_at=None,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        finished_at=row.finished_at,
+    )
+
+
+# --- the events of series ----------------------------------------------------------------------------------------------
+
+
+def _occurrences(application: int, number: int, first: str, last: str) -> ColumnElement[bool]:
+    """Those events of a series whose ids lie between two, both included: they are in the order of their original instants."""
+    return and_(E.application == application, E.event_id >= first, E.event_id <= last, E.series == number)
+
+
+def occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, in their order."""
+    question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
+    """Read the ids, and no more, of those that have not ended, in the order of their ids."""
+    which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
+    question = select(E.id, E.event_id, E.status, E.fence, E.due_at, E.options).where(which).order_by(E.event_id)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def latest_occurrences(conn: Connection, application: int, number: int, first: str, before: str, limit: int) -> list[Status]:
+    """Tell the statuses of up to `limit` occurrences before that id, the latest first."""
+    which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
+    question = select(E.status).where(which).order_by(E.event_id.desc()).limit(limit)
+    return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
+
+
+def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Tell which of these (application, event_id) are taken."""
+    return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}
+
+
+def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
+    """Cancel what is not being sent, and ask that what is be sent no more after this; return how many were cancelled."""
+    waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(WAITING))
+    cancelled = conn.execute(waiting.values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)).rowcount
+    conn.execute(update(events).where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING).values(cancel_requested=True))
+    return cancelled
+
+
+def lock_unsent(conn: Connection, ids: Collection[int]) -> list[int]:
+    """Lock those that nobody is sending, or has begun to, and those that were cancelled."""
+    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_((Status.PENDING, Status.CANCELLED)))
+    return list(conn.execute(which.order_by(E.id).with_for_update()).scalars())
+
+
+def remove_events(conn: Connection, ids: Collection[int]) -> None:
+    """Remove locked events, with the log of their attempts."""
+    conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids))))
+    conn.execute(delete(events).where(E.id.in_(sorted(ids))))
+
+
+def change_event(conn: Connection, number: int, columns: Mapping[str, Any]) -> bool:
+    """Set columns of an event that nobody is sending, and raise its fence; say whether it was so."""
+    waiting = update(events).where(E.id == number, E.status.in_(WAITING))
+    return conn.execute(waiting.values({**columns, "fence": E.fence + 1})).rowcount == 1
+
+
+def mark_exception(conn: Connection, row: Row[Any]) -> None:
+    conn.execute(update(events).where(E.id == row.id).values(options=as_exception({"options": row.options})["options"]))
+
+
+def as_exception(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark the row of an occurrence as one that was changed or cancelled by itself."""
+    options = json.loads(row["options"]) if row["options"] else {}
+    return {**row, "options": json.dumps({**options, "exception": True})}
+
+
+def is_exception(row: Row[Any]) -> bool:
+    return bool(row.options and json.loads(row.options).get("exception"))
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
@@ -748,8 +948,7 @@ def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | 
 
 
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
-    s = series.c
-    return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
+    return conn.execute(select(S.id).where(S.application == application, S.series_id == series_id)).scalar()
 
 
 def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:

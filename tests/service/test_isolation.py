@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from werkzeug.test import TestResponse
 
 from cassata.config import Service
-from cassata.model import NewEvent, Scope
+from cassata.model import Action, Filter, NewEvent, NewOperation, Scope
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.service.auth import Route
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.tenants
 
 OPEN = {"/livez", "/readyz"}
 CANARY = "canary-of-the-shop"
-TABLES = ("applications", "api_keys", "events", "attempts")
+TABLES = ("applications", "api_keys", "events", "attempts", "operations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class House:
         self.engine = create_engine(self.url)
         for application_id in ("shop", "rival"):
             self.scheduler.tenants.create(application_id, Changes(metadata={"note": CANARY} if application_id == "shop" else {}))
+        self.scheduler.operations.begin(NewOperation("shop", Action.CANCEL, Filter(host=f"{CANARY}.example"), operation_id="op"))
         self.victim = self.key("shop", Scope.READ)[4:12]
         self.askers = list(self._askers())
 
@@ -122,7 +123,11 @@ class Call:
     endpoint: str
 
     def path(self, application_id: str, event_id: str, prefix: str) -> str:
-        return self.rule.replace("<application_id>", application_id).replace("<event_id>", event_id).replace("<prefix>", prefix)
+        named = {"<application_id>": application_id, "<event_id>": event_id, "<prefix>": prefix, "<operation_id>": "op"}
+        path = self.rule
+        for name, value in named.items():
+            path = path.replace(name, value)
+        return path
 
     @property
     def names_its_application(self) -> bool:
@@ -147,6 +152,8 @@ class Call:
                 return {"overlap": 0}
             case "change_application":
                 return {"metadata": {}}
+            case "begin_operation":
+                return {"action": "cancel", "filter": {"last-status": 418}}
         return {} if self.method in {"POST", "PATCH"} else None
 
 

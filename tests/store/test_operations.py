@@ -460,7 +460,7 @@ def test_operations_take_turns(hand: Hand) -> None:
 
     steps = finish(hand)
 
-    assert len({step.application for step in steps[:2]}) == 2
+    assert len({step.operation_id for step in steps[:2]}) == 2
 
 
 def test_an_operation_that_cannot_be_read_ends_and_stops_nobody_else(hand: Hand, scheduler: Scheduler) -> None:
