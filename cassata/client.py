@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -317,16 +317,27 @@ class Client:
         self,
         application_id: str,
         *,
-        status: Status | None = None,
+        status: Status | Collection[Status] | None = None,
         expiry_from: datetime | None = None,
         expiry_until: datetime | None = None,
+        host: str | None = None,
+        last_status: int | None = None,
+        series: str | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
-        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
+        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
+
+        `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
+        of the one whose occurrences they are.
+        """
+        statuses = () if status is None else (status,) if isinstance(status, Status) else status
         query = {
-            "status": status.name if status is not None else None,
+            "status": ",".join(sorted(each.name for each in statuses)) or None,
             "expiry-from": expiry_from and expiry_from.isoformat(),
             "expiry-until": expiry_until and expiry_until.isoformat(),
+            "host": host,
+            "last-status": last_status,
+            "series": series,
             "limit": page_length,
         }
         cursor: str | None = None

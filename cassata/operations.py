@@ -20,17 +20,17 @@ from cassata.limits import Limiter
 from cassata.model import (
     APPLIES_TO,
     MEANT_BY,
-    UNFINISHED,
     Action,
     Application,
     Count,
+    Cursor,
     Filter,
     NewOperation,
     Operation,
     OperationStatus,
     Status,
 )
-from cassata.store import Stretch, Walk
+from cassata.store import Lane
 from cassata.tenants import Tenants
 
 STEP_EVENTS = 500
@@ -66,36 +66,34 @@ class Search:
     series: int | None = None
 
     @property
-    def walk(self) -> Walk:
-        """The way on which as little as may be is passed that is not meant."""
-        if self.filter.series_id is not None:
-            return Walk.BY_ID
-        return Walk.BY_WAKE if self.statuses <= UNFINISHED else Walk.BY_DUE
-
-    @property
     def statuses(self) -> frozenset[Status]:
         return self.filter.statuses or MEANT_BY[self.action]
 
-    def stretch(self, after: Sequence[Any] | None = None) -> Stretch:
-        match self.walk:
-            case Walk.BY_ID:  # the ids of occurrences: that of the series, and a timestamp, which is digits
-                return Stretch(Walk.BY_ID, after, f"{self.filter.series_id}_0", f"{self.filter.series_id}_:")
-            case Walk.BY_DUE:
-                return Stretch(Walk.BY_DUE, after, self.filter.due_from, self.filter.due_until)
-        return Stretch(Walk.BY_WAKE, after)
+    def lane(self, application: int) -> Lane:
+        """Choose where to look for the events, of which more may be found there than are meant."""
+        wanted = replace(self.filter, statuses=self.statuses)
+        return store.lane(application, wanted) if self.series is None else store.lane_of_series(application, self.series, wanted)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """How far an operation has come: beyond which event, and for which time.
 
-    Events move in the order of their wake_at while it goes through them, also to where it has been. So those walks are made
-    again until one of them has nothing to change.
+    Events move in the order of their wake_at while it goes through them, also to where it has been. So that is done again until
+    there is nothing to change.
     """
 
-    after: Sequence[Any] | None = None
+    after: Cursor | None = None
     round: int = 1
     changed: int = 0  # in this round
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        after, round_, changed = json.loads(text)
+        return cls(Cursor(*after) if after else None, round_, changed)
+
+    def written(self) -> str:
+        return json.dumps([self.after, self.round, self.changed])
 
 
 @dataclass(slots=True)
@@ -105,7 +103,7 @@ class Chunk:
     examined: int = 0
     skipped: int = 0
     chosen: list[Row[Any]] = field(default_factory=list)
-    after: Sequence[Any] | None = None
+    after: Cursor | None = None
     at_end: bool = False
 
 
@@ -211,16 +209,17 @@ class Operations:
     def _taken(self, conn: Connection, row: Row[Any], now: int, events_per_second: float) -> tuple[Step, dict[str, Any]]:
         """Do a part, and return what has become of the operation, and of its row."""
         try:
-            search, place = _read_search(row), Place(**json.loads(row.place))
+            search, place = _read_search(row), Place.read(row.place)
         except (ValueError, TypeError, KeyError) as error:
             # One that cannot be read must not stop the others.
             telemetry.emit("operation unreadable", level="error", operation_id=row.operation_id, error=repr(error))
             end = {"status": OperationStatus.CANCELLED, "wake_at": None, "finished_at": now}
             return Step(row.operation_id, 0, 0, 0, OperationStatus.CANCELLED), end
-        chunk = self._next_chunk(conn, row, search, place)
+        lane = search.lane(row.application)
+        chunk = _next_chunk(conn, row, search, lane, place)
         changed, skipped = self._change(conn, row, search, chunk, now)
         place = replace(place, after=chunk.after, changed=place.changed + changed)
-        goes_round = search.walk is Walk.BY_WAKE and place.changed > 0
+        goes_round = lane.moves and place.changed > 0
         first = place.round == 1  # what is passed over is counted once
         step = Step(
             row.operation_id,
@@ -234,29 +233,13 @@ class Operations:
         done = step.status is OperationStatus.DONE
         return step, {
             "status": step.status,
-            "place": json.dumps({"after": place.after, "round": place.round, "changed": place.changed}),
+            "place": place.written(),
             "examined": row.examined + step.examined,
             "changed": row.changed + changed,
             "skipped": row.skipped + step.skipped,
             "wake_at": None if done else now + round(changed * 1000 / events_per_second),
             "finished_at": now if done else None,
         }
-
-    def _next_chunk(self, conn: Connection, row: Row[Any], search: Search, place: Place) -> Chunk:
-        found = store.examine(conn, row.application, search.stretch(place.after), STEP_EXAMINED)
-        chunk = Chunk(after=place.after)
-        for event in found:
-            chunk.examined += 1
-            chunk.after = store.place_of_row(event, search.walk)
-            if event.id <= row.newest_row and event.operation != row.id and _is_meant(event, search):
-                if _applies(event, search):
-                    chunk.chosen.append(event)
-                else:
-                    chunk.skipped += 1
-            if len(chunk.chosen) == STEP_EVENTS:
-                break
-        chunk.at_end = chunk.examined == len(found) < STEP_EXAMINED
-        return chunk
 
     def _change(self, conn: Connection, row: Row[Any], search: Search, chunk: Chunk, now: int) -> tuple[int, int]:
         """Lock what was found, judge it as it is now, and change it. Return how much was changed, and how much passed over."""
@@ -288,16 +271,17 @@ class Operations:
 
     def _count(self, conn: Connection, application: Application, search: Search) -> Count:
         found: Counter[Status] = Counter()
+        lane = search.lane(application.number)
         applies, examined, after = 0, 0, None
         while examined < COUNT_EXAMINED and applies < COUNT_EVENTS:
-            rows = store.examine(conn, application.number, search.stretch(after), STEP_EXAMINED)
+            rows = store.examine(conn, lane, after, STEP_EXAMINED)
             meant = [row for row in rows if _is_meant(row, search)]
             found.update(Status(row.status) for row in meant)
             applies += sum(1 for row in meant if _applies(row, search))
             examined += len(rows)
             if len(rows) < STEP_EXAMINED:
                 return Count(applies, True, dict(found))
-            after = store.place_of_row(rows[-1], search.walk)
+            after = lane.cursor(rows[-1])
         return Count(applies, False, dict(found))
 
     def _there(self, new: NewOperation) -> Operation | None:
@@ -325,6 +309,23 @@ class Operations:
 
 
 # --- judging and changing events -----------------------------------------------------------------------------------------
+
+
+def _next_chunk(conn: Connection, row: Row[Any], search: Search, lane: Lane, place: Place) -> Chunk:
+    found = store.examine(conn, lane, place.after, STEP_EXAMINED)
+    chunk = Chunk(after=place.after)
+    for event in found:
+        chunk.examined += 1
+        chunk.after = lane.cursor(event)
+        if event.id <= row.newest_row and event.operation != row.id and _is_meant(event, search):
+            if _applies(event, search):
+                chunk.chosen.append(event)
+            else:
+                chunk.skipped += 1
+        if len(chunk.chosen) == STEP_EVENTS:
+            break
+    chunk.at_end = chunk.examined == len(found) < STEP_EXAMINED
+    return chunk
 
 
 def _is_meant(row: Row[Any], search: Search) -> bool:
@@ -378,7 +379,7 @@ def _row(new: NewOperation, search: Search, count: Count, application: int, now:
         "wake_at": now,
         "filter": json.dumps(dict(_written_filter(new.filter))),
         "parameters": json.dumps({"due_at": new.due_at, "shift_ms": new.shift_ms, "series": search.series}),
-        "place": json.dumps({}),
+        "place": Place().written(),
         "newest_row": newest_row,
         "expected": count.events,
         "exact": count.exact,

@@ -37,9 +37,11 @@ from cassata.model import (
     Application,
     Attempt,
     Breaker,
+    Cursor,
     Delivery,
     ErrorKind,
     Event,
+    Filter,
     Limits,
     NewEvent,
     Outcome,
@@ -58,6 +60,8 @@ Added = Event | DuplicateEvent | InvalidEvent | ApplicationRefused
 Closed = Mapping[str, ApplicationRefused | None]
 """By application why it takes nothing now."""
 
+EXAMINED = 10_000
+"""So many events are looked at for one page of a list: most of them may not be what is wanted."""
 DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
@@ -68,15 +72,8 @@ LOST_LEASES = 3
 sent by itself, so that nothing else is lost with it for the third time."""
 
 
-class Cursor(NamedTuple):
-    """A place in a list of events."""
-
-    due_at: int
-    id: int
-
-
 class Page(NamedTuple):
-    """Some events by due time, without payloads, and where the next ones begin (None: there are no more)."""
+    """Some events, without payloads, and where the list goes on (None: there are no more)."""
 
     events: list[Event]
     next: Cursor | None
@@ -327,25 +324,36 @@ class Scheduler:
     def events(
         self,
         application_id: str,
+        wanted: Filter = Filter(),  # noqa: B008
         *,
-        status: Status | None = None,
-        due_from: int | None = None,
-        due_until: int | None = None,
         after: Cursor | None = None,
         limit: int = 100,
     ) -> Page:
-        """List an application's events by due time: `due_from` is included, `due_until` is not (ms)."""
+        """List an application's events: by due time; those of a series by their original instants; where only events are wanted
+        that have not ended, by when they are looked at next.
+
+        At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
+        """
 
         def work(conn: Connection) -> Page:
             application = self.tenants.known(conn, application_id)
-            if application is None:
+            lane = self._lane(conn, application.number, wanted) if application else None
+            if lane is None:
                 return Page([], None)
-            rows = store.page(conn, application.number, status=status, due_from=due_from, due_until=due_until, after=after, limit=limit + 1)
+            last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
+            rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
-            more = Cursor(shown[-1].due_at, shown[-1].id) if len(rows) > limit else None
-            return Page([store.to_event(row, application_id) for row in shown], more)
+            found = [store.to_event(row, application_id) for row in shown if wanted.goes_there(row.url)]
+            return Page(found, lane.cursor(shown[-1]) if len(rows) > limit else last)
 
         return self._transactions.read(work)
+
+    def _lane(self, conn: Connection, application: int, wanted: Filter) -> store.Lane | None:
+        """Choose where to look for events; None if there can be none."""
+        if wanted.series_id is None:
+            return store.lane(application, wanted)
+        series = store.series_number(conn, application, wanted.series_id)
+        return None if series is None else store.lane_of_series(application, series, wanted)
 
     def breakers(self, application_id: str) -> list[Breaker]:
         """Return the circuit breakers of an application that are open. Raises UnknownApplication."""

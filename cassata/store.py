@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from enum import IntEnum, StrEnum
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,10 +22,12 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -35,12 +38,15 @@ from cassata.model import (
     EXCERPT_CHARACTERS,
     FINISHED,
     LATEST_INSTANT,
+    UNFINISHED,
     WAITING,
     Application,
     Attempt,
+    Cursor,
     Delivery,
     ErrorKind,
     Event,
+    Filter,
     Headers,
     NewEvent,
     OperationStatus,
@@ -297,27 +303,135 @@ def request_cancel(conn: Connection, application: int, event_id: str) -> None:
     )
 
 
-def page(
-    conn: Connection,
-    application: int,
-    *,
-    status: Status | None,
-    due_from: int | None,
-    due_until: int | None,
-    after: tuple[int, int] | None,
-    limit: int,
-) -> Sequence[Row[Any]]:
-    """Read up to `limit` events by due time, after the place `(due_at, id)`, without their payloads."""
-    question = select(*_WITHOUT_PAYLOAD).where(E.application == application).order_by(E.due_at, E.id).limit(limit)
-    if after is not None:
-        question = question.where(E.due_at >= after[0], or_(E.due_at > after[0], E.id > after[1]))
-    if due_from is not None:
-        question = question.where(E.due_at >= due_from)
-    if due_until is not None:
-        question = question.where(E.due_at < due_until)
-    if status is not None:
-        question = question.where(E.status == status)
-    return conn.execute(_hinted(question, "events_due")).all()
+# --- searching ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The one range of an index in which all that is wanted lies, in the index's own order, and what is to be judged row by row.
+
+    The range are the rows of an application whose `ordered` value is `low` at least, and less than `high` (None: no end).
+    """
+
+    application: int
+    index: str
+    ordered: ColumnElement[Any]
+    low: Any
+    high: Any
+    judged: tuple[ColumnElement[bool], ...]
+
+    @property
+    def moves(self) -> bool:
+        """Whether events change their place in it by themselves, as they are sent and tried again."""
+        return self.ordered is E.wake_at
+
+    def cursor(self, row: Row[Any]) -> Cursor:
+        at = getattr(row, self.ordered.name)
+        return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
+
+    def question(self, columns: Sequence[ColumnElement[Any]], after: Cursor | None, last: Cursor | None, dialect: str) -> Select[Any]:
+        """Ask for what lies beyond a place, and not beyond another one."""
+        if self.ordered is E.event_id:
+            order: list[ColumnElement[Any]] = [E.event_id]
+            bounds = self._ids(after, last)
+        else:
+            bounds = self._row_values(after, last) if dialect == "sqlite" else [or_(false(), *self._ranges(after, last))]
+            order = [self.ordered, E.id]
+        within = select(*columns).where(E.application == self.application, *bounds).order_by(*order)
+        hinted: Select[Any] = _hinted(within, self.index)
+        return hinted
+
+    def _ids(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        low = E.event_id > after.event_id if after else E.event_id >= self.low
+        return [low, E.event_id <= last.event_id if last else E.event_id < self.high]
+
+    def _row_values(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        place, bounds = tuple_(self.ordered, E.id), [self.ordered >= self.low]
+        if self.high is not None:
+            bounds.append(self.ordered < self.high)
+        if after:
+            bounds.append(place > tuple_(after.at, after.id))
+        if last:
+            bounds.append(place <= tuple_(last.at, last.id))
+        return bounds
+
+    def _ranges(self, after: Cursor | None, last: Cursor | None) -> Iterator[ColumnElement[bool]]:
+        """Write out what a comparison of pairs means, for MariaDB: plain ranges, none of them empty, are all its optimizer can use."""
+        begin, end = self.low, self.high
+        if after and after.at >= self.low and (end is None or after.at < end):
+            begin = after.at + 1
+            until = (E.id <= last.id,) if last and last.at == after.at else ()
+            yield and_(self.ordered == after.at, E.id > after.id, *until)
+        if last and last.at >= begin:
+            yield and_(self.ordered == last.at, E.id <= last.id)
+        if last:
+            end = last.at
+        if end is None:
+            yield self.ordered >= begin
+        elif begin < end:
+            yield and_(self.ordered >= begin, self.ordered < end)
+
+
+def lane(application: int, wanted: Filter) -> Lane:
+    """Choose the index in which the least is passed that is not wanted.
+
+    What has not ended lies together where it waits, which is never before its due time. Where both ends of the due time are
+    given, that range is taken for the smaller one.
+    """
+    is_window = wanted.due_from is not None and wanted.due_until is not None
+    if wanted.statuses and wanted.statuses <= UNFINISHED and not is_window:
+        judged = (*_judged(wanted, among=UNFINISHED), *_judged_dues(wanted))
+        return Lane(application, "events_wake", E.wake_at, max(1, wanted.due_from or 0), None, judged)
+    return Lane(application, "events_due", E.due_at, wanted.due_from or 0, wanted.due_until, tuple(_judged(wanted)))
+
+
+def lane_of_series(application: int, series: int, wanted: Filter) -> Lane:
+    """Look among the ids of occurrences: that of the series (its row is `series`), and the digits of an instant."""
+    judged = (E.series == series, *_judged(wanted), *_judged_dues(wanted))
+    return Lane(application, "events_event_id", E.event_id, f"{wanted.series_id}_0", f"{wanted.series_id}_:", judged)
+
+
+def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Iterator[ColumnElement[bool]]:
+    if wanted.statuses and not among <= wanted.statuses:
+        yield E.status.in_(sorted(wanted.statuses))
+    if wanted.last_status is not None:
+        yield E.last_status == wanted.last_status
+    if wanted.host is not None:
+        yield _may_lead_to(wanted.host)
+
+
+def _judged_dues(wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    due_at = E.due_at + 0  # by the name alone SQLite might take the other index, and sort
+    if wanted.due_from is not None:
+        yield due_at >= wanted.due_from
+    if wanted.due_until is not None:
+        yield due_at < wanted.due_until
+
+
+def _may_lead_to(host: str) -> ColumnElement[bool]:
+    """Sort out most of what leads elsewhere. `Filter.goes_there` decides, as an address may be written in many ways."""
+    if re.fullmatch(r"\[.*|[0-9.]+(:[0-9]+)?", host):
+        return func.substr(E.url, func.instr(E.url, "://") + 3, 1).in_(list("0123456789["))
+    name = host.partition(":")[0]
+    return or_(*(func.lower(E.url).startswith(f"{scheme}://{name}", autoescape=True) for scheme in ("http", "https")))
+
+
+def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cursor | None:
+    """Return the place of the last of `most` events beyond a place, whatever they are; None if there are fewer."""
+    columns = [lane.ordered] if lane.ordered is E.event_id else [lane.ordered, E.id]
+    row = conn.execute(lane.question(columns, after, None, conn.dialect.name).offset(most - 1).limit(1)).first()
+    return lane.cursor(row) if row is not None else None
+
+
+def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` of the events that are wanted, after one place and not after another one, without their payloads."""
+    question = lane.question(_WITHOUT_PAYLOAD, after, last, conn.dialect.name).where(*lane.judged)
+    return conn.execute(question.limit(limit)).all()
+
+
+def series_number(conn: Connection, application: int, series_id: str) -> int | None:
+    s = series.c
+    return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
 
 
 def attempts_of(conn: Connection, event: int) -> list[Attempt]:
@@ -795,19 +909,6 @@ def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bo
 OP = operations.c
 
 
-class Walk(StrEnum):
-    """In what order the events of an application are gone through, named by the index that gives it."""
-
-    BY_WAKE = "events_wake"  # those that have not ended
-    BY_ID = "events_event_id"  # those of a series
-    BY_DUE = "events_due"
-
-
-_WALKED: Mapping[Walk, tuple[ColumnElement[Any], ...]] = {
-    Walk.BY_WAKE: (E.wake_at, E.id),
-    Walk.BY_ID: (E.event_id,),
-    Walk.BY_DUE: (E.due_at, E.id),
-}
 _EXAMINED = (
     E.id,
     E.event_id,
@@ -824,41 +925,9 @@ _EXAMINED = (
 )
 
 
-class Stretch(NamedTuple):
-    """A part of a walk: beyond the place `after`, and between `least` (included) and `below` (not), as far as these are given."""
-
-    walk: Walk
-    after: Sequence[Any] | None = None
-    least: Any = None
-    below: Any = None
-
-
-def examine(conn: Connection, application: int, stretch: Stretch, limit: int) -> Sequence[Row[Any]]:
-    """Read the first events of a stretch, whatever they are, without their payloads.
-
-    What is left of the instant of the place is asked for by itself: of a million events due at one instant, no plan for a
-    comparison of pairs (wake_at, id) keeps from reading all those before the place again.
-    """
-    first, *second = order = _WALKED[stretch.walk]
-    question = _hinted(select(*_EXAMINED).where(E.application == application).order_by(*order), stretch.walk)
-    least = first > 0 if stretch.walk is Walk.BY_WAKE else None
-    if stretch.least is not None:
-        least = first >= stretch.least
-    found: list[Row[Any]] = []
-    if stretch.after is not None:
-        least = first > stretch.after[0]
-        for column in second:
-            same = question.where(first == stretch.after[0], column > stretch.after[1])
-            found += conn.execute(same.limit(limit))
-    if len(found) < limit:
-        bounds = [bound for bound in (least, None if stretch.below is None else first < stretch.below) if bound is not None]
-        found += conn.execute(question.where(*bounds).limit(limit - len(found)))
-    return found
-
-
-def place_of_row(row: Row[Any], walk: Walk) -> list[Any]:
-    """Return the place of a row that was read by `examine`."""
-    return [getattr(row, column.name) for column in _WALKED[walk]]
+def examine(conn: Connection, lane: Lane, after: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read the first events of a lane beyond a place, whatever they are, without their payloads."""
+    return conn.execute(lane.question(_EXAMINED, after, None, conn.dialect.name).limit(limit)).all()
 
 
 _LOCK_EXAMINED: Select[Any] = select(*_EXAMINED).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
@@ -945,10 +1014,6 @@ def log_replays(conn: Connection, rows: Iterable[Row[Any]], now: int, reason: st
 
 def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
     return conn.execute(select(*_WITHOUT_PAYLOAD).where(E.application == application, E.event_id == event_id).with_for_update()).first()
-
-
-def series_number(conn: Connection, application: int, series_id: str) -> int | None:
-    return conn.execute(select(S.id).where(S.application == application, S.series_id == series_id)).scalar()
 
 
 def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from cassata.cli.listen import harmless
 from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, Status, new_event_id
 
+Command = Callable[..., Any]
+
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -83,6 +85,9 @@ _WORDS = {
     "event-id": "--id",
     "expiry-from": "--from",
     "expiry-until": "--until",
+    "host": "--host",
+    "last-status": "--last-status",
+    "series": "--series",
 }
 """What the places of a request are called on the command line."""
 
@@ -100,6 +105,27 @@ def _lines(error: ClientError) -> Iterator[str]:
 
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+def filter_options(command: Command) -> Command:
+    """Which events are meant: what `Client.iter_events` takes."""
+    statuses = click.Choice(Status.__members__, case_sensitive=False)
+    for option in reversed(
+        [
+            click.option("--status", multiple=True, type=statuses, callback=_statuses, help="Only those in this state; may be repeated."),
+            click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later."),
+            click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier."),
+            click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
+            click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
+            click.option("--series", metavar="ID", help="Only the occurrences of this series."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _statuses(_context: click.Context, _parameter: click.Parameter, names: Sequence[str]) -> frozenset[Status]:
+    return frozenset(Status[name] for name in names)
 
 
 @click.group(cls=_Reported)
@@ -188,29 +214,20 @@ def get(client: Client, application_id: str, event_id: str, output: str) -> None
 
 @event.command(name="list")
 @click.argument("application_id", metavar="APP")
-@click.option("--status", "status_name", type=click.Choice(Status.__members__, case_sensitive=False), help="Only those in this state.")
-@click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later.")
-@click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier.")
+@filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @output_option
 @click.pass_obj
 def list_events(
     client: Client,
+    /,
     application_id: str,
-    status_name: Any,
-    expiry_from: datetime | None,
-    expiry_until: datetime | None,
     limit: int,
     output: str,
+    **wanted: Any,
 ) -> None:
     """List the events of an application by expiry."""
-    found = client.iter_events(
-        application_id,
-        status=Status[status_name] if status_name else None,
-        expiry_from=expiry_from,
-        expiry_until=expiry_until,
-        page_length=min(limit, 1_000),
-    )
+    found = client.iter_events(application_id, **wanted, page_length=min(limit, 1_000))
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":
         _print_json([event.document for event in events])

@@ -9,7 +9,7 @@ from flask import Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from cassata.errors import ApplicationRefused, CassataError, DuplicateEvent, InvalidEvent, UnknownApplication, UnknownEvent
-from cassata.model import Event, Scope, Status, check_application_id, check_event_id
+from cassata.model import Event, Filter, Scope, Status, check_application_id, check_event_id
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
@@ -94,9 +94,12 @@ class Api:
 
     def events(self, application_id: str) -> Response:
         _check_possible(application_id)
-        cursors = Cursors(self._scheduler.tenants.keyed_hash, application_id)
-        listing = wire.read_listing(request.args.items(multi=True), cursors.read)
-        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors.written))
+
+        def cursors(wanted: Filter) -> Cursors:
+            return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
+
+        listing = wire.read_listing(request.args.items(multi=True), lambda text, wanted: cursors(wanted).read(text))
+        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors(listing["wanted"]).written))
 
 
 def _read_own(document: Any) -> wire.Written:

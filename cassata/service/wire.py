@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, TypedDict
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,7 +21,9 @@ from cassata.model import (
     BATCH_LENGTH,
     HEADER_COUNT,
     Attempt,
+    Cursor,
     Event,
+    Filter,
     Headers,
     NewEvent,
     RetryOptions,
@@ -32,16 +34,19 @@ from cassata.model import (
     check_due_at,
     check_event_id,
     check_headers,
+    check_host,
     check_max_lateness_ms,
     check_method,
     check_multiplier,
     check_retry_count,
+    check_series_id,
+    check_status_code,
     check_timeout_ms,
     check_url,
     new_event_id,
     rfc3339,
 )
-from cassata.scheduler import Cursor, Page
+from cassata.scheduler import Page
 
 PAGE_LENGTH = 1_000
 FIELDS = 32
@@ -548,20 +553,28 @@ def written_event_id(document: Any) -> str | None:
 class Listing(TypedDict, total=False):
     """What `Scheduler.events` is asked for."""
 
-    status: Status
-    due_from: int
-    due_until: int
+    wanted: Filter
     after: Cursor
     limit: int
 
 
-def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str], Cursor]) -> Listing:
-    """Read the query of a list of events. Raises InvalidDocument."""
-    return cast("Listing", read_query(parameters, {**_PARAMETERS, "cursor": ("after", read_cursor)}))
+def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str, Filter], Cursor]) -> Listing:
+    """Read the query of a list of events. A cursor is read for the filter that stands beside it. Raises InvalidDocument."""
+    found = read_query(parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str)})
+    cursor, limit = found.pop("cursor", None), found.pop("limit", None)
+    listing: Listing = {"wanted": Filter(**found)}
+    if limit is not None:
+        listing["limit"] = limit
+    if cursor is not None:
+        try:
+            listing["after"] = read_cursor(cursor, listing["wanted"])
+        except ValueError as error:
+            raise InvalidDocument([{"parameter": "cursor", "detail": str(error)}]) from error
+    return listing
 
 
 def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
-    """Read a query; `known` says of each parameter what it is called inside, and how it is read.
+    """Read a query; `known` says of each parameter what it is called inside, and how it is read. Sets may be given in parts.
 
     Raises InvalidDocument naming each parameter that is wrong.
     """
@@ -572,9 +585,13 @@ def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[
             if name not in known:
                 raise ValueError(f"is not a parameter{nearest(name, known)}")
             field, read = known[name]
-            if field in found:
+            content = read(value)
+            if field not in found:
+                found[field] = content
+            elif isinstance(content, frozenset):
+                found[field] |= content
+            else:
                 raise ValueError("is given twice")
-            found[field] = read(value)
         except ValueError as error:
             errors.append({"parameter": name, "detail": str(error)})
     if errors:
@@ -582,10 +599,15 @@ def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[
     return found
 
 
-def _status(value: str) -> Status:
-    if value not in Status.__members__:
-        raise ValueError(f"must be one of {', '.join(Status.__members__)}")
-    return Status[value]
+def _statuses(value: str) -> frozenset[Status]:
+    names = value.split(",", len(Status))
+    if not set(names) <= Status.__members__.keys():
+        raise ValueError(f"must be one of {', '.join(Status.__members__)}, or several of them with commas between them")
+    return frozenset(Status[name] for name in names)
+
+
+def _status_code(value: str) -> int:
+    return check_status_code(int(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0)
 
 
 def _instant_parameter(value: str) -> int:
@@ -601,12 +623,15 @@ def page_length(value: str) -> int:
     return int(value)
 
 
-_PARAMETERS = {
-    "status": ("status", _status),
+FILTER_PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "status": ("statuses", _statuses),
     "expiry-from": ("due_from", _instant_parameter),
     "expiry-until": ("due_until", _instant_parameter),
-    "limit": ("limit", page_length),
+    "host": ("host", check_host),
+    "last-status": ("last_status", _status_code),
+    "series": ("series_id", check_series_id),
 }
+"""What a filter is made of: by the names that clients write, what it is called in a Filter, and how it is read."""
 
 
 # --- values -> JSON ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ import pytest
 from flask.testing import FlaskClient
 
 from cassata.config import Service
-from cassata.model import NewEvent, Scope
+from cassata.model import Cursor, Filter, NewEvent, Outcome, Scope
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
+from cassata.service.cursors import Cursors
 
 EVENT = {"application-id": "shop", "event-id": "e1", "event": {"order": 7}, "delay": 3600, "url": "http://receiver.example/hook"}
 
@@ -303,6 +304,45 @@ def test_a_list_can_be_narrowed_by_status_and_expiry(http: FlaskClient) -> None:
     assert found("expiry-until=1900000000.5") == ["e0"]
 
 
+def test_a_list_can_be_narrowed_by_host_and_by_what_was_answered(http: FlaskClient, scheduler: Scheduler) -> None:
+    for number, url in enumerate(["http://one.test/", "https://One.test:8443/", "http://two.test/"]):
+        http.post("/cassata/add/", json={**EVENT, "event-id": f"e{number}", "url": url, "delay": 0})
+    claimed = scheduler.record_and_claim((), list(scheduler.agenda()), 9, Terms())[1]
+    scheduler.record([Outcome(delivery, 0, 1, status_code=200 + int(delivery.event_id[1:])) for delivery in claimed.deliveries])
+
+    def found(query: str) -> list[str]:
+        return sorted(event["event-id"] for event in http.get(f"/cassata/events/shop?{query}").json["events"])
+
+    assert found("host=ONE.test") == ["e0", "e1"]
+    assert found("host=one.test:8443") == ["e1"]
+    assert found("last-status=202&host=two.test") == ["e2"]
+    assert found("status=FAILED,PENDING") == []
+    assert found("status=FAILED&status=COMPLETED") == ["e0", "e1", "e2"]
+    assert found("series=digest") == []
+    assert {event["last-status"] for event in http.get("/cassata/events/shop").json["events"]} == {200, 201, 202}
+
+
+def test_a_cursor_is_good_for_the_filter_that_it_was_given_for(http: FlaskClient) -> None:
+    for number in range(3):
+        http.post("/cassata/add/", json={**EVENT, "event-id": f"e{number}"})
+    cursor = http.get("/cassata/events/shop?limit=1&status=PENDING&host=receiver.example").json["next-cursor"]
+
+    for query in ("", "&status=PENDING", "&host=receiver.example&status=CANCELLED,PENDING"):
+        refused = http.get(f"/cassata/events/shop?cursor={cursor}{query}")
+        assert (refused.status_code, refused.json["errors"][0]["parameter"]) == (400, "cursor")
+    assert len(http.get(f"/cassata/events/shop?host=RECEIVER.example&status=PENDING&cursor={cursor}").json["events"]) == 2
+
+
+def test_the_cursor_of_a_series_may_be_long(http: FlaskClient, scheduler: Scheduler) -> None:
+    place = Cursor(0, 0, "x" * 128)
+    cursors = Cursors(scheduler.tenants.keyed_hash, "shop", Filter(series_id="x"))
+    written = cursors.written(place)
+
+    assert cursors.read(written) == place
+    assert b"xxxx" not in base64.urlsafe_b64decode(written)
+    assert http.get(f"/cassata/events/shop?series=x&cursor={written}").json == {"events": [], "next-cursor": None}
+
+
 def test_an_application_without_events_has_an_empty_list(http: FlaskClient) -> None:
     assert http.get("/cassata/events/nobody").json == {"events": [], "next-cursor": None}
 
@@ -322,6 +362,23 @@ def test_an_application_without_events_has_an_empty_list(http: FlaskClient) -> N
         ("expiry-from=1724141245000", "expiry-from"),
         ("expiry-until=2030-01-01T00:00:00", "expiry-until"),
         ("expiry-until=1e400", "expiry-until"),
+        ("status=PENDING,", "status"),
+        ("status=PENDING&status=GONE", "status"),
+        ("host=", "host"),
+        ("host=one.test/hook", "host"),
+        ("host=http://one.test", "host"),
+        ("host=user@one.test", "host"),
+        ("host=one.test:0", "host"),
+        ("host=one.test:99999", "host"),
+        ("host=a&host=b", "host"),
+        ("host=" + "a" * 5000, "host"),
+        ("host=[", "host"),
+        ("host=%D9%A1", "host"),
+        ("last-status=99", "last-status"),
+        ("last-status=2xx", "last-status"),
+        ("last-status=" + "9" * 5000, "last-status"),
+        ("series=a%20b", "series"),
+        ("series=" + "a" * 112, "series"),
         ("cursor=!!", "cursor"),
         ("cursor=MQ==", "cursor"),
         ("cursor=" + "A" * 5000, "cursor"),

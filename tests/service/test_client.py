@@ -196,6 +196,18 @@ def test_iter_events_fetches_as_many_pages_as_there_are(client: Client, middlema
     assert middleman.seen[1:] == ["GET /cassata/events/shop"] * 3
 
 
+def test_iter_events_goes_on_where_a_page_holds_nothing(client: Client, middleman: Middleman, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cassata.scheduler.EXAMINED", 2)
+    client.schedule_all(
+        [NewEvent("shop", URL if n < 6 else "http://other.test/", delay=60 + n, payload="x", event_id=f"e{n}") for n in range(8)]
+    )
+
+    found = client.iter_events("shop", host="other.test", status={Status.PENDING, Status.FAILED})
+
+    assert [event.event_id for event in found] == ["e6", "e7"]
+    assert len(middleman.seen) > 4
+
+
 def test_the_log_of_attempts_and_a_finished_event_are_told(client: Client, sqlite_scheduler: Scheduler) -> None:
     sqlite_scheduler.add(model.NewEvent("shop", URL, delay_ms=0, event_id="e1", payload=b"\xff"))
     _, claimed = sqlite_scheduler.record_and_claim((), list(sqlite_scheduler.agenda()), 10, Terms())

@@ -49,6 +49,19 @@ def test_an_event_can_be_added_shown_listed_and_deleted(run: Run) -> None:
     assert json.loads(run("list", "shop", "--status", "PENDING", "-o", "json").stdout) == []
 
 
+def test_a_list_may_be_of_some_events_only(run: Run) -> None:
+    for number, url in enumerate(["http://one.test/", "http://two.test:81/"]):
+        assert run("add", url, "--app", "shop", "--in", "1h", "--payload", "x", "--id", f"e{number}").exit_code == 0
+
+    def found(*words: str) -> list[str]:
+        return [each["event-id"] for each in json.loads(run("list", "shop", *words, "-o", "json").stdout)]
+
+    assert found("--host", "two.test") == ["e1"]
+    assert found("--status", "pending", "--status", "failed") == ["e0", "e1"]
+    assert found("--last-status", "200") == found("--series", "s") == []
+    assert run("list", "shop", "--host", "a/b").stderr.startswith("Error: --host: must be a host such as")
+
+
 @pytest.mark.parametrize(
     ("written", "expiry"),
     [("1900000000.5", "2030-03-17T17:46:40.500Z"), ("2030-01-31T12:00:00+02:00", "2030-01-31T10:00:00.000Z")],

@@ -230,12 +230,28 @@ def table(app: Flask) -> Iterator[Attack]:
         yield Attack("TEAPOT", good)
         yield from (Attack("GET", good, query=f"cursor={forgery}") for forgery in FORGERIES)
         yield Attack("GET", good, query="&".join(["limit=1"] * 1_000))
-    for name in PARAMETERS[:5]:
+    for name in PARAMETERS[:8]:
         yield from (Attack("GET", "/cassata/events/shop", query=f"{name}={wsgi(value)}") for value in HOSTILE_TEXTS)
     yield from (Attack("BREW", path) for path in ("*", "/", "//", "/%", "/cassata/../livez", "/./livez", "/\x00", "livez", ""))
 
 
-PARAMETERS = ["status", "expiry-from", "expiry-until", "limit", "cursor", "order", "application-id", "after", "key", "\xff", "%", ""]
+PARAMETERS = [
+    "status",
+    "expiry-from",
+    "expiry-until",
+    "limit",
+    "cursor",
+    "host",
+    "last-status",
+    "series",
+    "order",
+    "application-id",
+    "after",
+    "key",
+    "\xff",
+    "%",
+    "",
+]
 FORGERIES = [
     "MQ==",
     "MS4y",

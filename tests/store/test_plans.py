@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from cassata import database, store
-from cassata.model import Status
-from cassata.scheduler import Cursor, Scheduler, Terms
+from cassata.model import Cursor, Filter, Status
+from cassata.scheduler import Scheduler, Terms
 from tests.words import NOON, ManualClock, new_event, outcome
 
 ROWS = 3_000
@@ -76,7 +76,7 @@ ACTS: Acts = {
     "cancel": lambda scheduler: scheduler.cancel("app-19", "e2989"),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
-    "list by status": lambda scheduler: scheduler.events("app-7", status=Status.PENDING, due_from=NOON, due_until=NOON + 99_999_999),
+    "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
 }  # fmt: skip
 
 
