@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from bench import machine
-from tests.conftest import Running, die_with_parent, unused_port
+from tests.conftest import Running, die_with_parent
 from tests.faults.cluster import Cluster, between, children_of, stopped
 from tests.faults.receiver import receiving
 from tests.faults.server import BreakableServer, breakable_server
@@ -106,7 +106,7 @@ def say(text: str) -> None:
 @contextmanager
 def running(folder: Path, seed: int) -> Iterator[tuple[Cluster, Soak]]:
     with ExitStack() as stack:
-        server = stack.enter_context(breakable_server(folder / "database", unused_port()))
+        server = stack.enter_context(breakable_server(folder / "database"))
         url = server.create_database()
         log = folder / "receiver.jsonl"
         destination = stack.enter_context(receiving(log, preexec_fn=die_with_parent))

@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from heapq import heappop, heappush, merge
 from importlib import resources
-from itertools import count, islice, product, takewhile
+from itertools import chain, count, islice, product, takewhile
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -32,12 +32,13 @@ RECURRENCE_CHARACTERS = 12_000
 PER_HOUR = 60
 """A rule has at most so many occurrences an hour: as many as cron can have."""
 HORIZON_YEARS = 100
-"""How far ahead of the one before an occurrence is looked for."""
-DRY_PERIODS = 15_000
-"""So many days without an occurrence end a walk: 41 years, one more than from a 29th of February that is a Monday to the next."""
-DRY_HOURS = 10_000
+"""How far ahead of the one before an occurrence may be."""
+DRY_STEPS = 11_000
+DRY_HOURS = 3_000
+"""So much of a rule without an occurrence ends a walk: 30 years of days, 100 of anything longer; and of HOURLY so many days and hours."""
+PATIENCE = 5_000
 CRON_PATIENCE = 1_000
-"""So many occurrences are counted to learn the index of one: cron takes up to 50 µs for each."""
+"""So many occurrences are counted to learn the index of the first one in a window: RFC 5545 takes 7 µs for each of them, cron up to 50."""
 
 _SECOND, _HOUR, _DAY = 1_000, 3_600_000, 86_400_000
 _LAST = 247_060_713_600_000  # 9799-01-01: what is looked for from there on can still be written
@@ -100,6 +101,27 @@ def between(rule: Rule, begin: int, end: int, limit: int, *, known: Occurrence |
     return list(takewhile(lambda occurrence: occurrence.at < end, found))
 
 
+def newest(rule: Rule, begin: int, end: int) -> int | None:
+    """Find the last instant of a rule with `begin <= at < end`, however many there are, by halving the time in between.
+
+    A count is not looked at. Raises RecurrenceError as `check` does.
+    """
+    series = _series(rule)
+
+    def first(since: int) -> int | None:
+        at = next(series._bounded(max(since, series.begins_at)), None)
+        return at if at is not None and at < end else None
+
+    latest, empty_from = first(begin), end
+    while latest is not None and latest + 1 < empty_from:
+        middle = (latest + 1 + empty_from) // 2
+        if (later := first(middle)) is None:
+            empty_from = middle
+        else:
+            latest = later
+    return latest
+
+
 def occurrence_id(series_id: str, at: int) -> str:
     """Name the event of an occurrence: the series' id, and the instant it was first meant for."""
     return f"{series_id}_{_local(at, UTC):%Y%m%dT%H%M%SZ}"
@@ -142,18 +164,20 @@ class _Series:
     begins_at: int
     until_at: int
     most: int | None
-    patience: int = MAX_COUNT
+    patience: int = PATIENCE
     every_ms: int | None = None
 
     def occurrences(self, begin: int, known: Occurrence | None, patience: int) -> Iterator[Occurrence]:
         """Yield the occurrences from an instant on. Raises RecurrenceError when not even their number could be kept."""
         begin = max(begin, self.begins_at)
-        if begin > self.until_at:
-            return
+        found = self._bounded(begin)
+        first = next(found, None)
+        if first is None:
+            return  # nothing to count for
         index = self._index(begin, known, patience)
         if index is None and self.most is not None:
             raise RecurrenceError([Problem("count", "that far ahead it is not known how many occurrences there were")])
-        for at in self._bounded(begin):
+        for at in chain((first,), found):
             if index is None:
                 yield Occurrence(at, None)
             elif self.most is None or index < self.most:
@@ -163,20 +187,21 @@ class _Series:
                 return
 
     def _bounded(self, begin: int) -> Iterator[int]:
-        return takewhile(lambda at: at <= self.until_at, self.instants(begin))
+        return takewhile(lambda at: at <= self.until_at, self.instants(begin)) if begin <= self.until_at else iter(())
 
     def _index(self, begin: int, known: Occurrence | None, patience: int) -> int | None:
         """Tell the index of the first occurrence from `begin` on, by counting those between there and one that is known."""
         if self.every_ms:
             return -(-(begin - self.begins_at) // self.every_ms)
         if known and known.index is not None:
-            passed = self._passed(min(begin, known.at), max(begin, known.at), patience)
+            low, high = sorted((begin, known.at))
+            passed = self._passed(low, high, patience)
             if passed is not None:
                 return known.index + (passed if begin > known.at else -passed)
         return self._passed(self.begins_at, begin, patience)
 
     def _passed(self, low: int, high: int, patience: int) -> int | None:
-        passed = sum(1 for _ in islice(takewhile(lambda at: at < high, self._bounded(low)), patience + 1))
+        passed = sum(1 for _ in islice(takewhile(lambda at: at < high, self._bounded(max(low, self.begins_at))), patience + 1))
         return passed if passed <= patience else None
 
 
@@ -267,7 +292,7 @@ def _wall(at: int, zone: tzinfo) -> datetime:
 
 
 def _instant(wall: datetime, zone: tzinfo) -> int:
-    """Tell when clocks show it (RFC 5545, 3.3.5): what they skip is read with the offset before the gap, what they show twice is the first."""
+    """Tell when clocks show it: what they skip is read with the offset before the gap, of two the first is meant (RFC 5545, 3.3.5)."""
     return int(wall.replace(tzinfo=zone, fold=0).timestamp()) * _SECOND
 
 
@@ -552,7 +577,10 @@ def _ready(parts: Parts, start_at: int, zone: ZoneInfo) -> Instants:
     if "UNTIL" in parts:
         until_at = _stamped(parts["UNTIL"], UTC)
     elif "COUNT" in parts:
-        until_at = rule.end_of(int(parts["COUNT"]))
+        end_at = rule.end_of(int(parts["COUNT"]))
+        if end_at is None:
+            raise ValueError("has a COUNT that takes it too far ahead, or that it never reaches: use UNTIL")
+        until_at = end_at
     return lambda begin: takewhile(lambda at: at <= until_at, rule.instants(begin)) if begin <= until_at else iter(())
 
 
@@ -589,6 +617,7 @@ class _Days:
     frequency: str
     interval: int
     week_start: int
+    positions: int
     times: tuple[time, ...]
     start_at: int
     start: datetime
@@ -607,7 +636,8 @@ class _Days:
         rule = rrulestr(text, dtstart=start)
         assert isinstance(rule, rrule)
         interval = int(parts.get("INTERVAL", "1"))
-        return cls(rule, parts["FREQ"], interval, _WEEKDAYS.index(said["WKST"]), times, start_at, start, zone)
+        positions = len(_listed(parts, "BYSETPOS", 0)) if "BYSETPOS" in parts else 0
+        return cls(rule, parts["FREQ"], interval, _WEEKDAYS.index(said["WKST"]), positions, times, start_at, start, zone)
 
     def instants(self, begin: int) -> Iterator[int]:
         """Yield the instants from `begin` on. What a gap moves may be overtaken by later clock times, so it is held back for those."""
@@ -622,11 +652,10 @@ class _Days:
                     last = at
         yield from (at for at in sorted(set(held)) if at > last)
 
-    def end_of(self, count: int) -> int:
-        wall = next(islice(self._walls(self.start), count - 1, None), None)
-        if wall is None or wall.year > self.start.year + HORIZON_YEARS:
-            raise ValueError(f"has a COUNT that takes it further than {HORIZON_YEARS} years ahead")
-        return self.start_at if wall == self.start else _instant(wall, self.zone)
+    def end_of(self, count: int) -> int | None:
+        """Tell when so many occurrences have been, if that is not too far ahead."""
+        wall = next(islice(self._walls(self.start, refreshing=False), count - 1, None), None)
+        return None if wall is None else _instant(wall, self.zone) if wall > self.start else self.start_at
 
     def _earliest_wall(self, begin: int) -> datetime:
         """Tell from which clock time on instants are not before `begin`: an earlier one, if a gap may just have moved something."""
@@ -634,22 +663,33 @@ class _Days:
         shift = max(timedelta(0), _offset(local) - _offset(earlier))
         return max(self.start, local.replace(tzinfo=None) - shift)
 
-    def _walls(self, begin: datetime) -> Iterator[datetime]:
-        for day in self._days(begin if not self.times else datetime.combine(begin, time())):
-            for wall in (datetime.combine(day, each) for each in self.times) if self.times else (day,):
-                if wall >= begin:
-                    yield wall
+    def _walls(self, begin: datetime, *, refreshing: bool = True) -> Iterator[datetime]:
+        if not self.times:
+            yield from (wall for wall in self._dates(begin, refreshing=refreshing) if wall >= begin)
+            return
+        midnight = datetime.combine(begin, time())
+        for day in self._dates(midnight, refreshing=refreshing):
+            if day >= midnight:
+                yield from (wall for each in self.times if (wall := datetime.combine(day, each)) >= begin)
 
-    def _days(self, begin: datetime) -> Iterator[datetime]:
+    def _dates(self, begin: datetime, *, refreshing: bool) -> Iterator[datetime]:
+        """Walk through the rule, until it has been dry for too long; without `refreshing` until all of it has been too long."""
         pace = _Pace(self.interval)
-        periods = min(DRY_PERIODS, int(HORIZON_YEARS * 366 / _PERIOD_DAYS[self.frequency] / self.interval) + 2)
-        pace.left = periods
+        pace.left = periods = self._affordable()
         try:
-            for day in self.rule.replace(dtstart=self._period(begin), interval=pace):
-                pace.left = periods
-                yield day
+            for found in self.rule.replace(dtstart=self._period(begin), interval=pace):
+                if refreshing:
+                    pace.left = periods
+                yield found
         except _TooLong:
             return
+
+    def _affordable(self) -> int:
+        """Tell how many periods may be looked through: those of 100 years, if it is not too much. dateutil scans a period for each position."""
+        steps, scan = _STEPS[self.frequency]
+        return min(
+            int(DRY_STEPS / (steps + scan * self.positions)), int(HORIZON_YEARS * 366 / _PERIOD_DAYS[self.frequency] / self.interval) + 2
+        )
 
     def _period(self, begin: datetime) -> datetime:
         """Tell when that period of the rule begins which `begin` is in or after."""
@@ -666,6 +706,10 @@ class _Days:
             first_day -= (start.weekday() - self.week_start) % 7
             length *= 7
         return datetime.fromordinal(begin.toordinal() - (begin.toordinal() - first_day) % length)
+
+
+_STEPS = {"DAILY": (1, 0.5), "WEEKLY": (1, 0.5), "MONTHLY": (8, 0.5), "YEARLY": (30, 3)}
+"""What dateutil takes for a period, and for each position in it. A step is 3 µs."""
 
 
 def _offset(local: datetime) -> timedelta:
@@ -724,21 +768,25 @@ class _Hours:
         )
 
     def instants(self, begin: int) -> Iterator[int]:
-        opening = self._opening(begin)
-        tries = 0
-        while tries < DRY_HOURS:
-            tries += 1
-            for at in self._marked(opening):
-                if at >= begin and self._matches(at):
-                    yield at
-                    tries = 0
-            opening = max(opening + self.step_ms, self._opening(self._day_that_may(opening)))
+        return self._walk(begin, DRY_HOURS, refreshing=True)
 
-    def end_of(self, count: int) -> int:
-        at = next(islice(self.instants(self.start_at), count - 1, None), None)
-        if at is None or at > self.start_at + HORIZON_YEARS * 366 * _DAY:
-            raise ValueError(f"has a COUNT that takes it further than {HORIZON_YEARS} years ahead")
-        return at
+    def end_of(self, count: int) -> int | None:
+        """Tell when so many occurrences have been, if that is not too far ahead."""
+        return next(islice(self._walk(self.start_at, MAX_COUNT, refreshing=False), count - 1, None), None)
+
+    def _walk(self, begin: int, steps: int, *, refreshing: bool) -> Iterator[int]:
+        """Yield the instants from `begin` on, until so many steps were dry; without `refreshing` until there were so many steps."""
+        opening, left = self._opening(begin), steps
+        while left > 0 and opening <= _LAST:
+            left -= 1
+            following = self._next_that_may(opening)
+            if following == opening:
+                for at in self._marked(opening):
+                    if at >= begin and self._has_hour(_local(at, self.zone)):
+                        yield at
+                        left = steps if refreshing else left
+                following += self.step_ms
+            opening = following
 
     def _opening(self, at: int) -> int:
         """Tell when that hour of the rule begins which an instant is in or after."""
@@ -757,8 +805,7 @@ class _Hours:
                     found.add(at)
         return sorted(found)
 
-    def _matches(self, at: int) -> bool:
-        local = _local(at, self.zone)
+    def _has_hour(self, local: datetime) -> bool:
         return local.hour in self.hours and self._has_day(local)
 
     def _has_day(self, local: date) -> bool:
@@ -766,14 +813,22 @@ class _Hours:
             return False
         return local.day in self.month_days or local.day - _month_length(local) - 1 in self.month_days
 
-    def _day_that_may(self, opening: int) -> int:
-        """Skip days, and months, that the rule leaves out: the hours in them need not be looked at."""
-        local = _wall(opening, self.zone)
-        if local.month not in self.months:
-            return _instant(datetime(local.year + local.month // 12, local.month % 12 + 1, 1), self.zone)
-        if not self._has_day(local):
-            return _instant(datetime.combine(local, time()) + timedelta(days=1), self.zone)
-        return opening
+    def _next_that_may(self, opening: int) -> int:
+        """Skip hours whose month, day or hour is left out. Not shortly before a fold, which may bring back what is not."""
+        edge = opening + (_HOUR - _SECOND if self.marks else 0)
+        local = _local(edge, self.zone)
+        if self._has_hour(local) or (self.marks and self._has_hour(_local(opening, self.zone))):
+            return opening
+        if _offset(_local(edge + _LONGEST_FOLD, self.zone)) < _offset(local):
+            return opening + self.step_ms
+        return max(opening + self.step_ms, self._opening(_instant(self._next_wall(local.replace(tzinfo=None)), self.zone)))
+
+    def _next_wall(self, wall: datetime) -> datetime:
+        if wall.month not in self.months:
+            return datetime(wall.year + wall.month // 12, wall.month % 12 + 1, 1)
+        hour = next((hour for hour in range(wall.hour + 1, 24) if hour in self.hours), None) if self._has_day(wall) else None
+        midnight = datetime.combine(wall, time())
+        return midnight + (timedelta(days=1) if hour is None else timedelta(hours=hour))
 
 
 def _past_hour(local: datetime) -> int:
@@ -784,6 +839,7 @@ def _month_length(day: date) -> int:
     return monthrange(day.year, day.month)[1]
 
 
+_LONGEST_FOLD = 4 * _HOUR
 _KINDS = ("cron", "recurrence", "every_ms")
 _CHECKS: Mapping[str, Callable[..., object]] = {
     "cron": _check_cron,

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row
 
 from cassata import database, recurrence, store, telemetry
 from cassata.errors import (
+    ApplicationRefused,
     CassataError,
     InstanceChanged,
     InstanceGone,
@@ -118,6 +119,11 @@ class Timetable:
             if there.identical:
                 return there.series, False
             raise
+        except ApplicationRefused:  # a repeated request adds nothing
+            there_is = self._transactions.read(lambda conn: self._identical(conn, new))
+            if there_is is None:
+                raise
+            return there_is, False
 
     def get(self, application_id: str, series_id: str) -> Series:
         """Return a series, cancelled or not. Raises UnknownSeries, SeriesUnreadable."""
@@ -470,6 +476,13 @@ class Timetable:
         if (changed.due_at or 0) - now > limits.horizon_ms:
             raise InvalidEvent([Problem("due_at", f"must not be more than {limits.horizon_ms // 86_400_000} days ahead")])
 
+    def _identical(self, conn: Connection, new: NewSeries) -> Series | None:
+        application = self._tenants.known(conn, new.application_id)
+        row = store.find_series(conn, application.number, new.series_id) if application else None
+        if row is None or row.request_hash != new.content_hash or row.status == SeriesStatus.CANCELLED:
+            return None
+        return self._read(row, new.application_id, self._clock.now(conn))
+
     def _registered(self, conn: Connection, application_id: str, now: int) -> int:
         application = self._tenants.known(conn, application_id)
         return self._tenants.register(conn, application_id, now) if application is None else application.number
@@ -507,7 +520,10 @@ class Timetable:
         series = store.to_series(_there(row), application_id)
         if series.status is not SeriesStatus.ACTIVE:
             return series
-        following = _first_from(series.rule, now, series.last)
+        try:
+            following = _first_from(series.rule, now, series.last)
+        except RecurrenceError:  # as by a zone that is no more: it can be looked at, and replaced
+            return series
         return replace(series, next_at=following.at if following else None)
 
     def _read_if_possible(self, row: Row[Any], application_id: str, now: int) -> Series | None:
@@ -547,25 +563,23 @@ class Timetable:
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
-        first, last = series.content.event_id(since), _whole_range(series.series_id)[1]
-        place, gone = first, []
-        while rows := store.occurrences(conn, application, series.number, place, last, ROWS_AT_ONCE):
-            for row in rows:
-                at = _original(row.event_id)
-                if at is not None and at >= since and (_is_untouched(row) or not _makes(rule, at)):
-                    gone.append(row.id)
-            if len(rows) < ROWS_AT_ONCE:
-                break
-            place = rows[-1].event_id + "\0"
-        self._remove(conn, gone)
+        ahead = self._stored_from(conn, application, series.number, series.series_id, since)
+        self._remove(conn, [row.id for at, row in ahead if _is_untouched(row) or not _makes(rule, at)])
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
-        first, last = _whole_range(series_id)
-        unfinished = store.unfinished_occurrences(conn, application, number, first, last)
-        ahead = store.occurrences(conn, application, number, recurrence.occurrence_id(series_id, now), last, ROWS_AT_ONCE)
-        self._remove(conn, [row.id for row in unfinished] + [row.id for row in ahead if row.status == Status.CANCELLED])
+        unfinished = store.unfinished_occurrences(conn, application, number, *_whole_range(series_id))
+        ahead = self._stored_from(conn, application, number, series_id, now)
+        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
         self._cancel_events(conn, [row.id for row in unfinished], now)
+
+    def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
+        """Read the events of occurrences from an instant on, each with its original instant."""
+        place, last = recurrence.occurrence_id(series_id, since), _whole_range(series_id)[1]
+        while rows := store.occurrences(conn, application, number, place, last, ROWS_AT_ONCE):
+            instants = ((_original(row.event_id), row) for row in rows)
+            yield from ((at, row) for at, row in instants if at is not None and at >= since)
+            place = f"{rows[-1].event_id}."  # longer than that one, and before the next
 
     def _remove(self, conn: Connection, ids: Sequence[int]) -> None:
         for start in range(0, len(ids), ROWS_AT_ONCE):
@@ -647,7 +661,8 @@ def _anchored(new: NewSeries, now: int, before: Rule | None = None) -> Content:
         return new
     if before is not None and replace(before, start_at=None) == rule:
         return replace(new, rule=before)
-    return replace(new, rule=replace(rule, start_at=now + (rule.every_ms or 0)))
+    whole_second = -(-now // 1000) * 1000
+    return replace(new, rule=replace(rule, start_at=whole_second + (rule.every_ms or 0)))
 
 
 def _pass_over_missed(plan: Plan, now: int) -> None:
@@ -663,27 +678,23 @@ def _pass_over_missed(plan: Plan, now: int) -> None:
         begin = now - window
     elif content.catch_up is CatchUp.LATEST:
         newest = _newest(rule, plan.place, now + 1)
-        begin = newest.at if now - window <= newest.at < missed_until else missed_until
+        begin = newest if now - window <= newest < missed_until else missed_until
     if begin <= first.at:
         return
     following = recurrence.after(rule, plan.place, not_before=begin)
     if following is None:
-        plan.pass_over(_newest(rule, plan.place, LATEST_INSTANT), 1)
+        plan.pass_over(Occurrence(_newest(rule, plan.place, now + 1), None), None)
     else:
         plan.pass_over(Occurrence(following.at - 1, following.index), _distance(first, following))
 
 
-def _newest(rule: Rule, place: Occurrence, until: int) -> Occurrence:
-    """Find the last occurrence before an instant, of one or more that there are after a place."""
-    span = 60_000
-    until = min(until, LATEST_INSTANT)
-    while True:
-        begin = max(place.at + 1, until - span)
-        if found := recurrence.between(rule, begin, until, EVENTS_AT_ONCE * 100, known=place):
-            return found[-1]
-        if begin == place.at + 1:
-            raise LookupError("there is none")
-        span *= 8
+def _newest(rule: Rule, place: Occurrence, until: int) -> int:
+    """Find the instant of the last occurrence before another instant, of one or more that there are after a place."""
+    if rule.count is not None:  # then there are not many
+        return recurrence.between(rule, place.at + 1, until, rule.count, known=place)[-1].at
+    at = recurrence.newest(rule, place.at + 1, until)
+    assert at is not None
+    return at
 
 
 def _distance(first: Occurrence, following: Occurrence) -> int | None:

@@ -73,7 +73,8 @@ class Database:
 
     def add_applications(self, count: int) -> None:
         """Register applications 1 to `count`, each with a signing secret, as they have when they are made."""
-        name, secrets = "CONCAT('application-', seq)", f"'{Vault().written((new_secret(),))}'"
+        open_secrets = Vault().written("any", (new_secret(),))
+        name, secrets = "CONCAT('application-', seq)", f"'{open_secrets}'"
         columns = "id, application_id, created_at, secrets"
         self.execute(f"INSERT INTO applications ({columns}) SELECT seq, {name}, 0, {secrets} FROM seq_1_to_{count}")
 

@@ -57,14 +57,16 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
-class _Reported(click.Group):
-    """Says what the service refused in one line each, and exits with 1."""
+class Reported(click.Group):
+    """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
+
+    words: Mapping[str, str] = {}
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            for line in _lines(error):
+            for line in _lines(error, self.words):
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
 
@@ -92,10 +94,14 @@ _WORDS = {
 """What the places of a request are called on the command line."""
 
 
-def _lines(error: ClientError) -> Iterator[str]:
+class _ReportedEvent(Reported):
+    words = _WORDS
+
+
+def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        word = _WORDS.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        word = words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
@@ -105,6 +111,29 @@ def _lines(error: ClientError) -> Iterator[str]:
 
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+def service_options(command: Command) -> Command:
+    """Where the service is, and who asks."""
+    for option in reversed(
+        [
+            click.option(
+                "--service",
+                metavar="URL",
+                envvar="CASSATA_SERVICE_URL",
+                default=DEFAULT_URL,
+                show_default=True,
+                show_envvar=True,
+                help="Where it is.",
+            ),
+            click.option(
+                "--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command."
+            ),
+            click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed."),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def filter_options(command: Command) -> Command:
@@ -128,12 +157,8 @@ def _statuses(_context: click.Context, _parameter: click.Parameter, names: Seque
     return frozenset(Status[name] for name in names)
 
 
-@click.group(cls=_Reported)
-@click.option(
-    "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
-)
-@click.option("--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command.")
-@click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
+@click.group(cls=_ReportedEvent)
+@service_options
 @click.pass_context
 def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
     """Add, look at, list and delete events."""
@@ -181,7 +206,7 @@ def add(
         url,
         at=at,
         delay=delay,
-        payload=_text(payload_file) if payload_file else payload,
+        payload=text_of(payload_file) if payload_file else payload,
         event_id=event_id,
         method=method,
         headers=headers or None,
@@ -252,7 +277,7 @@ def delete(client: Client, application_id: str, event_id: str, output: str) -> N
         click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
 
 
-def _text(file: BinaryIO) -> str:
+def text_of(file: BinaryIO) -> str:
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:

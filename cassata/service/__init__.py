@@ -17,6 +17,7 @@ from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.bulk import Bulk
+from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
@@ -36,6 +37,7 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
     gate.guard(app, Bulk(scheduler).routes)
+    gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     health.register(app, gate, scheduler, draining)
     problems.register(app)

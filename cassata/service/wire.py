@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
     BATCH_LENGTH,
     HEADER_COUNT,
+    METADATA_BYTES,
     Attempt,
     Cursor,
     Event,
@@ -222,6 +223,34 @@ def milliseconds(value: Any) -> int:
     return given * 1000 if isinstance(given, int) else math.ceil(Decimal(repr(given)) * 1000)
 
 
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_ISO_DURATION = TypeAdapter(timedelta)
+
+
+def read_duration(value: Any) -> int:
+    """Turn seconds (a number), "90s", "1h30m" or an ISO 8601 duration ("PT15M") into milliseconds, rounded up."""
+    if not isinstance(value, str):
+        return milliseconds(value)
+    parts = re.findall(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value)
+    if parts and "".join(figures + unit for figures, unit in parts) == value:
+        return math.ceil(sum(Decimal(figures) * _UNITS_MS[unit] for figures, unit in parts))
+    if not value.startswith("P") or len(value) > 40:
+        raise ValueError(_DURATION_EXPECTED)
+    if re.search("[YM]", value.partition("T")[0]):  # Pydantic would take 365 and 30 days
+        raise ValueError("must not hold months or years, whose length differs: write days")
+    return _from_iso_duration(value)
+
+
+_DURATION_EXPECTED = "must be seconds (a number), or a duration such as '90s', '15m', '1h30m' or 'PT15M'"
+
+
+def _from_iso_duration(value: str) -> int:
+    try:
+        return -(-_ISO_DURATION.validate_python(value) // timedelta(milliseconds=1))
+    except ValidationError:
+        raise ValueError(_DURATION_EXPECTED) from None
+
+
 def _payload(value: Any) -> bytes:
     """A string is sent as it is, anything else as compact JSON."""
     return (value if isinstance(value, str) else _encode_compact(value)).encode()
@@ -286,6 +315,22 @@ def few_fields(value: Any) -> Any:
     return value
 
 
+def read_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, not {kind_of(value)}")
+    return value
+
+
+def read_metadata(value: Any) -> dict[str, Any]:
+    """Read any object that is not too large; null is an empty one."""
+    if value is None:
+        return {}
+    size = len(json.dumps(read_object(value), separators=(",", ":")))
+    if size > METADATA_BYTES:
+        raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
+    return cast("dict[str, Any]", value)
+
+
 def kind_of(value: Any) -> str:
     kinds = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
     return kinds.get(type(value), "null")
@@ -316,20 +361,25 @@ class RetryDocument(Shape):
     maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
 
 
-class EventDocument(Shape):
-    """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
+class RequestDocument(Shape):
+    """The request to send, as a client writes it."""
 
-    application_id: Annotated[str, AfterValidator(check_application_id)]
-    event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
     url: Annotated[str, AfterValidator(check_url)]
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
-    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-    delay: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)] | None = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
+
+
+class EventDocument(RequestDocument):
+    """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
+
+    application_id: Annotated[str, AfterValidator(check_application_id)]
+    event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
+    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
+    delay: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)] | None = None
 
 
 Place = tuple[str, str]
@@ -370,9 +420,9 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
     check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
-    fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
+    fields = document if document.keys() <= _FIELDS else renamed(document, places, errors)
     if path:
-        fields = _with_path(fields, path, places, errors)
+        fields = with_path(fields, path, places, errors)
     if own is not None and fields.get("application-id") is None:
         fields = {**fields, "application-id": own}
     errors += (fault(places, steps, detail) for steps, detail in _missing(fields))
@@ -394,12 +444,12 @@ def check_fields(document: dict[str, Any]) -> None:
         raise InvalidDocument([{"pointer": "", "detail": str(error)}]) from None
 
 
-def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     """Put our names for the ancestor's, and remember what was written."""
     fields: dict[str, Any] = {}
     for written, value in document.items():
         name = ALIASES.get(written, written)
-        place = ("pointer", f"/{_escaped(written)}")
+        place = ("pointer", f"/{escaped(written)}")
         if name in fields:
             first = places.get(name, ("pointer", f"/{name}"))[1]
             errors.append({"pointer": place[1], "detail": f"is given already, as {first}: leave one of the two out"})
@@ -410,7 +460,7 @@ def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[di
     return fields
 
 
-def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     for name, value in path.items():
         if fields.get(name) is None:
             places[name] = ("parameter", name)
@@ -421,14 +471,18 @@ def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str
 
 
 def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
-    method = fields.get("method") or "POST"
-    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
-        yield ("event",), f'is required for {method}: write "" for an empty body'
+    yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
     if not given:
         yield ("expiry",), "is required, unless there is a delay"
     if len(given) > 1:
         yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
+
+
+def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    method = fields.get("method") or "POST"
+    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+        yield ("event",), f'is required for {method}: write "" for an empty body'
 
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
@@ -462,6 +516,8 @@ def _expectation(details: ErrorDetails) -> str:
             return f"must be true or false, not {given}"
         case "int_type" | "int_from_float":
             return f"must be a whole number, not {given}"
+        case "literal_error":
+            return f"must be {details['ctx']['expected']}"
         case "model_type":
             return f"must be an object, not {given}"
     return details["msg"]
@@ -480,11 +536,11 @@ def fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) 
     if not steps:
         return {"pointer": "", "detail": detail}
     first, *rest = steps
-    where, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
-    return {where: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
+    where, place = places.get(str(first), ("pointer", f"/{escaped(first)}"))
+    return {where: place + "".join(f"/{escaped(step)}" for step in rest), "detail": detail}
 
 
-def _escaped(step: str | int) -> str:
+def escaped(step: str | int) -> str:
     return str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901 section 3
 
 
@@ -499,12 +555,12 @@ def _new_event(shape: EventDocument) -> NewEvent:
         method=shape.method or "POST",
         headers=shape.request_headers or (),
         timeout_ms=shape.timeout,
-        retry=_retry_options(shape.retry),
+        retry=retry_options(shape.retry),
         max_lateness_ms=shape.max_lateness,
     )
 
 
-def _retry_options(retry: RetryDocument | None) -> RetryOptions | None:
+def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
     if retry is None or not retry.model_fields_set:
         return None
     return RetryOptions(count=retry.count, initial_ms=retry.initial, multiplier=retry.multiplier, maximum_ms=retry.maximum)
@@ -519,7 +575,7 @@ def batch_items(document: Any) -> list[Any]:
     if isinstance(document, dict):
         unknown = [name for name in islice(document, FIELDS) if name != "events"]
         if unknown:
-            raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
+            raise InvalidDocument({"pointer": f"/{escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
         prefix, document = "/events", document.get("events")
     if not isinstance(document, list):
         raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {kind_of(document)}"}])
@@ -610,7 +666,7 @@ def _status_code(value: str) -> int:
     return check_status_code(int(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0)
 
 
-def _instant_parameter(value: str) -> int:
+def instant_parameter(value: str) -> int:
     if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,9})?", value):
         return read_instant(float(value) if "." in value else int(value))
     # A plus sign that is not written as %2B arrives as a space.
@@ -625,8 +681,8 @@ def page_length(value: str) -> int:
 
 FILTER_PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "status": ("statuses", _statuses),
-    "expiry-from": ("due_from", _instant_parameter),
-    "expiry-until": ("due_until", _instant_parameter),
+    "expiry-from": ("due_from", instant_parameter),
+    "expiry-until": ("due_until", instant_parameter),
     "host": ("host", check_host),
     "last-status": ("last_status", _status_code),
     "series": ("series_id", check_series_id),
@@ -661,9 +717,9 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         **summary(event),
         "request-headers": [f"{name}: {value}" for name, value in event.headers],
-        **_written_payload(event.payload),
+        **written_payload(event.payload),
         "timeout": seconds(event.timeout_ms),
-        "retry": _written_retry(event.retry),
+        "retry": written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
         "replayed-at": instant(event.replayed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
@@ -682,7 +738,7 @@ def instant(at: int | None) -> str | None:
     return None if at is None else rfc3339(at)
 
 
-def _written_payload(payload: bytes | None) -> dict[str, str | None]:
+def written_payload(payload: bytes | None) -> dict[str, str | None]:
     if payload is None:
         return {"event": None}
     try:
@@ -691,7 +747,7 @@ def _written_payload(payload: bytes | None) -> dict[str, str | None]:
         return {"event-base64": base64.b64encode(payload).decode()}
 
 
-def _written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
+def written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
     if retry is None:
         return None
     return {

@@ -62,7 +62,7 @@ def comparable(document: Any) -> Any:
 
 def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
     examples = EXAMPLE.findall(PAGE)
-    assert len(examples) == PAGE.count("```sh") == 16
+    assert len(examples) == PAGE.count("```sh") == 18
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
 
