@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
@@ -62,6 +62,8 @@ Closed = Mapping[str, ApplicationRefused | None]
 
 EXAMINED = 10_000
 """So many events are looked at for one page of a list: most of them may not be what is wanted."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""So much do the payloads of a page come to, unless the first one alone is longer."""
 DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
@@ -328,9 +330,10 @@ class Scheduler:
         *,
         after: Cursor | None = None,
         limit: int = 100,
+        full: bool = False,
     ) -> Page:
         """List an application's events: by due time; those of a series by their original instants; where only events are wanted
-        that have not ended, by when they are looked at next.
+        that have not ended, by when they are looked at next. `full`: with their payloads, up to PAGE_BYTES together.
 
         At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
         """
@@ -343,8 +346,12 @@ class Scheduler:
             last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
             rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
-            found = [store.to_event(row, application_id) for row in shown if wanted.goes_there(row.url)]
-            return Page(found, lane.cursor(shown[-1]) if len(rows) > limit else last)
+            payloads: Mapping[int, bytes | None] = {}
+            if full and shown:
+                shown = _up_to(PAGE_BYTES, shown, store.payload_lengths(conn, [row.id for row in shown]))
+                payloads = store.payloads(conn, [row.id for row in shown])
+            found = [store.to_event(row, application_id, payloads.get(row.id)) for row in shown if wanted.goes_there(row.url)]
+            return Page(found, lane.cursor(shown[-1]) if len(rows) > len(shown) else last)
 
         return self._transactions.read(work)
 
@@ -768,6 +775,12 @@ class Scheduler:
         if row is None:
             raise UnknownEvent
         return row
+
+
+def _up_to(most: int, rows: Sequence[Row[Any]], lengths: Mapping[int, int]) -> Sequence[Row[Any]]:
+    """Return the first rows whose payloads are not too much together, the very first one in any case."""
+    sizes = accumulate(lengths.get(row.id, 0) for row in rows)
+    return rows[: max(1, sum(1 for size in sizes if size <= most))]
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:

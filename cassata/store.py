@@ -429,6 +429,16 @@ def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None
     return conn.execute(question.limit(limit)).all()
 
 
+def payload_lengths(conn: Connection, ids: Collection[int]) -> dict[int, int]:
+    """Tell how many bytes the payloads of events have, by row number."""
+    rows = conn.execute(select(E.id, func.coalesce(func.length(E.payload), 0)).where(_ONE_OF_IDS), {"ids": sorted(ids)})
+    return {row[0]: row[1] for row in rows}
+
+
+def payloads(conn: Connection, ids: Collection[int]) -> dict[int, bytes | None]:
+    return {row.id: row.payload for row in conn.execute(select(E.id, E.payload).where(_ONE_OF_IDS), {"ids": sorted(ids)})}
+
+
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
     s = series.c
     return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
@@ -1186,7 +1196,8 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str) -> Event:
+def to_event(row: Row[Any], application_id: str, payload: bytes | None = None) -> Event:
+    """Read a row, and its payload if that is not a part of it."""
     request = _read_request(row)
     return Event(
         application_id=application_id,
@@ -1200,7 +1211,7 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         method=row.method,
         url=request.url,
         headers=request.headers,
-        payload=getattr(row, "payload", None),
+        payload=getattr(row, "payload", payload),
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         created_at=row.created_at,

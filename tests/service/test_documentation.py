@@ -157,7 +157,7 @@ def test_every_field_action_and_status_of_an_operation_is_documented() -> None:
 def test_every_status_error_and_parameter_is_documented() -> None:
     assert [row[0].strip("`") for row in table_under("Status")] != []
     assert {row[0].strip("`") for row in table_under("Status")} == set(model.Status.__members__)
-    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "limit", "cursor"}
+    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "full", "limit", "cursor"}
     for kind in model.ErrorKind:
         assert f"`{kind.value}`" in PAGE
 
