@@ -643,7 +643,7 @@ class Client:
     # --- many events ---------------------------------------------------------------------------------------------------
 
     def add_documents(self, documents: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Add up to 1,000 events that are written as the service reads them; return for each, in order, its result, as the service tells it.
+        """Add up to 1,000 events, written as the service reads them; return for each, in order, its result, as the service tells it.
 
         Give each an "event-id": only then it is added once, however often that is repeated.
         """
