@@ -321,7 +321,7 @@ def _print_json(document: Any) -> None:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
-_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at"}
+_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at"}
 
 
 def _print_event(shown: Event) -> None:
