@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import requests
@@ -82,9 +82,13 @@ class NotFound(ClientError):
 
 
 class Conflict(ClientError):
-    """What is there does not allow it (409): the id is taken by other content, the event or series has ended, or the application
-    is deactivated. Also where it is not at the version any more that was named (412).
+    """What is there does not allow it (409): the id is taken by other content, the event or series has ended or the event is being
+    sent, or the application is deactivated.
     """
+
+
+class Outdated(ClientError):
+    """The event, series or instance is not the version that was to be changed (412): look at it again."""
 
 
 _KINDS: dict[int, type[ClientError]] = {
@@ -93,7 +97,7 @@ _KINDS: dict[int, type[ClientError]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
-    412: Conflict,
+    412: Outdated,
     413: InvalidRequest,
     415: InvalidRequest,
     429: LimitReached,
@@ -127,25 +131,61 @@ class NewEvent:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
         if (self.at is None) == (self.delay is None):
             raise ValueError("give either 'at' or 'delay'")
-        if self.at is not None and self.at.tzinfo is None:
+        given = {written: _written(name, getattr(self, name)) for name, written in _WRITTEN.items()}
+        ids = {"application-id": self.application_id, "event-id": self.event_id}
+        return ids | {name: value for name, value in given.items() if value is not None}
+
+
+_WRITTEN = {
+    "url": "url",
+    "method": "method",
+    "at": "expiry",
+    "delay": "delay",
+    "payload": "event",
+    "headers": "request-headers",
+    "timeout": "timeout",
+    "retry": "retry",
+    "max_lateness": "max-lateness",
+}
+"""What the fields of an event are called in a document."""
+
+
+def _written(name: str, value: Any) -> Any:
+    if name == "at" and value is not None:
+        if value.tzinfo is None:
             raise ValueError("'at' needs a time zone, such as datetime.UTC")
-        delay = self.delay.total_seconds() if isinstance(self.delay, timedelta) else self.delay
-        optional = {
-            "expiry": self.at and self.at.isoformat(),
-            "delay": delay,
-            "event": self.payload.decode() if isinstance(self.payload, bytes) else self.payload,
-            "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
-            "timeout": self.timeout,
-            "retry": self.retry,
-            "max-lateness": self.max_lateness,
-        }
-        required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
-        return required | {name: value for name, value in optional.items() if value is not None}
+        return value.isoformat()
+    if name == "payload" and isinstance(value, bytes):
+        return value.decode()
+    if name == "headers" and value is not None and not isinstance(value, Mapping):
+        return list(value)
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+class Changes(TypedDict, total=False):
+    """What may be different in an event: as in NewEvent, where None means what it would be if it had never been given."""
+
+    at: datetime
+    delay: timedelta | float
+    payload: Any
+    url: str
+    method: str | None
+    headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
+    timeout: float | None
+    retry: Mapping[str, float] | None
+    max_lateness: float | None
+
+
+def _changes_document(changes: Changes) -> dict[str, Any]:
+    """Write changes as the service reads them. Raises ValueError for what cannot be written."""
+    if "payload" in changes and changes["payload"] is None:
+        raise ValueError("'payload' cannot be None: a body cannot be taken away")
+    return {_WRITTEN[name]: _written(name, value) for name, value in changes.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the service tells of it. `document` is its answer word for word."""
+    """An event as the service tells of it. `document` is its answer word for word; `version` is another one after each change."""
 
     application_id: str
     event_id: str
@@ -155,11 +195,13 @@ class Event:
     next_attempt_at: datetime | None
     last_error: str | None
     last_status: int | None
+    late: bool
     cancel_requested: bool
     method: str
     url: str
     created_at: datetime
     finished_at: datetime | None
+    version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -352,31 +394,19 @@ class Occurrence:
 class Instance(Occurrence):
     """An occurrence of a series, and the event that it is or will be. `status` None: it is not stored yet.
 
-    `at` is when the rule has it, `expiry` when it is sent; they differ if it was changed (`is_exception`) or by jitter.
+    `at` is when the rule has it, `expiry` when it is sent; they differ if it was changed (`is_exception`) or by jitter. `version`
+    is its event's.
     """
 
     event_id: str
     expiry: datetime
     status: Status | None
     is_exception: bool
+    version: str | None
 
 
 def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _written_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write changes of an instance, named as in NewSeries. None takes back what has a usual value."""
-    names = {"at": "expiry", "payload": "event", "headers": "request-headers"}
-    return {names.get(name, name.replace("_", "-")): _written_change(name, value) for name, value in changes.items()}
-
-
-def _written_change(name: str, value: Any) -> Any:
-    if name == "payload" and isinstance(value, bytes):
-        return value.decode()
-    if name == "headers":
-        return _written_headers(value)
-    return _seconds(value) if isinstance(value, timedelta) else _written_instant(value) if isinstance(value, datetime) else value
 
 
 def _seconds(duration: timedelta | float | str | None) -> float | str | None:
@@ -451,7 +481,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
-        max_lateness=document.get("max-lateness"),
+        max_lateness=document["max-lateness"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -465,12 +495,14 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
-        "last_status": document.get("last-status"),
+        "last_status": document["last-status"],
+        "late": document["late"],
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],
         "created_at": _instant(document["created-at"]),
         "finished_at": _instant(document["finished-at"]),
+        "version": document["version"],
         "document": document,
     }
 
@@ -516,6 +548,7 @@ def _instance(document: Mapping[str, Any]) -> Instance:
         expiry=datetime.fromisoformat(document["expiry"]),
         status=None if document["status"] is None else Status[document["status"]],
         is_exception=document["exception"],
+        version=document["version"],
     )
 
 
@@ -592,6 +625,16 @@ class Client:
         for body in _batches(event.document() for event in events):
             results += self._read_as(_batch_results, self._call("POST", "/cassata/add/batch", body))
         return results
+
+    def change(self, application_id: str, event_id: str, *, version: str | None = None, **changes: Unpack[Changes]) -> Event:
+        """Change what an event asks for, while it waits; return it as it is then. `version`: only if that is still its version.
+
+        Raises InvalidRequest, NotFound, Conflict if it is being sent or has ended, Outdated if it is another version, and
+        ValueError for what cannot be written. A call that had to be repeated counts a `delay` anew.
+        """
+        headers = _if_match(version)
+        changed = self._call("PATCH", _path("event", application_id, event_id), _changes_document(changes), headers=headers)
+        return self._read_as(_event, changed)
 
     def cancel(self, application_id: str, event_id: str) -> bool:
         """Cancel an event: True, it will not be sent; False, it is being sent right now and will only not be tried again.
@@ -689,7 +732,7 @@ class Client:
         content has this id, or is not at that version any more.
         """
         path = _path("series", series.application_id, series.series_id)
-        return self._read_as(_series, self._call("PUT", path, series.document(), version=version))
+        return self._read_as(_series, self._call("PUT", path, series.document(), headers=_if_match(version)))
 
     def preview(self, series: NewSeries, *, begin: datetime | None = None, limit: int = 10) -> list[Occurrence]:
         """Return the next instants of a series that need not be stored. Raises InvalidRequest for a rule that cannot be."""
@@ -736,10 +779,12 @@ class Client:
         """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again."""
         self._call("DELETE", _path("series", application_id, series_id), query={"purge": "true"} if purge else None)
 
-    def change_instance(self, application_id: str, series_id: str, instance_id: str, **changes: Any) -> Instance:
-        """Change one instance. `changes` are named as in NewSeries, and `at`: when to send it instead."""
-        document = _written_changes(changes)
-        return self._read_as(_instance, self._call("PATCH", _instance_path(application_id, series_id, instance_id), document))
+    def change_instance(
+        self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None, **changes: Unpack[Changes]
+    ) -> Instance:
+        """Change one instance that is still to be sent, as `change` does an event. Raises the same."""
+        path = _instance_path(application_id, series_id, instance_id)
+        return self._read_as(_instance, self._call("PATCH", path, _changes_document(changes), headers=_if_match(version)))
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Instance:
         """Let one instance not be sent."""
@@ -770,15 +815,19 @@ class Client:
             raise ClientError(f"{self._url} answers, and not as Cassata does: {error!r}") from error
 
     def _call(
-        self, method: str, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None, version: int | None = None
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        if version is not None:
-            headers["If-Match"] = f'"{version}"'
-        return self.retrying(self._send, method, path, body, query, headers)
+        return self.retrying(self._send, method, path, body, query, headers or {})
 
     def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
+        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
         try:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
@@ -804,6 +853,10 @@ class _Bearer(requests.auth.AuthBase):
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
+
+
+def _if_match(version: int | str | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def _path(call: str, *ids: str) -> str:

@@ -86,6 +86,7 @@ class Service(Section):
     adds_per_second_per_application: Rate | None = None
     authentication: Literal["auto", "required"] = "auto"
     auto_register: AutoRegister = "auto"
+    late_after_seconds: Seconds = 60
     access_log: bool = False
 
 

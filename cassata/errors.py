@@ -107,7 +107,7 @@ class DuplicateEvent(CassataError):
 
 
 class EventFinished(CassataError):
-    """The event has already ended and can no longer be cancelled."""
+    """The event has already ended and can no longer be cancelled or changed."""
 
     def __init__(self, event: Event) -> None:
         self.event = event
@@ -192,6 +192,22 @@ class SeriesUnreadable(CassataError):
 
 class InstanceGone(CassataError):
     """The occurrence is being sent, has been sent, was cancelled or has passed: it can no longer be changed."""
+
+
+class EventUnderWay(CassataError):
+    """The event is being sent at this moment and cannot be changed."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} is being sent at this moment, and cannot be changed")
+
+
+class EventChanged(CassataError):
+    """The event is not the version that was to be changed."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} has been changed, sent or cancelled: look at it again")
 
 
 class DatabaseUnavailable(CassataError):

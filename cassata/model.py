@@ -80,6 +80,8 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.FAILED, "too late"),
     Transition(Status.PROCESSING, Status.PENDING, "release"),
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
+    Transition(Status.PENDING, Status.PENDING, "change"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.SERVICE_UNAVAILABLE, "change"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
     Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
@@ -322,7 +324,8 @@ class NewEvent:
 class Event:
     """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
 
-    `last_status` is the status code of the newest whole answer.
+    `last_status` is the status code of the newest whole answer. `fence` goes up with each claim, cancel and change.
+    `late` says that it should have been sent long ago, and has not been.
     """
 
     application_id: str
@@ -344,6 +347,13 @@ class Event:
     replayed_at: int | None = None  # when it was last put back to be sent once more
     max_lateness_ms: int | None = None
     last_status: int | None = None
+    fence: int = 0
+    late: bool = False
+
+    @property
+    def version(self) -> str:
+        """What a change can be made conditional on: it differs from that of any earlier event with the same id, too."""
+        return f"{self.created_at:x}-{self.fence}"
 
     @property
     def next_attempt_at(self) -> int | None:

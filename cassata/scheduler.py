@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
 from typing import Any, NamedTuple
@@ -19,8 +19,10 @@ from cassata.errors import (
     ApplicationRefused,
     DatabaseUnavailable,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
     EventNotRetryable,
+    EventUnderWay,
     InvalidEvent,
     PayloadTooLarge,
     Problem,
@@ -68,6 +70,7 @@ DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
 CLEANING_SECONDS = 60.0
+LATE_AFTER_MS = 60_000
 
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
@@ -168,6 +171,7 @@ class Scheduler:
         clock: database.Clock | None = None,
         vault: Vault = Vault(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> None:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
@@ -175,6 +179,7 @@ class Scheduler:
         self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
+        self._late_after_ms = late_after_ms
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -200,16 +205,18 @@ class Scheduler:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
         breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
-        `registers` says whether the first add of an application makes it.
+        `registers` says whether the first add of an application makes it; an event that waits for so long past its time is told to
+        be late.
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
         settings = settings or config.Database()
         vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers)
+        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers, late_after_ms=late_after_ms)
         try:
             with database.explained():
                 if create_tables:
@@ -277,7 +284,7 @@ class Scheduler:
             now = self.clock.now(conn)
             if not store.cancel_waiting(conn, application, event_id, now):
                 store.request_cancel(conn, application, event_id)
-            return store.to_event(self._found(conn, application_id, event_id), application_id)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
 
         event = self._transactions.write(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
@@ -299,17 +306,44 @@ class Scheduler:
                 now = self.clock.now(conn)
                 store.log_replays(conn, [row], now, Action.RETRY)
                 store.replay(conn, [row.id], now)
-                row = self._found(conn, application_id, event_id)
-            event = store.to_event(row, application_id)
+            event = self._event(conn, self._found(conn, application_id, event_id), application_id)
             if event.status in FINISHED or event.replayed_at is None:
                 raise EventNotRetryable(event)
             return event
 
         return self._transactions.write(work)
 
+    def change(self, application_id: str, event_id: str, changes: Mapping[str, Any], versions: Collection[str] | None = None) -> Event:
+        """Change what an event asks for, while it waits. `changes` holds fields of NewEvent; `versions` those of the event that
+        may be changed (None: whatever it is by now).
+
+        It is tried again when it would have been, unless its time is changed. What is asked for already is no error, whatever the
+        version: a call may be repeated. Raises UnknownEvent, EventFinished, EventUnderWay, EventChanged, InvalidEvent
+        (PayloadTooLarge).
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self.tenants.known(conn, application_id)
+            row = store.lock_event(conn, application.number, event_id) if application else None
+            if row is None:
+                raise UnknownEvent
+            event, now = self._event(conn, row, application_id), self.clock.now(conn)
+            asked = _changed(event, changes)
+            if asked == _asked(event):
+                return event
+            if versions is not None and event.version not in versions:
+                raise EventChanged(event)
+            self._check_changes(asked, changes, application, now)
+            due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
+            wake_at = event.wake_at if due_at == event.due_at else None
+            store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+
+        return self._transactions.write(work)
+
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
-        event = self._transactions.read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
+        event = self._transactions.read(lambda conn: self._event(conn, self._found(conn, application_id, event_id), application_id))
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
@@ -319,7 +353,7 @@ class Scheduler:
 
         def work(conn: Connection) -> tuple[Event, list[Attempt]]:
             row = self._found(conn, application_id, event_id, with_payload=True)
-            return store.to_event(row, application_id), store.attempts_of(conn, row.id)
+            return self._event(conn, row, application_id), store.attempts_of(conn, row.id)
 
         return self._transactions.read(work)
 
@@ -350,7 +384,7 @@ class Scheduler:
             if full and shown:
                 shown = _up_to(PAGE_BYTES, shown, store.payload_lengths(conn, [row.id for row in shown]))
                 payloads = store.payloads(conn, [row.id for row in shown])
-            found = [store.to_event(row, application_id, payloads.get(row.id)) for row in shown if wanted.goes_there(row.url)]
+            found = [self._event(conn, row, application_id, payloads.get(row.id)) for row in shown if wanted.goes_there(row.url)]
             return Page(found, lane.cursor(shown[-1]) if len(rows) > len(shown) else last)
 
         return self._transactions.read(work)
@@ -557,7 +591,7 @@ class Scheduler:
         row = store.find(conn, application.number, new.event_id, with_payload=False) if application else None
         if row is None or row.request_hash != new.request_hash or row.status == Status.CANCELLED:
             return None
-        return store.to_event(row, new.application_id)
+        return self._event(conn, row, new.application_id)
 
     def _closed_ones(self, conn: Connection, news: Sequence[NewEvent], *, counting: bool = True) -> Closed:
         now = self.clock.now(conn)
@@ -583,6 +617,12 @@ class Scheduler:
             problems.append(Problem(field_name, f"must not be more than {_duration(limits.horizon_ms)} ahead"))
         return InvalidEvent(problems) if problems else None
 
+    def _check_changes(self, asked: NewEvent, changes: Mapping[str, Any], application: Application | None, now: int) -> None:
+        """Raise InvalidEvent for what is changed to what the application may not have. What it had before it may keep."""
+        refusal = self._refusal(asked if "payload" in changes else replace(asked, payload=None), application, now)
+        if refusal and (problems := [problem for problem in refusal.problems if problem.field in changes]):
+            raise type(refusal)(problems)
+
     def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
         """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
         found = store.find_all(conn, set(keys.values()))
@@ -590,7 +630,9 @@ class Scheduler:
         if cancelled:
             store.remove_cancelled(conn, cancelled)
         names = {key[0]: news[index].application_id for index, key in keys.items()}
-        return {key: (store.to_event(row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED}
+        return {
+            key: (self._event(conn, row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED
+        }
 
     # --- the steps of record and claim ---------------------------------------------------------------------------------
 
@@ -770,6 +812,9 @@ class Scheduler:
             raise UnknownEvent
         return application.number
 
+    def _event(self, conn: Connection, row: Row[Any], application_id: str, payload: bytes | None = None) -> Event:
+        return store.to_event(row, application_id, self.clock.now(conn) - self._late_after_ms, payload)
+
     def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
         if row is None:
@@ -793,6 +838,31 @@ def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows:
     there[key] = event, row["request_hash"]
     rows.append(row)
     return event
+
+
+def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
+    """Return what an event asks for once it is changed. Raises EventFinished, EventUnderWay, InvalidEvent."""
+    if event.status is Status.PROCESSING:
+        raise EventUnderWay(event)
+    if event.status not in WAITING:
+        raise EventFinished(event)
+    other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
+    return replace(_asked(event), **{**other_time, **changes})
+
+
+def _asked(event: Event) -> NewEvent:
+    return NewEvent(
+        application_id=event.application_id,
+        url=event.url,
+        due_at=event.due_at,
+        event_id=event.event_id,
+        payload=event.payload,
+        method=event.method,
+        headers=event.headers,
+        timeout_ms=event.timeout_ms,
+        retry=event.retry,
+        max_lateness_ms=event.max_lateness_ms,
+    )
 
 
 def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:

@@ -199,7 +199,7 @@ class Instance:
     """One occurrence of a series. `status` is its event's, None where there is none: it is still to come, or was not made.
 
     `index` is its position (from 0) among what the rule makes, None where that is too far to count, or the rule makes it no more.
-    An exception was changed or cancelled by itself. `version` is its event's, 0 where there is none.
+    An exception was changed or cancelled by itself. `version` is its event's, None where there is none.
     """
 
     instance_id: str
@@ -209,7 +209,7 @@ class Instance:
     ends_at: int | None
     status: Status | None
     is_exception: bool
-    version: int
+    version: str | None
 
 
 def check_metadata(value: Mapping[str, Any]) -> Mapping[str, Any]:

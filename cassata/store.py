@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -238,11 +239,8 @@ def new_row(new: NewEvent, application: int, now: int, series: int | None = None
         "fence": 0,
         "attempts": 0,
         "lost_leases": 0,
-        "method": new.method,
-        "url": new.url,
-        "headers": json.dumps(new.headers) if new.headers else None,
         "payload": new.payload,
-        "options": _options(new),
+        **_request_columns(new),
         "request_hash": new.request_hash,
         "created_at": now,
         "series": series,
@@ -269,6 +267,27 @@ def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[
     """Look up and lock events by (application, event_id), without their payloads: nobody removes them meanwhile."""
     rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)).with_for_update())
     return {(row.application, row.event_id): row for row in rows}
+
+
+def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
+    """Look an event up, and lock it: a claim passes over it until this transaction has ended."""
+    return conn.execute(select(*events.c).where(E.application == application, E.event_id == event_id).with_for_update()).first()
+
+
+def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
+    """Have a locked event that waits ask for something else. A higher fence is a new version of it."""
+    columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
+    changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
+    _expect(changed.rowcount, 1, "change_event")
+
+
+def _request_columns(new: NewEvent) -> dict[str, Any]:
+    return {
+        "method": new.method,
+        "url": new.url,
+        "headers": json.dumps(new.headers) if new.headers else None,
+        "options": _options(new),
+    }
 
 
 def _any_key(keys: Collection[tuple[int, str]]) -> Any:
@@ -597,7 +616,7 @@ def occurrences(conn: Connection, application: int, number: int, first: str, las
 def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
     """Read the ids, and no more, of those that have not ended, in the order of their ids."""
     which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
-    question = select(E.id, E.event_id, E.status, E.fence, E.due_at, E.options).where(which).order_by(E.event_id)
+    question = select(E.id, E.event_id, E.status, E.fence, E.request_hash).where(which).order_by(E.event_id)
     return conn.execute(_hinted(question, "events_event_id")).all()
 
 
@@ -633,24 +652,16 @@ def remove_events(conn: Connection, ids: Collection[int]) -> None:
     conn.execute(delete(events).where(E.id.in_(sorted(ids))))
 
 
-def change_event(conn: Connection, number: int, columns: Mapping[str, Any]) -> bool:
-    """Set columns of an event that nobody is sending, and raise its fence; say whether it was so."""
-    waiting = update(events).where(E.id == number, E.status.in_(WAITING))
-    return conn.execute(waiting.values({**columns, "fence": E.fence + 1})).rowcount == 1
+EXCEPTION_HASH = hashlib.sha256(b"an occurrence that was changed or cancelled by itself").digest()
+"""What such an event has in place of its request's fingerprint: nobody repeats the request by which it was made."""
 
 
-def mark_exception(conn: Connection, row: Row[Any]) -> None:
-    conn.execute(update(events).where(E.id == row.id).values(options=as_exception({"options": row.options})["options"]))
-
-
-def as_exception(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark the row of an occurrence as one that was changed or cancelled by itself."""
-    options = json.loads(row["options"]) if row["options"] else {}
-    return {**row, "options": json.dumps({**options, "exception": True})}
+def mark_exception(conn: Connection, id_: int) -> None:
+    conn.execute(update(events).where(E.id == id_).values(request_hash=EXCEPTION_HASH))
 
 
 def is_exception(row: Row[Any]) -> bool:
-    return bool(row.options and json.loads(row.options).get("exception"))
+    return bool(row.request_hash == EXCEPTION_HASH)
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
@@ -1022,10 +1033,6 @@ def log_replays(conn: Connection, rows: Iterable[Row[Any]], now: int, reason: st
     _insert(conn, _INSERT_ATTEMPTS, lines)
 
 
-def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
-    return conn.execute(select(*_WITHOUT_PAYLOAD).where(E.application == application, E.event_id == event_id).with_for_update()).first()
-
-
 def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:
     conn.execute(insert(operations).values(row))
 
@@ -1196,9 +1203,12 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str, payload: bytes | None = None) -> Event:
-    """Read a row, and its payload if that is not a part of it."""
+def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: bytes | None = None) -> Event:
+    """Read a row, and its payload if that is not a part of it. It is late if it has never been tried, and should have been before
+    that instant (ms).
+    """
     request = _read_request(row)
+    should_begin_at = max(row.due_at, row.created_at, row.replayed_at or 0)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -1219,6 +1229,8 @@ def to_event(row: Row[Any], application_id: str, payload: bytes | None = None) -
         replayed_at=row.replayed_at,
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
+        fence=row.fence,
+        late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
     )
 
 

@@ -260,8 +260,12 @@ class Timetable:
 
     # --- its occurrences -----------------------------------------------------------------------------------------------
 
-    def instances(self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100) -> list[Instance]:
+    def instances(
+        self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100, known: Occurrence | None = None
+    ) -> list[Instance]:
         """Compute the first `limit` occurrences with `begin <= original instant < end` (ms), past and to come, with what is stored of them.
+
+        Indexes are counted from `known`, where the caller has an occurrence that is nearer than how far the series has come.
 
         Also those are told that the rule does not make any more and that have an event. Raises UnknownSeries.
         """
@@ -269,7 +273,7 @@ class Timetable:
         def work(conn: Connection) -> list[Instance]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            made = recurrence.between(series.rule, begin, end, limit, known=series.last)
+            made = recurrence.between(series.rule, begin, end, limit, known=known or series.last)
             first, last = series.content.event_id(max(0, begin)), series.content.event_id(max(0, min(end, LATEST_INSTANT + 1) - 1))
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
@@ -279,11 +283,11 @@ class Timetable:
         return self._transactions.read(work)
 
     def change_instance(
-        self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: int | None = None
+        self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: str | None = None
     ) -> Instance:
         """Change one occurrence that is still to be sent. `changes` are fields of NewEvent (CHANGEABLE); others stay as they are.
 
-        `version` is that of its event, 0 while there is none. Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone,
+        `version` is that of its event. Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone,
         InstanceChanged, InvalidEvent.
         """
 
@@ -293,17 +297,19 @@ class Timetable:
             before = series.content.occurrence(made.at) if row is None else _as_asked(row, application_id)
             changed = replace(before, **_known(changes))
             self._check_size(conn, changed, now)
-            columns = store.as_exception(store.new_row(changed, application, now, series.number))
+            columns = store.new_row(changed, application, now, series.number)
             if row is None:
-                store.insert_events(conn, [columns])
-                store.change_event(conn, _found(store.find(conn, application, instance_id)).id, {})
-            elif not store.change_event(conn, row.id, _what_may_change(columns, row)):
-                raise InstanceGone
+                store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
+            else:
+                # A retry that waits stays where it is, unless the event is to be sent at another time.
+                wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
+                store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
+                store.mark_exception(conn, row.id)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
 
-    def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: int | None = None) -> Instance:
+    def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None) -> Instance:
         """Cancel one occurrence. While it is being sent, only further attempts can be. To cancel what is cancelled is no error.
 
         Raises UnknownSeries, SeriesFinished, UnknownInstance, InstanceGone, InstanceChanged.
@@ -315,10 +321,10 @@ class Timetable:
             series, application, made, row = found
             if row is None:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
-                store.insert_events(conn, [store.as_exception(columns)])
+                store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
             elif row.status in WAITING:
-                store.mark_exception(conn, row)
+                store.mark_exception(conn, row.id)
             self._cancel_events(conn, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
@@ -499,7 +505,8 @@ class Timetable:
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
         content = _anchored(new, now)
-        columns = store.series_row(content, application) | {"request_hash": new.content_hash} | _begun(content.rule, now)
+        columns = store.series_row(content, application) | {"request_hash": new.content_hash}
+        columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
@@ -544,12 +551,16 @@ class Timetable:
         series, application = self._locked(conn, application_id, series_id, now, version)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
-        at = self._made(series, instance_id).at
+        at, index = self._made(series, instance_id)
         content = replace(series.content, rule=replace(series.rule, until_at=at - 1))
         self._remove_unmade(conn, application, series, content.rule, at)
-        columns = store.series_row(content, application) | _begun(content.rule, now, series.last)
-        if series.status is SeriesStatus.PAUSED and columns["status"] is SeriesStatus.ACTIVE:
-            columns |= _PAUSED
+        place = series.last or Occurrence(now, None)
+        place = Occurrence(at - 1, index) if place.at >= at else place  # what was made ahead from there on is taken back
+        columns = store.series_row(content, application) | {"last_at": place.at, "last_index": place.index}
+        if _first_from(content.rule, min(now, place.at + 1), place) is None:
+            columns |= {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": series.finished_at or now}
+        elif series.status is SeriesStatus.ACTIVE:
+            columns |= {"wake_at": now}
         return self._changed(conn, series, columns, now), application
 
     # --- the events of a series ------------------------------------------------------------------------------------------
@@ -597,7 +608,7 @@ class Timetable:
         series_id: str,
         instance_id: str,
         now: int,
-        version: int | None,
+        version: str | None,
         *,
         or_cancelled: bool = False,
     ) -> tuple[Series, int, Occurrence, Row[Any] | None]:
@@ -605,11 +616,11 @@ class Timetable:
         series, application = self._locked(conn, application_id, series_id, now, None)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
-        row = store.find(conn, application, instance_id)
+        row = store.lock_event(conn, application, instance_id)
         if row is not None and row.series != series.number:
             raise UnknownInstance
         made = self._made(series, instance_id, stored=row is not None)
-        if version is not None and version != (row.fence if row else 0):
+        if version is not None and (row is None or version != store.to_event(row, application_id).version):
             raise InstanceChanged
         if row is None and made.at < now:
             raise InstanceGone("the occurrence has passed, and was not made")
@@ -621,7 +632,7 @@ class Timetable:
     def _made(self, series: Series, instance_id: str, *, stored: bool = False) -> Occurrence:
         """Find the occurrence of that id. Raises UnknownInstance unless the rule makes it, or it is stored."""
         parts = recurrence.original_of(instance_id)
-        if parts is None or parts[0] != series.series_id:
+        if parts is None or series.content.event_id(parts[1]) != instance_id:
             raise UnknownInstance
         found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last)
         if not found and not stored:
@@ -632,9 +643,9 @@ class Timetable:
 _PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None}
 
 
-def _begun(rule: Rule, now: int, known: Occurrence | None = None) -> dict[str, Any]:
-    """Return the columns of a series that fires from now on: where it is, and when it is to be seen to."""
-    first = _first_from(rule, _begin(rule, now), known)
+def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int | None = None) -> dict[str, Any]:
+    """Return the columns of a series that fires from now on, or from `begin`: where it is, and when it is to be seen to."""
+    first = _first_from(rule, now if begin is None else begin, known)
     if first is None:
         return {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": now}
     # The place before the first one. Its index is that of the next occurrence, from where the others are counted.
@@ -650,6 +661,7 @@ def _first_from(rule: Rule, begin: int, known: Occurrence | None) -> Occurrence 
 
 
 def _begin(rule: Rule, now: int) -> int:
+    """Return from when on a new series fires."""
     just_begun = rule.cron is None and rule.start_at is not None and now - JUST_BEGUN_MS <= rule.start_at < now
     return rule.start_at if just_begun and rule.start_at is not None else now
 
@@ -806,14 +818,6 @@ def _known(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return changes
 
 
-def _what_may_change(columns: Mapping[str, Any], row: Row[Any]) -> dict[str, Any]:
-    """Leave a retry that is waiting where it is, unless the event is to be sent at another time."""
-    names = ["due_at", "method", "url", "headers", "payload", "options"]
-    if columns["due_at"] != row.due_at:
-        names.append("wake_at")
-    return {name: columns[name] for name in names}
-
-
 def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) -> Instance:
     begins_at = at if row is None or not store.is_exception(row) else row.due_at
     return Instance(
@@ -824,7 +828,7 @@ def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) 
         ends_at=series.content.ends_at(begins_at),
         status=None if row is None else Status(row.status),
         is_exception=row is not None and store.is_exception(row),
-        version=0 if row is None else row.fence,
+        version=None if row is None else store.to_event(row, series.application_id).version,
     )
 
 

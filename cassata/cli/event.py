@@ -1,4 +1,4 @@
-"""`cassata event`: add, look at, list, retry and delete events through the HTTP service."""
+"""`cassata event`: add, look at, list, change, retry and delete events through the HTTP service."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _statuses(_context: click.Context, _parameter: click.Parameter, names: Seque
 @service_options
 @click.pass_context
 def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
-    """Add, look at, list, retry, delete, import and export events."""
+    """Add, look at, list, change, retry, delete, import and export events."""
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
@@ -274,6 +274,51 @@ def list_events(
         console.print(listing(events, console.width))
     else:
         click.echo(f"no events of {application_id!r}")
+
+
+RESETS = ("header", "max-lateness", "method", "retry", "timeout")
+"""What an event may have again as if it had never been given."""
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
+@click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
+@click.option("--url", help="Where to send it.")
+@click.option("--payload", help="The body, sent as it is.")
+@click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header, in place of all there were; may be repeated.")
+@click.option("--method", type=click.Choice(METHODS, case_sensitive=False))
+@click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
+@click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
+@click.option("--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated.")
+@click.option("--if-version", "version", metavar="VERSION", help="Only if that is still its version.")
+@output_option
+@click.pass_obj
+def change(
+    client: Client, /, application_id: str, event_id: str, version: str | None, resets: Sequence[str], output: str, **options: Any
+) -> None:
+    """Change an event that waits to be sent; what is not named stays as it is."""
+    if options["at"] is not None and options["delay"] is not None:
+        raise click.UsageError("Give only one of --at and --in.")
+    if options["payload"] is not None and options["payload_file"] is not None:
+        raise click.UsageError("Give only one of --payload and --payload-file.")
+    changes: Any = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}
+    if not changes:
+        raise click.UsageError("Say what is to be changed.")
+    _show(client.change(application_id, event_id, version=version, **changes), output)
+
+
+def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: Any) -> dict[str, Any]:
+    """Return what was given, as `Client.change` takes it."""
+    changes = {name: value for name, value in options.items() if value is not None and value != ()}
+    if payload_file is not None:
+        changes["payload"] = text_of(payload_file)
+    if retry_count is not None:
+        changes["retry"] = {"count": retry_count}
+    return changes
 
 
 @event.command()

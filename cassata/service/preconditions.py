@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 
 from flask import request
 
-NO_VERSION = -1
-"""What nothing that is stored can match."""
 
-
-def etag(version: int) -> dict[str, str]:
-    """Write the header that tells a version."""
-    return {"ETag": f'"{version}"'}
+def etag(version: int | str | None) -> dict[str, str]:
+    """Write the header that tells a version; there is none where nothing is stored."""
+    return {} if version is None else {"ETag": f'"{version}"'}
 
 
 def has_if_match() -> bool:
     return "If-Match" in request.headers
 
 
-def if_match() -> int | None:
-    """Return the version that the request is meant for. None: any, whether it says so (*) or nothing."""
-    written = request.headers.get("If-Match", "*").strip()
-    if written == "*":
+def versions() -> Collection[str] | None:
+    """Read If-Match (RFC 9110 section 13.1.1). Without it, and with *, any version will do; a weak tag matches none."""
+    if not has_if_match() or request.if_match.star_tag:
         return None
-    tag = re.fullmatch('"([0-9]{1,18})"', written)
-    return int(tag[1]) if tag else NO_VERSION
+    return request.if_match.as_set()
+
+
+def version_of_series() -> int | None:
+    """Return the one version of a series that the request is meant for. None: any; NO_VERSION: one that there cannot be."""
+    given = versions()
+    if given is None:
+        return None
+    tag = next(iter(given)) if len(given) == 1 else ""
+    return int(tag) if tag.isascii() and tag.isdigit() and len(tag) < 19 else NO_VERSION
+
+
+def version_of_instance() -> str | None:
+    """Return the one version of an instance's event that the request is meant for. None: any."""
+    given = versions()
+    return None if given is None else next(iter(given)) if len(given) == 1 else ""
+
+
+NO_VERSION = -1

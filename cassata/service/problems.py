@@ -20,8 +20,10 @@ from cassata.errors import (
     DatabaseUnavailable,
     DatabaseUnfit,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
     EventNotRetryable,
+    EventUnderWay,
     InstanceChanged,
     InstanceGone,
     InvalidApplication,
@@ -88,6 +90,8 @@ KINDS: dict[type[Exception], Kind] = {
     EventNotRetryable: Kind(409, "event-not-retryable", "The event has not failed"),
     OperationExists: Kind(409, "operation-exists", "The operation exists already"),
     OperationFinished: Kind(409, "operation-finished", "The operation has already ended"),
+    EventUnderWay: Kind(409, "event-under-way", "The event is being sent"),
+    EventChanged: Kind(412, "event-changed", "The event is another version"),
     SeriesExists: Kind(409, "series-exists", "The series exists already"),
     SeriesFinished: Kind(409, "series-finished", "The series has already ended"),
     InstanceGone: Kind(409, "instance-gone", "The instance can no longer be changed"),
@@ -151,7 +155,7 @@ def document(error: CassataError) -> dict[str, Any]:
             }
         case SeriesFinished(series=series) | SeriesChanged(series=series):
             described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version}
-        case EventFinished(event=event) | EventNotRetryable(event=event):
+        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event) | EventNotRetryable(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 

@@ -9,15 +9,16 @@ from urllib.parse import quote
 
 from flask import Response, request
 
-from cassata.errors import InvalidEvent, UnknownApplication, UnknownSeries
+from cassata.errors import InvalidEvent, RecurrenceError, UnknownApplication, UnknownSeries
 from cassata.model import Scope, check_application_id, check_series_id
 from cassata.scheduler import Scheduler
 from cassata.series import Instance, Series
 from cassata.service import bodies, series_wire, wire
 from cassata.service.answers import answer
 from cassata.service.auth import Route
-from cassata.service.preconditions import etag, has_if_match, if_match
-from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenChanges, WrittenSeries, read_series, series_details
+from cassata.service.preconditions import etag, has_if_match, version_of_instance, version_of_series
+from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenSeries, read_series, series_details
+from cassata.service.wire import InvalidDocument
 
 
 class SeriesCalls:
@@ -60,7 +61,7 @@ class SeriesCalls:
         if not has_if_match():
             return self._stored(written)
         with _in_words(written):
-            return _answer(self._timetable.replace(written.new, version=if_match()))
+            return _answer(self._timetable.replace(written.new, version=version_of_series()))
 
     def _stored(self, written: WrittenSeries) -> Response:
         with _in_words(written):
@@ -69,7 +70,9 @@ class SeriesCalls:
 
     def preview_series(self, application_id: str) -> Response:
         _check_possible(application_id)
-        return answer(series_wire.preview(series_wire.read_preview(bodies.document()), time.time_ns() // 1_000_000))
+        asked = series_wire.read_preview(bodies.document())
+        with _within_reach(pointer="/from"):
+            return answer(series_wire.preview(asked, time.time_ns() // 1_000_000))
 
     def series_list(self, application_id: str) -> Response:
         _check_possible(application_id)
@@ -81,10 +84,10 @@ class SeriesCalls:
         return _answer(self._timetable.get(*_possible(application_id, series_id)))
 
     def pause_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=if_match()))
+        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=version_of_series()))
 
     def resume_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=if_match()))
+        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=version_of_series()))
 
     def run_series(self, application_id: str, series_id: str) -> Response:
         event = self._timetable.run_now(*_possible(application_id, series_id))
@@ -95,28 +98,32 @@ class SeriesCalls:
         purges = series_wire.read_purge(request.args.items(multi=True))
         ids = _possible(application_id, series_id)
         if not purges:
-            return _answer(self._timetable.cancel(*ids, version=if_match()))
-        self._timetable.delete(*ids, version=if_match())
+            return _answer(self._timetable.cancel(*ids, version=version_of_series()))
+        self._timetable.delete(*ids, version=version_of_series())
         return answer({"status": "ok"})
 
     # --- its instances -------------------------------------------------------------------------------------------------
 
     def instances(self, application_id: str, series_id: str) -> Response:
-        begin, end, limit = series_wire.read_window(request.args.items(multi=True), time.time_ns() // 1_000_000)
+        begin, end, limit, known = series_wire.read_window(request.args.items(multi=True), time.time_ns() // 1_000_000)
         ids = _possible(application_id, series_id)
         zone = self._timetable.get(*ids).rule.timezone
-        return answer(series_wire.instances_page(self._timetable.instances(*ids, begin, end, limit=limit + 1), limit, zone))
+        with _within_reach(parameter="from"):
+            found = self._timetable.instances(*ids, begin, end, limit=limit + 1, known=known)
+        return answer(series_wire.instances_page(found, limit, zone))
 
     def change_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
         written = series_wire.read_changes(bodies.document())
         ids = _possible(application_id, series_id)
-        with _in_words(written):
-            changed = self._timetable.change_instance(*ids, instance_id, written.changes, version=if_match())
+        with _in_words(written), _within_reach(parameter="instance-id"):
+            changed = self._timetable.change_instance(*ids, instance_id, written.fields, version=version_of_instance())
         return self._answer_instance(ids, changed)
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
         ids = _possible(application_id, series_id)
-        return self._answer_instance(ids, self._timetable.cancel_instance(*ids, instance_id, version=if_match()))
+        with _within_reach(parameter="instance-id"):
+            cancelled = self._timetable.cancel_instance(*ids, instance_id, version=version_of_instance())
+        return self._answer_instance(ids, cancelled)
 
     def _answer_instance(self, ids: tuple[str, str], found: Instance) -> Response:
         zone = self._timetable.get(*ids).rule.timezone
@@ -125,21 +132,32 @@ class SeriesCalls:
     def change_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
         written = read_series(bodies.document(), {"application-id": application_id})
         ids = _possible(application_id, series_id)
-        with _in_words(written):
-            _, following = self._timetable.change_following(*ids, instance_id, written.new, version=if_match())
+        with _in_words(written), _within_reach(parameter="instance-id"):
+            _, following = self._timetable.change_following(*ids, instance_id, written.new, version=version_of_series())
         return _created(following)
 
     def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        return _answer(self._timetable.cancel_following(*_possible(application_id, series_id), instance_id, version=if_match()))
+        ids = _possible(application_id, series_id)
+        with _within_reach(parameter="instance-id"):
+            return _answer(self._timetable.cancel_following(*ids, instance_id, version=version_of_series()))
 
 
 @contextlib.contextmanager
-def _in_words(written: WrittenSeries | WrittenChanges) -> Iterator[None]:
+def _in_words(written: WrittenSeries | wire.Change) -> Iterator[None]:
     """Tell what the timetable finds wrong by the names that the client used."""
     try:
         yield
     except InvalidEvent as error:
         raise written.invalid(error) from error
+
+
+@contextlib.contextmanager
+def _within_reach(**place: str) -> Iterator[None]:
+    """Tell that an instant is so far from all that is known that a rule with a count is not followed to there."""
+    try:
+        yield
+    except RecurrenceError as error:
+        raise InvalidDocument([{**place, "detail": problem.detail} for problem in error.problems]) from error
 
 
 def _created(series: Series) -> Response:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cassata import recurrence
 from cassata.errors import InvalidEvent, PayloadTooLarge, RecurrenceError
-from cassata.model import LATEST_INSTANT, check_series_id, check_url
-from cassata.recurrence import Rule
+from cassata.model import LATEST_INSTANT, check_series_id
+from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
 from cassata.service.wire import (
@@ -197,6 +198,7 @@ def _name(field: str, fields: Mapping[str, Any]) -> str:
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
+    url: wire.Url
     application_id: str | None = None
     series_id: Annotated[str, AfterValidator(check_series_id)] | None = None
     name: str | None = None
@@ -236,7 +238,6 @@ _NEW_SERIES_FIELDS = {
     "every_ms": "every",
     "start_at": "scheduled-at",
     "until_at": "until",
-    "due_at": "expiry",
 }
 
 
@@ -315,47 +316,13 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
 # --- one instance ------------------------------------------------------------------------------------------------------
 
 
-class ChangesDocument(RequestDocument):
-    """What a client changes of one instance."""
-
-    url: Annotated[str, AfterValidator(check_url)] | None = None  # type: ignore[assignment]
-    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenChanges:
-    """Changes of an instance, by the fields of NewEvent, and where they stood in what the client wrote."""
-
-    changes: Mapping[str, Any]
-    places: Mapping[str, Place]
-
-    def invalid(self, error: InvalidEvent) -> InvalidDocument:
-        return _in_words(error, self.places)
-
-
-_CHANGED_FIELDS = {
-    "event": "payload",
-    "expiry": "due_at",
-    "request_headers": "headers",
-    "timeout": "timeout_ms",
-    "max_lateness": "max_lateness_ms",
-}
-_REQUIRED = ("expiry", "url", "method", "request-headers")
-
-
-def read_changes(document: Any) -> WrittenChanges:
-    """Read what is to be changed of an instance; null takes back what need not be there. Raises InvalidDocument."""
-    fields, places, errors = _opened(document, {})
-    errors += (fault(places, (name,), "cannot be taken away") for name in _REQUIRED if name in fields and fields[name] is None)
-    shape = _shaped(ChangesDocument, fields, errors, places)
-    if not fields:
-        errors.append({"pointer": "", "detail": f"names nothing to change: known are {', '.join(sorted(ChangesDocument.fields()))}"})
-    if errors or shape is None:
-        raise InvalidDocument(errors)
-    changes = {_CHANGED_FIELDS.get(name, name): getattr(shape, name) for name in shape.model_fields_set}
-    if "retry" in changes:
-        changes["retry"] = wire.retry_options(changes["retry"])
-    return WrittenChanges(changes, places)
+def read_changes(document: Any) -> wire.Change:
+    """Read what is to be different in an instance: at least one thing. Raises InvalidDocument."""
+    change = wire.read_change(document)
+    if not change.fields:
+        known = ", ".join(sorted(wire.ChangeDocument.fields()))
+        raise InvalidDocument([{"pointer": "", "detail": f"names nothing to change: known are {known}"}])
+    return change
 
 
 # --- a preview ---------------------------------------------------------------------------------------------------------
@@ -442,8 +409,17 @@ def _written_cursor(series_id: str) -> str:
     return base64.urlsafe_b64encode(series_id.encode()).decode()
 
 
-def read_window(parameters: Iterable[tuple[str, str]], now: int) -> tuple[int, int, int]:
-    """Read which instances are asked for: from when, until when, and how many. Raises InvalidDocument."""
+class Window(NamedTuple):
+    """Which instances are asked for. `known` is one whose index is known from the page before."""
+
+    begin: int
+    end: int
+    limit: int
+    known: Occurrence | None
+
+
+def read_window(parameters: Iterable[tuple[str, str]], now: int) -> Window:
+    """Read which instances are asked for. Raises InvalidDocument."""
     known = {
         "from": ("begin", instant_parameter),
         "until": ("end", instant_parameter),
@@ -451,16 +427,21 @@ def read_window(parameters: Iterable[tuple[str, str]], now: int) -> tuple[int, i
         "cursor": ("place", _read_place),
     }
     query = read_query(parameters, known)
-    begin, end, limit = query.get("begin", now), query.get("end", LATEST_INSTANT), query.get("limit", USUAL_PAGE_LENGTH)
-    return query.get("place", begin), end, limit
+    place: Occurrence | None = query.get("place")
+    begin = query.get("begin", now) if place is None else place.at
+    return Window(begin, query.get("end", LATEST_INSTANT), query.get("limit", USUAL_PAGE_LENGTH), place)
 
 
-def _read_place(value: str) -> int:
-    """The cursor of instances is where they go on, written as their ids write it."""
+def _read_place(value: str) -> Occurrence:
+    """The cursor of instances is the first one of the next page: its instant as ids write it, and its index."""
+    found = re.fullmatch("([0-9]{8}T[0-9]{6}Z)(?:-([0-9]{1,9}))?", value)
     try:
-        return -((_EPOCH - datetime.strptime(value, _PLACE).replace(tzinfo=UTC)) // timedelta(milliseconds=1))
+        if found:
+            at = datetime.strptime(found[1], _PLACE).replace(tzinfo=UTC)
+            return Occurrence(-((_EPOCH - at) // timedelta(milliseconds=1)), None if found[2] is None else int(found[2]))
     except ValueError:
-        raise ValueError("is not one that this service gave out") from None
+        pass
+    raise ValueError("is not one that this service gave out")
 
 
 def read_purge(parameters: Iterable[tuple[str, str]]) -> bool:
@@ -535,7 +516,7 @@ def instances_page(found: Sequence[Instance], limit: int, zone: str) -> dict[str
     """One page of up to `limit` instances, of which one more was read if there are more."""
     return {
         "instances": [instance_document(instance, zone) for instance in found[:limit]],
-        "next-cursor": _written_place(found[limit].original_at) if len(found) > limit else None,
+        "next-cursor": _written_place(found[limit]) if len(found) > limit else None,
     }
 
 
@@ -550,6 +531,7 @@ def instance_document(found: Instance, zone: str) -> dict[str, Any]:
         "ends-at": instant(found.ends_at),
         "status": None if found.status is None else found.status.name,
         "exception": found.is_exception,
+        "version": found.version,
     }
 
 
@@ -557,8 +539,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLACE = "%Y%m%dT%H%M%SZ"
 
 
-def _written_place(at: int) -> str:
-    return (_EPOCH + timedelta(milliseconds=at)).strftime(_PLACE)
+def _written_place(found: Instance) -> str:
+    stamp = (_EPOCH + timedelta(milliseconds=found.original_at)).strftime(_PLACE)
+    return stamp if found.index is None else f"{stamp}-{found.index}"
 
 
 def _local(at: int, zone: ZoneInfo) -> str:

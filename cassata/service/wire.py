@@ -361,10 +361,14 @@ class RetryDocument(Shape):
     maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
 
 
-class RequestDocument(Shape):
-    """The request to send, as a client writes it."""
+Url = Annotated[str, AfterValidator(check_url)]
+Expiry = Annotated[int, BeforeValidator(read_instant)]
+Delay = Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)]
 
-    url: Annotated[str, AfterValidator(check_url)]
+
+class RequestDocument(Shape):
+    """What may be left out of a request to send. Its validators turn what was written into what `NewEvent` holds."""
+
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
@@ -374,18 +378,28 @@ class RequestDocument(Shape):
 
 
 class EventDocument(RequestDocument):
-    """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
+    """An event as a client writes it."""
 
     application_id: Annotated[str, AfterValidator(check_application_id)]
     event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
-    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-    delay: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)] | None = None
+    url: Url
+    expiry: Expiry | None = None
+    delay: Delay | None = None
+
+
+class ChangeDocument(RequestDocument):
+    """What is to be different in an event. What is left out stays as it is; null is what it would be if it had never been given."""
+
+    url: Url = ""
+    expiry: Expiry = 0
+    delay: Delay = 0
 
 
 Place = tuple[str, str]
 """Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
 
 _FIELDS = EventDocument.fields()
+_ONE_OF_TWO = "cannot be given together with an expiry: leave one of the two out"
 _NEW_EVENT_FIELDS = {
     "payload": "event",
     "due_at": "expiry",
@@ -397,10 +411,9 @@ _NEW_EVENT_FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """An event, and where its fields stood in what the client wrote."""
+class Placed:
+    """Where fields stood in what the client wrote."""
 
-    new: NewEvent
     places: Mapping[str, Place]
 
     def invalid(self, error: InvalidEvent) -> InvalidDocument:
@@ -408,6 +421,44 @@ class Written:
         kind = PayloadOverLimit if isinstance(error, PayloadTooLarge) else InvalidDocument
         fields = ((_NEW_EVENT_FIELDS.get(field, hyphenated(field)), detail) for field, detail in error.problems)
         return kind(fault(self.places, (field,) if field else (), detail) for field, detail in fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Placed):
+    """An event."""
+
+    new: NewEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Placed):
+    """What is to be different in an event, by the fields of NewEvent."""
+
+    fields: Mapping[str, Any]
+
+
+def read_change(document: Any) -> Change:
+    """Read what is to be different in an event. Raises InvalidDocument naming everything that is wrong."""
+    if not isinstance(document, dict):
+        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
+    places: dict[str, Place] = {}
+    errors: list[dict[str, str]] = []
+    fields = renamed(document, places, errors)
+    for name in ("url", "expiry", "delay"):
+        if name in fields and fields[name] is None:
+            del fields[name]
+            errors.append(fault(places, (name,), "cannot be null: leave it out, and it stays as it is"))
+    if {"expiry", "delay"} <= fields.keys():
+        errors.append(fault(places, ("delay",), _ONE_OF_TWO))
+    try:
+        shape = ChangeDocument.model_validate(fields)
+    except ValidationError as error:
+        errors += (fault(places, steps, detail) for steps, detail in explained(ChangeDocument, error))
+        raise InvalidDocument(errors) from None
+    if errors:
+        raise InvalidDocument(errors)
+    return Change(places, {name: value for field, name, value in _request_fields(shape) if field in shape.model_fields_set})
 
 
 def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str | None = None) -> Written:
@@ -433,7 +484,7 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
-    return Written(_new_event(shape), places)
+    return Written(places, _new_event(shape))
 
 
 def check_fields(document: dict[str, Any]) -> None:
@@ -476,7 +527,7 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
     if not given:
         yield ("expiry",), "is required, unless there is a delay"
     if len(given) > 1:
-        yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
+        yield ("delay",), _ONE_OF_TWO
 
 
 def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
@@ -548,16 +599,21 @@ def _new_event(shape: EventDocument) -> NewEvent:
     return NewEvent(
         application_id=shape.application_id,
         event_id=shape.event_id or new_event_id(),
-        url=shape.url,
-        due_at=shape.expiry,
-        delay_ms=shape.delay,
-        payload=shape.event,
-        method=shape.method or "POST",
-        headers=shape.request_headers or (),
-        timeout_ms=shape.timeout,
-        retry=retry_options(shape.retry),
-        max_lateness_ms=shape.max_lateness,
+        **{name: value for _, name, value in _request_fields(shape)},
     )
+
+
+def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str, str, Any]]:
+    """Tell of each field that both have what it is called in NewEvent, and what it holds."""
+    yield "url", "url", shape.url
+    yield "expiry", "due_at", shape.expiry
+    yield "delay", "delay_ms", shape.delay
+    yield "event", "payload", shape.event
+    yield "method", "method", shape.method or "POST"
+    yield "request_headers", "headers", shape.request_headers or ()
+    yield "timeout", "timeout_ms", shape.timeout
+    yield "retry", "retry", retry_options(shape.retry)
+    yield "max_lateness", "max_lateness_ms", shape.max_lateness
 
 
 def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
@@ -714,11 +770,13 @@ def summary(event: Event) -> dict[str, Any]:
         "next-attempt-at": instant(event.next_attempt_at),
         "last-error": event.last_error,
         "last-status": event.last_status,
+        "late": event.late,
         "cancel-requested": event.cancel_requested,
         "method": event.method,
         "url": event.url,
         "created-at": instant(event.created_at),
         "finished-at": instant(event.finished_at),
+        "version": event.version,
     }
 
 

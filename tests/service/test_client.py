@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cassata import model
-from cassata.client import Client, ClientError, Conflict, Event, InvalidRequest, NewEvent, NotFound, ServiceUnavailable
+from cassata.client import Client, ClientError, Conflict, Event, InvalidRequest, NewEvent, NotFound, Outdated, ServiceUnavailable
 from cassata.model import Outcome, Status
 from cassata.receiver import Receiver
 from cassata.scheduler import Scheduler, Terms
@@ -140,6 +140,36 @@ def test_a_cancel_whose_answer_was_lost_succeeds(client: Client, middleman: Midd
     event = schedule(client, "shop", URL, delay=HOUR, payload="x")
     middleman.spoil = [losing_the_answer(middleman)]
     assert client.cancel("shop", event.event_id) is True
+
+
+def test_an_event_can_be_changed_as_the_version_that_was_seen(client: Client) -> None:
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x", timeout=5, headers={"A": "b"})
+
+    changed = client.change("shop", event.event_id, version=event.version, delay=timedelta(hours=2), payload={"a": 1}, timeout=None)
+
+    assert changed.version != event.version
+    found = client.event("shop", event.event_id)
+    assert (found.payload, found.timeout, found.headers, found.version) == (b'{"a":1}', None, ("A: b",), changed.version)
+    with pytest.raises(Outdated):
+        client.change("shop", event.event_id, version=event.version, payload="z")
+    assert client.change("shop", event.event_id, headers=["C: d"], retry={"count": 0}, method="PUT", max_lateness=9).method == "PUT"
+    client.cancel("shop", event.event_id)
+    with pytest.raises(Conflict):
+        client.change("shop", event.event_id, payload="z")
+    for wrong in ({"at": NAIVE}, {"payload": None}):
+        with pytest.raises(ValueError, match=r"."):
+            client.change("shop", event.event_id, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_change_whose_answer_was_lost_is_no_conflict_with_itself(client: Client, middleman: Middleman) -> None:
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x")
+    middleman.spoil = [losing_the_answer(middleman)]
+
+    changed = client.change("shop", event.event_id, version=event.version, payload="y")
+
+    assert middleman.seen[1:] == [f"PATCH /cassata/event/shop/{event.event_id}"] * 2
+    assert client.event("shop", event.event_id).payload == b"y"
+    assert changed.version == client.status("shop", event.event_id).version
 
 
 def test_a_service_that_is_not_there_is_unavailable() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cassata.model import FINISHED, WAITING, ErrorKind, NewEvent, Status, destination_of
 from cassata.scheduler import LOST_LEASES, Terms
@@ -219,6 +219,26 @@ class Model:
         elif row.status is Status.PROCESSING:
             self.rows[key] = row._replace(cancel_requested=True)
         return "EventFinished" if row.status in {Status.COMPLETED, Status.FAILED} else self.rows[key].status.name
+
+    def revise(self, key: Key, changes: Mapping[str, Any], is_current: bool, now: int) -> str:
+        """Change what an event asks for; `is_current` says whether whoever does so has seen its newest version."""
+        row = self.rows.get(key)
+        if row is None:
+            return "UnknownEvent"
+        if row.status not in WAITING:
+            return "EventUnderWay" if row.status is Status.PROCESSING else "EventFinished"
+        before = replace(self.requests[key], due_at=row.due_at, delay_ms=None)
+        other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
+        asked = replace(before, **{**other_time, **changes})
+        if asked == before:
+            return "changed"
+        if not is_current:
+            return "EventChanged"
+        due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
+        wake_at = row.wake_at if due_at == row.due_at else max(due_at, now)
+        self.rows[key] = row._replace(due_at=due_at, wake_at=wake_at, fence=row.fence + 1, payload=asked.payload)
+        self.requests[key] = asked
+        return "changed"
 
     def change(self, application_id: str, active: bool | None, limits: Mapping[str, int | None]) -> str:
         tenant = self.tenants.get(application_id)
@@ -511,7 +531,9 @@ def check_step(before: Seen, after: Seen) -> None:
             continue  # added anew
         assert old.status not in FINISHED or new == old, f"{key} had ended, and was changed"
         assert new.fence in {old.fence, old.fence + 1}, f"the fence of {key} went from {old.fence} to {new.fence}"
-        assert (new.due_at, new.created_at, new.request_hash) == (old.due_at, old.created_at, old.request_hash)
+        assert (new.created_at, new.request_hash) == (old.created_at, old.request_hash)
+        is_changed = old.status is new.status and new.status in WAITING and new.fence == old.fence + 1
+        assert is_changed or (new.due_at, new.payload) == (old.due_at, old.payload), f"{key} became another event"
         assert after.log.get(key, {}).items() >= before.log.get(key, {}).items(), f"the log of {key} was changed"
         if new.fence == old.fence and old.status is not Status.PROCESSING:
             assert new == old._replace(wake_at=new.wake_at), f"{key} was changed without a claim"

@@ -81,6 +81,10 @@ def release_a_retry(hand: Hand, held: Reached) -> None:
     hand.scheduler.release(hand.claim())
 
 
+def change(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.change("shop", "e1", {"payload": b"changed"})
+
+
 def cancel(hand: Hand, _held: Reached) -> None:
     hand.scheduler.cancel("shop", "e1")
 
@@ -109,6 +113,8 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("too late", Status.FAILED): be_too_late,
     ("release", Status.PENDING): release,
     ("release", Status.SERVICE_UNAVAILABLE): release_a_retry,
+    ("change", Status.PENDING): change,
+    ("change", Status.SERVICE_UNAVAILABLE): change,
     ("cancel", Status.CANCELLED): cancel,
     ("cancel requested", Status.CANCELLED): cancel_while_it_is_sent,
     ("replay", Status.PENDING): replay,
@@ -129,7 +135,7 @@ def test_every_transition_can_be_walked(hand: Hand, transition: Transition) -> N
 
 
 SIMPLE = {"add": add, "claim": claim, "lost lease": lose_the_lease, "delivered": answer(201), "refused": answer(404), "retry": answer(500),
-          "release": release, "cancel": cancel, "replay": replay}  # fmt: skip
+          "release": release, "cancel": cancel, "change": change, "replay": replay}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", Status)

@@ -534,3 +534,33 @@ def test_a_place_with_a_limit_has_room_again_after_what_was_too_late(bench: Benc
         thread.step()
 
     assert [delivery.event_id for delivery in pigeon.sent] == ["next"]
+
+
+# --- changed events ------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_is_moved_ahead_is_sent_at_its_new_time(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(due_at=NOON + 3_600_000), new_event("other", due_at=NOON + 500)])
+    bench.agenda = Agenda(interval=0.01)
+    thread, pigeon = bench.thread()
+    thread.step()
+
+    bench.scheduler.change("shop", "e1", {"due_at": NOON + 200, "payload": b"new"})
+    bench.clock.advance(200)
+    step_until(thread, lambda: bool(pigeon.sent))
+
+    assert [(delivery.event_id, delivery.payload) for delivery in pigeon.sent] == [("e1", b"new")]
+
+
+def test_where_looks_are_dear_a_changed_event_is_found_by_the_next_one(bench: Bench) -> None:
+    """By its row number it is not new."""
+    bench.scheduler.add_all([new_event(due_at=NOON + 3_600_000), new_event("e2", due_at=NOON + 3_600_000)])
+    bench.agenda = Agenda(interval=0.001, longest=0.2)
+    thread, pigeon = bench.thread()
+    bench.agenda.replace(bench.scheduler.agenda(), cost=10, newest=bench.scheduler.newest_row())
+    bench.agenda.replace(bench.scheduler.agenda(), cost=10, newest=bench.scheduler.newest_row())
+    assert bench.agenda.is_dear
+    assert bench.agenda.surely_known is not None
+
+    bench.scheduler.change("shop", "e1", {"delay_ms": 0})
+    step_until(thread, lambda: bool(pigeon.sent))
