@@ -650,7 +650,7 @@ class WorkerProcess:
             )
             for number in range(worker.num_worker_threads)
         ]
-        self._housekeeper = Housekeeper(chores_of(scheduler), scheduler.clock.estimate, self._stopping)
+        self._housekeeper = Housekeeper(chores_of(scheduler, worker), scheduler.clock.estimate, self._stopping)
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
@@ -676,9 +676,13 @@ class WorkerProcess:
         return 0 if clean else 1
 
 
-def chores_of(scheduler: Scheduler) -> list[Chore]:
-    timetable = scheduler.timetable
-    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series)]
+def chores_of(scheduler: Scheduler, worker: config.Worker) -> list[Chore]:
+    timetable, operations = scheduler.timetable, scheduler.operations
+
+    def step() -> int:
+        return 0 if operations.step(events_per_second=worker.operation_events_per_second) is None else 1
+
+    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series), Chore("operations", operations.next_wake, step)]
 
 
 def terms_of(worker: config.Worker) -> Terms:

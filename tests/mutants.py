@@ -172,7 +172,9 @@ MUTANTS = (
     ),
     mutant(
         "what is too late sent nevertheless",
-        Change("cassata/model.py", "now - self.due_at > self.max_lateness_ms", "now - self.due_at > self.max_lateness_ms * 1_000"),
+        Change(
+            "cassata/model.py", "max(self.due_at, self.replayed_at) > self.max_lateness_ms", "self.due_at > self.max_lateness_ms * 1_000"
+        ),
         tests="tests/unit/test_worker.py::test_what_is_too_late_when_it_is_claimed_fails_unsent_and_has_had_no_attempt",
     ),
     # --- leases and time

@@ -16,6 +16,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
+from cassata.service.bulk import Bulk
 from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
@@ -35,6 +36,7 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Bulk(scheduler).routes)
     gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     health.register(app, gate, scheduler, draining)
