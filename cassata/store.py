@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +34,12 @@ from sqlalchemy import (
 )
 
 from cassata.destinations import Change, Opened, Place
-from cassata.errors import InvalidEvent
+from cassata.errors import InvalidEvent, SeriesUnreadable
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
+    FINISHED,
+    LATEST_INSTANT,
     UNFINISHED,
     WAITING,
     Application,
@@ -48,11 +51,14 @@ from cassata.model import (
     Filter,
     Headers,
     NewEvent,
+    OperationStatus,
     Outcome,
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces, series
+from cassata.recurrence import Occurrence, Rule
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, operations, paces, series
+from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
 _NO_PAYLOAD = null().label("payload")
@@ -75,6 +81,7 @@ _FOR_DELIVERY = (
     E.headers,
     E.payload,
     E.options,
+    E.replayed_at,
 )
 
 
@@ -216,7 +223,7 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "last_status"}
+_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status"}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
@@ -336,6 +343,11 @@ class Lane:
     high: Any
     judged: tuple[ColumnElement[bool], ...]
 
+    @property
+    def moves(self) -> bool:
+        """Whether events change their place in it by themselves, as they are sent and tried again."""
+        return self.ordered is E.wake_at
+
     def cursor(self, row: Row[Any]) -> Cursor:
         at = getattr(row, self.ordered.name)
         return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
@@ -440,6 +452,16 @@ def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None
     return conn.execute(question.limit(limit)).all()
 
 
+def payload_lengths(conn: Connection, ids: Collection[int]) -> dict[int, int]:
+    """Tell how many bytes the payloads of events have, by row number."""
+    rows = conn.execute(select(E.id, func.coalesce(func.length(E.payload), 0)).where(_ONE_OF_IDS), {"ids": sorted(ids)})
+    return {row[0]: row[1] for row in rows}
+
+
+def payloads(conn: Connection, ids: Collection[int]) -> dict[int, bytes | None]:
+    return {row.id: row.payload for row in conn.execute(select(E.id, E.payload).where(_ONE_OF_IDS), {"ids": sorted(ids)})}
+
+
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
     s = series.c
     return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
@@ -454,6 +476,200 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
         Attempt(number, started_at, duration_ms, status_code, ErrorKind(error) if error else None, detail, excerpt)
         for number, started_at, duration_ms, status_code, error, detail, excerpt in rows
     ]
+
+
+# --- series ------------------------------------------------------------------------------------------------------------
+
+S = series.c
+_SERIES = select(*series.c)
+_SERIES_WITHOUT_PAYLOAD = select(*(column for column in series.c if column is not S.payload))
+_ACTIVE_WAKE = select(func.min(S.wake_at)).where(S.wake_at > 0)
+
+
+def find_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id)).first()
+
+
+def lock_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id).with_for_update()).first()
+
+
+def series_after(conn: Connection, application: int, statuses: Collection[SeriesStatus], after: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` series of an application, of these statuses (none: of any), without payloads, by id, after that one."""
+    question = _SERIES_WITHOUT_PAYLOAD.where(S.application == application, S.series_id > after).order_by(S.series_id).limit(limit)
+    if statuses:
+        question = question.where(S.status.in_(sorted(statuses)))
+    return conn.execute(question).all()
+
+
+def next_series_wake(conn: Connection) -> int | None:
+    """Tell when a worker is to see to a series next (ms); None: never."""
+    return conn.execute(_ACTIVE_WAKE).scalar()
+
+
+def lock_due_series(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock series that are to be seen to by `until`, those that wait longest first, passing over locked ones."""
+    question = _SERIES.where(S.wake_at > 0, S.wake_at <= until).order_by(S.wake_at, S.id).limit(limit)
+    hint = "FORCE INDEX (series_wake)"
+    hinted = question.with_hint(series, hint, "mysql").with_hint(series, hint, "mariadb")
+    return conn.execute(hinted.with_for_update(skip_locked=True)).all()
+
+
+def insert_series(conn: Connection, row: Mapping[str, Any]) -> int:
+    return int(conn.execute(insert(series).values(row)).lastrowid)
+
+
+def change_series(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(series).where(S.id == number).values(columns))
+
+
+_MOVE_SERIES = (
+    update(series)
+    .where(S.id == bindparam("of"))
+    .values(
+        status=bindparam("to"),
+        last_at=bindparam("at"),
+        last_index=bindparam("index"),
+        wake_at=bindparam("wake"),
+        finished_at=bindparam("ended"),
+    )
+)
+
+
+def move_series(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write how far locked series have come."""
+    _expect(conn.execute(_MOVE_SERIES, rows).rowcount, len(rows), "move series")
+
+
+def postpone_series(conn: Connection, numbers: Collection[int], wake_at: int) -> None:
+    conn.execute(update(series).where(S.id.in_(sorted(numbers))).values(wake_at=wake_at))
+
+
+def delete_series(conn: Connection, number: int) -> None:
+    conn.execute(delete(series).where(S.id == number))
+
+
+def series_row(content: Content, application: int) -> dict[str, Any]:
+    """Lay out what a series is to do as columns."""
+    return {
+        "application": application,
+        "series_id": content.series_id,
+        "name": content.name,
+        "rule": json.dumps({name: value for name, value in asdict(content.rule).items() if value is not None}),
+        "options": json.dumps(content.options) if content.options else None,
+        "metadata": json.dumps(content.metadata) if content.metadata else None,
+        "method": content.method,
+        "url": content.url,
+        "headers": json.dumps(content.headers) if content.headers else None,
+        "payload": content.payload,
+        "request_hash": content.content_hash,
+    }
+
+
+def to_series(row: Row[Any], application_id: str) -> Series:
+    """Read a row; its next occurrence is left out. Raises SeriesUnreadable."""
+    try:
+        options = json.loads(row.options) if row.options else {}
+        content = Content(
+            application_id=application_id,
+            series_id=row.series_id,
+            rule=Rule(**json.loads(row.rule)),
+            url=row.url,
+            method=row.method,
+            headers=tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else (),
+            payload=getattr(row, "payload", None),
+            timeout_ms=options.get("timeout_ms"),
+            retry=RetryOptions(**options["retry"]) if "retry" in options else None,
+            max_lateness_ms=options.get("max_lateness_ms"),
+            duration_ms=options.get("duration_ms"),
+            name=row.name,
+            description=options.get("description"),
+            metadata=json.loads(row.metadata) if row.metadata else {},
+            catch_up=CatchUp(options.get("catch_up", CatchUp.LATEST)),
+            catch_up_window_ms=options.get("catch_up_window_ms"),
+            overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
+            jitter_ms=options.get("jitter_ms", 0),
+        )
+    except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
+        raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
+    return Series(
+        number=row.id,
+        content=content,
+        content_hash=row.request_hash,
+        status=SeriesStatus(row.status),
+        version=row.version,
+        last=None if row.last_at is None else Occurrence(row.last_at, row.last_index),
+        wake_at=row.wake_at,
+        next_at=None,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        finished_at=row.finished_at,
+    )
+
+
+# --- the events of series ----------------------------------------------------------------------------------------------
+
+
+def _occurrences(application: int, number: int, first: str, last: str) -> ColumnElement[bool]:
+    """Those events of a series whose ids lie between two, both included: they are in the order of their original instants."""
+    return and_(E.application == application, E.event_id >= first, E.event_id <= last, E.series == number)
+
+
+def occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, in their order."""
+    question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
+    """Read the ids, and no more, of those that have not ended, in the order of their ids."""
+    which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
+    question = select(E.id, E.event_id, E.status, E.fence, E.request_hash).where(which).order_by(E.event_id)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def latest_occurrences(conn: Connection, application: int, number: int, first: str, before: str, limit: int) -> list[Status]:
+    """Tell the statuses of up to `limit` occurrences before that id, the latest first."""
+    which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
+    question = select(E.status).where(which).order_by(E.event_id.desc()).limit(limit)
+    return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
+
+
+def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Tell which of these (application, event_id) are taken."""
+    return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}
+
+
+def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
+    """Cancel what is not being sent, and ask that what is be sent no more after this; return how many were cancelled."""
+    waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(WAITING))
+    cancelled = conn.execute(waiting.values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)).rowcount
+    conn.execute(update(events).where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING).values(cancel_requested=True))
+    return cancelled
+
+
+def lock_unsent(conn: Connection, ids: Collection[int]) -> list[int]:
+    """Lock those that nobody is sending, or has begun to, and those that were cancelled."""
+    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_((Status.PENDING, Status.CANCELLED)))
+    return list(conn.execute(which.order_by(E.id).with_for_update()).scalars())
+
+
+def remove_events(conn: Connection, ids: Collection[int]) -> None:
+    """Remove locked events, with the log of their attempts."""
+    conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids))))
+    conn.execute(delete(events).where(E.id.in_(sorted(ids))))
+
+
+EXCEPTION_HASH = hashlib.sha256(b"an occurrence that was changed or cancelled by itself").digest()
+"""What such an event has in place of its request's fingerprint: nobody repeats the request by which it was made."""
+
+
+def mark_exception(conn: Connection, id_: int) -> None:
+    conn.execute(update(events).where(E.id == id_).values(request_hash=EXCEPTION_HASH))
+
+
+def is_exception(row: Row[Any]) -> bool:
+    return bool(row.request_hash == EXCEPTION_HASH)
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
@@ -716,6 +932,150 @@ def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bo
     return conn.execute(update(breakers).where(own).values(probing=True, retry_at=until)).rowcount == 1
 
 
+# --- operations on many events ---------------------------------------------------------------------------------------
+
+
+OP = operations.c
+
+
+_EXAMINED = (
+    E.id,
+    E.event_id,
+    E.status,
+    E.due_at,
+    E.wake_at,
+    E.fence,
+    E.attempts,
+    E.cancel_requested,
+    E.url,
+    E.series,
+    E.operation,
+    E.last_status,
+)
+
+
+def examine(conn: Connection, lane: Lane, after: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read the first events of a lane beyond a place, whatever they are, without their payloads."""
+    return conn.execute(lane.question(_EXAMINED, after, None, conn.dialect.name).limit(limit)).all()
+
+
+_LOCK_EXAMINED: Select[Any] = select(*_EXAMINED).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+
+
+def lock_examined(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    """Lock events by row number, and read them as they are now."""
+    return conn.execute(_LOCK_EXAMINED, {"ids": sorted(ids)}).all()
+
+
+def cancel_all(conn: Connection, ids: Collection[int], operation: int, now: int) -> None:
+    """Cancel locked events that nobody is sending. A higher fence voids whatever a stale worker may still want to write."""
+    ended = {"status": Status.CANCELLED, "fence": E.fence + 1, "wake_at": None, "finished_at": now, "operation": operation}
+    _change_all(conn, ids, WAITING, ended, "cancel_all")
+
+
+def request_cancel_of_all(conn: Connection, ids: Collection[int], operation: int) -> None:
+    """Ask that locked events that are being sent now be sent no more after this."""
+    _change_all(conn, ids, {Status.PROCESSING}, {"cancel_requested": True, "operation": operation}, "request_cancel_of_all")
+
+
+def replay(conn: Connection, ids: Collection[int], now: int, operation: int | None = None) -> None:
+    """Have locked events sent once more, now, or when they are due if that is later; all their attempts are theirs again."""
+    columns: dict[str, Any] = {
+        "status": Status.PENDING,
+        "fence": E.fence + 1,
+        "wake_at": case((E.due_at > now, E.due_at), else_=now),
+        "attempts": 0,
+        "lost_leases": 0,
+        "cancel_requested": False,
+        "finished_at": None,
+        "replayed_at": now,
+    }
+    _change_all(conn, ids, FINISHED | {Status.SERVICE_UNAVAILABLE}, columns | ({"operation": operation} if operation else {}), "replay")
+
+
+def reschedule_all(conn: Connection, ids: Collection[int], operation: int, due_at: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent at another instant."""
+    columns = {"fence": E.fence + 1, "due_at": due_at, "wake_at": max(due_at, now), "operation": operation}
+    _change_all(conn, ids, WAITING, columns, "reschedule_all")
+
+
+def shift_all(conn: Connection, ids: Collection[int], operation: int, shift_ms: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent so much later, or (negative) earlier; an attempt that waits moves with them."""
+    columns = {
+        "fence": E.fence + 1,
+        "due_at": _within(E.due_at + shift_ms, 0),
+        "wake_at": _within(E.wake_at + shift_ms, now),  # never in the past: claims do not look far behind where they have been
+        "operation": operation,
+    }
+    _change_all(conn, ids, WAITING, columns, "shift_all")
+
+
+def _within(instant: ColumnElement[int], earliest: int) -> ColumnElement[int]:
+    return case((instant < earliest, earliest), (instant > LATEST_INSTANT, LATEST_INSTANT), else_=instant)
+
+
+def _change_all(conn: Connection, ids: Collection[int], sources: Collection[Status], columns: Mapping[str, Any], what: str) -> None:
+    changed = conn.execute(update(events).where(_ONE_OF_IDS, E.status.in_(sources)).values(columns), {"ids": sorted(ids)})
+    _expect(changed.rowcount, len(ids), what)
+
+
+def log_replays(conn: Connection, rows: Iterable[Row[Any]], now: int, reason: str) -> None:
+    """Write into the logs of locked events, that are about to be replayed, what they were until then.
+
+    The line takes the fence that the replay gives: no claim has it.
+    """
+    lines = [
+        {
+            "event": row.id,
+            "fence": row.fence + 1,
+            "number": 0,
+            "started_at": now,
+            "duration_ms": 0,
+            "status_code": None,
+            "error": ErrorKind.REPLAYED,
+            "detail": f"{reason}: was {Status(row.status).name} after {row.attempts} attempt{'' if row.attempts == 1 else 's'}",
+            "excerpt": None,
+        }
+        for row in rows
+    ]
+    _insert(conn, _INSERT_ATTEMPTS, lines)
+
+
+def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(operations).values(row))
+
+
+def operation(conn: Connection, application: int, operation_id: str) -> Row[Any] | None:
+    return conn.execute(select(*OP).where(OP.application == application, OP.operation_id == operation_id)).first()
+
+
+def operations_of(conn: Connection, application: int, before: int | None, limit: int) -> Sequence[Row[Any]]:
+    """Read operations, the newest first, those before that row."""
+    question = select(*OP).where(OP.application == application).order_by(OP.id.desc()).limit(limit)
+    return conn.execute(question if before is None else question.where(OP.id < before)).all()
+
+
+def next_operation_at(conn: Connection) -> int | None:
+    """Tell when the first operation is to go on (ms); None if there is none."""
+    return conn.execute(select(func.min(OP.wake_at))).scalar()
+
+
+def lock_due_operation(conn: Connection, now: int) -> Row[Any] | None:
+    """Lock the operation that has waited longest to go on, passing over those that others have locked."""
+    due = select(*OP).where(OP.wake_at <= now).order_by(OP.wake_at, OP.id).limit(1)
+    return conn.execute(due.with_for_update(skip_locked=True)).first()
+
+
+def change_operation(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(operations).where(OP.id == number).values(columns))
+
+
+def end_operation(conn: Connection, number: int, status: OperationStatus, now: int) -> bool:
+    """End it, unless it has ended."""
+    running = update(operations).where(OP.id == number, OP.status == OperationStatus.RUNNING)
+    return conn.execute(running.values(status=status, wake_at=None, finished_at=now)).rowcount == 1
+
+
 # --- recording ---------------------------------------------------------------------------------------------------------
 
 
@@ -851,10 +1211,12 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
-    """Read a row. It is late if it has never been tried, and should have been before that instant (ms)."""
+def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: bytes | None = None) -> Event:
+    """Read a row, and its payload if that is not a part of it. It is late if it has never been tried, and should have been before
+    that instant (ms).
+    """
     request = _read_request(row)
-    should_begin_at = max(row.due_at, row.created_at)
+    should_begin_at = max(row.due_at, row.created_at, row.replayed_at or 0)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -867,11 +1229,12 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
         method=row.method,
         url=request.url,
         headers=request.headers,
-        payload=row.payload,
+        payload=payload if row.payload is None else row.payload,
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        replayed_at=row.replayed_at,
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
         fence=row.fence,
@@ -902,6 +1265,7 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
+        replayed_at=row.replayed_at or 0,
     )
 
 

@@ -28,6 +28,7 @@ from cassata.courier.retry import RetryPolicy
 from cassata.courier.settings import courier_settings
 from cassata.destinations import BreakerPolicy, Place
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
+from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.scheduler import Scheduler, Terms
@@ -56,6 +57,8 @@ SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 LONGEST_IDLE_SECONDS = 10.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
+HOUSEKEEPER_SECONDS = 1.0
+"""So long is waited for what the housekeeper is about. What it has not committed then has not happened."""
 RESTART_SECONDS = (0.1, 5.0)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
@@ -647,10 +650,12 @@ class WorkerProcess:
             )
             for number in range(worker.num_worker_threads)
         ]
+        self._housekeeper = Housekeeper(chores_of(scheduler, worker), scheduler.clock.estimate, self._stopping)
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
-        for thread in self._threads:
+        threads = [*self._threads, self._housekeeper]
+        for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in self._threads):
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
@@ -660,14 +665,24 @@ class WorkerProcess:
             if asked and not self._stopping.is_set():
                 telemetry.emit("worker stopping")
                 self._stopping.set()
-            if not self._stopping.is_set() and not all(thread.is_alive() for thread in self._threads):
+            if not self._stopping.is_set() and not all(thread.is_alive() for thread in threads):
                 telemetry.emit("a worker thread has died", level="error")
                 self._stopping.set()
                 self._threads[0].clean = False
+        self._housekeeper.join(HOUSEKEEPER_SECONDS)
         self._scheduler.close()
         clean = all(thread.clean for thread in self._threads)
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
+
+
+def chores_of(scheduler: Scheduler, worker: config.Worker) -> list[Chore]:
+    timetable, operations = scheduler.timetable, scheduler.operations
+
+    def step() -> int:
+        return 0 if operations.step(events_per_second=worker.operation_events_per_second) is None else 1
+
+    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series), Chore("operations", operations.next_wake, step)]
 
 
 def terms_of(worker: config.Worker) -> Terms:
@@ -727,7 +742,7 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         url,
         create_tables=create_tables,
         settings=settings.database,
-        pool_size=worker.num_worker_threads,
+        pool_size=worker.num_worker_threads + 1,  # one for the housekeeper
         limits=limits,
         retry=retry,
         breaker=breaker,

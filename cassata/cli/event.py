@@ -1,4 +1,4 @@
-"""`cassata event`: add, look at, list, change and delete events through the HTTP service."""
+"""`cassata event`: add, look at, list, change, retry and delete events through the HTTP service."""
 
 from __future__ import annotations
 
@@ -57,14 +57,16 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
-class _Reported(click.Group):
-    """Says what the service refused in one line each, and exits with 1."""
+class Reported(click.Group):
+    """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
+
+    words: Mapping[str, str] = {}
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            for line in _lines(error):
+            for line in _lines(error, self.words):
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
 
@@ -92,10 +94,27 @@ _WORDS = {
 """What the places of a request are called on the command line."""
 
 
-def _lines(error: ClientError) -> Iterator[str]:
+class _ReportedEvent(Reported):
+    """Knows two more commands, which are imported only when they are called."""
+
+    words = _WORDS
+    elsewhere = ("export", "import")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            return super().get_command(ctx, cmd_name)
+        from cassata.cli.transfer import COMMANDS
+
+        return COMMANDS[cmd_name]
+
+
+def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        word = _WORDS.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        word = words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
@@ -105,6 +124,29 @@ def _lines(error: ClientError) -> Iterator[str]:
 
 
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
+def service_options(command: Command) -> Command:
+    """Where the service is, and who asks."""
+    for option in reversed(
+        [
+            click.option(
+                "--service",
+                metavar="URL",
+                envvar="CASSATA_SERVICE_URL",
+                default=DEFAULT_URL,
+                show_default=True,
+                show_envvar=True,
+                help="Where it is.",
+            ),
+            click.option(
+                "--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command."
+            ),
+            click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed."),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def filter_options(command: Command) -> Command:
@@ -128,15 +170,11 @@ def _statuses(_context: click.Context, _parameter: click.Parameter, names: Seque
     return frozenset(Status[name] for name in names)
 
 
-@click.group(cls=_Reported)
-@click.option(
-    "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
-)
-@click.option("--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command.")
-@click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
+@click.group(cls=_ReportedEvent)
+@service_options
 @click.pass_context
 def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
-    """Add, look at, list, change and delete events."""
+    """Add, look at, list, change, retry, delete, import and export events."""
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
@@ -181,7 +219,7 @@ def add(
         url,
         at=at,
         delay=delay,
-        payload=_text(payload_file) if payload_file else payload,
+        payload=text_of(payload_file) if payload_file else payload,
         event_id=event_id,
         method=method,
         headers=headers or None,
@@ -277,10 +315,20 @@ def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: 
     """Return what was given, as `Client.change` takes it."""
     changes = {name: value for name, value in options.items() if value is not None and value != ()}
     if payload_file is not None:
-        changes["payload"] = _text(payload_file)
+        changes["payload"] = text_of(payload_file)
     if retry_count is not None:
         changes["retry"] = {"count": retry_count}
     return changes
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@output_option
+@click.pass_obj
+def retry(client: Client, application_id: str, event_id: str, output: str) -> None:
+    """Send an event that failed or was cancelled once more."""
+    _show(client.retry(application_id, event_id), output)
 
 
 @event.command()
@@ -297,7 +345,7 @@ def delete(client: Client, application_id: str, event_id: str, output: str) -> N
         click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
 
 
-def _text(file: BinaryIO) -> str:
+def text_of(file: BinaryIO) -> str:
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:
@@ -318,7 +366,7 @@ def _print_json(document: Any) -> None:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
-_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at"}
+_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at"}
 
 
 def _print_event(shown: Event) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
 from cassata.service.auth import Route, caller, check_own
 from cassata.service.cursors import Cursors
+from cassata.service.preconditions import etag, versions
 
 
 class Api:
@@ -57,7 +57,7 @@ class Api:
         change = wire.read_change(bodies.document())
         _check_possible(application_id, event_id)
         try:
-            return _told(self._scheduler.change(application_id, event_id, change.fields, _versions()))
+            return _told(self._scheduler.change(application_id, event_id, change.fields, versions()))
         except InvalidEvent as error:
             raise change.invalid(error) from error
 
@@ -95,13 +95,13 @@ class Api:
         except UnknownEvent as error:
             raise problems.UnknownStatus from error
         if request.accept_mimetypes.best_match(("application/json", "text/plain")) == "text/plain":
-            return text(event.status.name, headers=_tagged(event))
+            return text(event.status.name, headers=etag(event.version))
         return _told(event)
 
     def event(self, application_id: str, event_id: str) -> Response:
         _check_possible(application_id, event_id)
         event, attempts = self._scheduler.event(application_id, event_id)
-        return answer(wire.details(event, attempts), headers=_tagged(event))
+        return answer(wire.details(event, attempts), headers=etag(event.version))
 
     def events(self, application_id: str) -> Response:
         _check_possible(application_id)
@@ -110,7 +110,8 @@ class Api:
             return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
 
         listing = wire.read_listing(request.args.items(multi=True), lambda text, wanted: cursors(wanted).read(text))
-        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors(listing["wanted"]).written))
+        found = self._scheduler.events(application_id, **listing)
+        return answer(wire.page(found, cursors(listing["wanted"]).written, full=listing["full"]))
 
 
 def _read_own(document: Any) -> wire.Written:
@@ -123,22 +124,11 @@ def _read_own(document: Any) -> wire.Written:
 
 def _created(event: Event) -> Response:
     location = f"/cassata/event/{quote(event.application_id)}/{quote(event.event_id)}"
-    return answer(wire.summary(event), 201, headers={"Location": location, **_tagged(event)})
+    return answer(wire.summary(event), 201, headers={"Location": location, **etag(event.version)})
 
 
 def _told(event: Event) -> Response:
-    return answer(wire.summary(event), headers=_tagged(event))
-
-
-def _tagged(event: Event) -> dict[str, str]:
-    return {"ETag": f'"{event.version}"'}
-
-
-def _versions() -> Collection[str] | None:
-    """Read If-Match (RFC 9110 section 13.1.1). Without it, and with *, any version will do; a weak tag matches none."""
-    if "If-Match" not in request.headers or request.if_match.star_tag:
-        return None
-    return request.if_match.as_set()
+    return answer(wire.summary(event), headers=etag(event.version))
 
 
 def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEvent | InvalidEvent | ApplicationRefused) -> dict[str, Any]:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import islice
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
     BATCH_LENGTH,
     HEADER_COUNT,
+    METADATA_BYTES,
     Attempt,
     Cursor,
     Event,
@@ -222,6 +223,34 @@ def milliseconds(value: Any) -> int:
     return given * 1000 if isinstance(given, int) else math.ceil(Decimal(repr(given)) * 1000)
 
 
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_ISO_DURATION = TypeAdapter(timedelta)
+
+
+def read_duration(value: Any) -> int:
+    """Turn seconds (a number), "90s", "1h30m" or an ISO 8601 duration ("PT15M") into milliseconds, rounded up."""
+    if not isinstance(value, str):
+        return milliseconds(value)
+    parts = re.findall(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value)
+    if parts and "".join(figures + unit for figures, unit in parts) == value:
+        return math.ceil(sum(Decimal(figures) * _UNITS_MS[unit] for figures, unit in parts))
+    if not value.startswith("P") or len(value) > 40:
+        raise ValueError(_DURATION_EXPECTED)
+    if re.search("[YM]", value.partition("T")[0]):  # Pydantic would take 365 and 30 days
+        raise ValueError("must not hold months or years, whose length differs: write days")
+    return _from_iso_duration(value)
+
+
+_DURATION_EXPECTED = "must be seconds (a number), or a duration such as '90s', '15m', '1h30m' or 'PT15M'"
+
+
+def _from_iso_duration(value: str) -> int:
+    try:
+        return -(-_ISO_DURATION.validate_python(value) // timedelta(milliseconds=1))
+    except ValidationError:
+        raise ValueError(_DURATION_EXPECTED) from None
+
+
 def _payload(value: Any) -> bytes:
     """A string is sent as it is, anything else as compact JSON."""
     return (value if isinstance(value, str) else _encode_compact(value)).encode()
@@ -284,6 +313,22 @@ def few_fields(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > FIELDS:
         raise ValueError(f"must not have {len(value)} fields")
     return value
+
+
+def read_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, not {kind_of(value)}")
+    return value
+
+
+def read_metadata(value: Any) -> dict[str, Any]:
+    """Read any object that is not too large; null is an empty one."""
+    if value is None:
+        return {}
+    size = len(json.dumps(read_object(value), separators=(",", ":")))
+    if size > METADATA_BYTES:
+        raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
+    return cast("dict[str, Any]", value)
 
 
 def kind_of(value: Any) -> str:
@@ -399,7 +444,7 @@ def read_change(document: Any) -> Change:
     check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
-    fields = _renamed(document, places, errors)
+    fields = renamed(document, places, errors)
     for name in ("url", "expiry", "delay"):
         if name in fields and fields[name] is None:
             del fields[name]
@@ -426,9 +471,9 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
     check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
-    fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
+    fields = document if document.keys() <= _FIELDS else renamed(document, places, errors)
     if path:
-        fields = _with_path(fields, path, places, errors)
+        fields = with_path(fields, path, places, errors)
     if own is not None and fields.get("application-id") is None:
         fields = {**fields, "application-id": own}
     errors += (fault(places, steps, detail) for steps, detail in _missing(fields))
@@ -450,12 +495,12 @@ def check_fields(document: dict[str, Any]) -> None:
         raise InvalidDocument([{"pointer": "", "detail": str(error)}]) from None
 
 
-def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     """Put our names for the ancestor's, and remember what was written."""
     fields: dict[str, Any] = {}
     for written, value in document.items():
         name = ALIASES.get(written, written)
-        place = ("pointer", f"/{_escaped(written)}")
+        place = ("pointer", f"/{escaped(written)}")
         if name in fields:
             first = places.get(name, ("pointer", f"/{name}"))[1]
             errors.append({"pointer": place[1], "detail": f"is given already, as {first}: leave one of the two out"})
@@ -466,7 +511,7 @@ def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[di
     return fields
 
 
-def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     for name, value in path.items():
         if fields.get(name) is None:
             places[name] = ("parameter", name)
@@ -477,14 +522,18 @@ def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str
 
 
 def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
-    method = fields.get("method") or "POST"
-    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
-        yield ("event",), f'is required for {method}: write "" for an empty body'
+    yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
     if not given:
         yield ("expiry",), "is required, unless there is a delay"
     if len(given) > 1:
         yield ("delay",), _ONE_OF_TWO
+
+
+def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    method = fields.get("method") or "POST"
+    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+        yield ("event",), f'is required for {method}: write "" for an empty body'
 
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
@@ -518,6 +567,8 @@ def _expectation(details: ErrorDetails) -> str:
             return f"must be true or false, not {given}"
         case "int_type" | "int_from_float":
             return f"must be a whole number, not {given}"
+        case "literal_error":
+            return f"must be {details['ctx']['expected']}"
         case "model_type":
             return f"must be an object, not {given}"
     return details["msg"]
@@ -536,11 +587,11 @@ def fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) 
     if not steps:
         return {"pointer": "", "detail": detail}
     first, *rest = steps
-    where, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
-    return {where: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
+    where, place = places.get(str(first), ("pointer", f"/{escaped(first)}"))
+    return {where: place + "".join(f"/{escaped(step)}" for step in rest), "detail": detail}
 
 
-def _escaped(step: str | int) -> str:
+def escaped(step: str | int) -> str:
     return str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901 section 3
 
 
@@ -561,11 +612,11 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
     yield "method", "method", shape.method or "POST"
     yield "request_headers", "headers", shape.request_headers or ()
     yield "timeout", "timeout_ms", shape.timeout
-    yield "retry", "retry", _retry_options(shape.retry)
+    yield "retry", "retry", retry_options(shape.retry)
     yield "max_lateness", "max_lateness_ms", shape.max_lateness
 
 
-def _retry_options(retry: RetryDocument | None) -> RetryOptions | None:
+def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
     if retry is None or not retry.model_fields_set:
         return None
     return RetryOptions(count=retry.count, initial_ms=retry.initial, multiplier=retry.multiplier, maximum_ms=retry.maximum)
@@ -580,7 +631,7 @@ def batch_items(document: Any) -> list[Any]:
     if isinstance(document, dict):
         unknown = [name for name in islice(document, FIELDS) if name != "events"]
         if unknown:
-            raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
+            raise InvalidDocument({"pointer": f"/{escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
         prefix, document = "/events", document.get("events")
     if not isinstance(document, list):
         raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {kind_of(document)}"}])
@@ -617,13 +668,16 @@ class Listing(TypedDict, total=False):
     wanted: Filter
     after: Cursor
     limit: int
+    full: bool
 
 
 def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str, Filter], Cursor]) -> Listing:
     """Read the query of a list of events. A cursor is read for the filter that stands beside it. Raises InvalidDocument."""
-    found = read_query(parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str)})
-    cursor, limit = found.pop("cursor", None), found.pop("limit", None)
-    listing: Listing = {"wanted": Filter(**found)}
+    found = read_query(
+        parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str), "full": ("full", flag)}
+    )
+    cursor, limit, full = found.pop("cursor", None), found.pop("limit", None), found.pop("full", False)
+    listing: Listing = {"wanted": Filter(**found), "full": full}
     if limit is not None:
         listing["limit"] = limit
     if cursor is not None:
@@ -671,11 +725,18 @@ def _status_code(value: str) -> int:
     return check_status_code(int(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0)
 
 
-def _instant_parameter(value: str) -> int:
+def instant_parameter(value: str) -> int:
     if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,9})?", value):
         return read_instant(float(value) if "." in value else int(value))
     # A plus sign that is not written as %2B arrives as a space.
     return read_instant(re.sub(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$", r"\1+\2", value, flags=re.ASCII))
+
+
+def flag(value: str) -> bool:
+    """Read ?name and ?name=true; ?name=false is as if it were left out."""
+    if value not in {"", "true", "false"}:
+        raise ValueError("must be true or false")
+    return value != "false"
 
 
 def page_length(value: str) -> int:
@@ -686,8 +747,8 @@ def page_length(value: str) -> int:
 
 FILTER_PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "status": ("statuses", _statuses),
-    "expiry-from": ("due_from", _instant_parameter),
-    "expiry-until": ("due_until", _instant_parameter),
+    "expiry-from": ("due_from", instant_parameter),
+    "expiry-until": ("due_until", instant_parameter),
     "host": ("host", check_host),
     "last-status": ("last_status", _status_code),
     "series": ("series_id", check_series_id),
@@ -722,20 +783,27 @@ def summary(event: Event) -> dict[str, Any]:
 def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Everything that is known of an event."""
     return {
-        **summary(event),
-        "request-headers": [f"{name}: {value}" for name, value in event.headers],
-        **_written_payload(event.payload),
-        "timeout": seconds(event.timeout_ms),
-        "retry": _written_retry(event.retry),
-        "max-lateness": seconds(event.max_lateness_ms),
+        **_with_request(event),
+        "replayed-at": instant(event.replayed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 
 
-def page(found: Page, written_cursor: Callable[[Cursor], str]) -> dict[str, Any]:
-    """One page of a list."""
+def _with_request(event: Event) -> dict[str, Any]:
     return {
-        "events": [summary(event) for event in found.events],
+        **summary(event),
+        "request-headers": [f"{name}: {value}" for name, value in event.headers],
+        **written_payload(event.payload),
+        "timeout": seconds(event.timeout_ms),
+        "retry": written_retry(event.retry),
+        "max-lateness": seconds(event.max_lateness_ms),
+    }
+
+
+def page(found: Page, written_cursor: Callable[[Cursor], str], *, full: bool = False) -> dict[str, Any]:
+    """One page of a list; `full`: with the request of each event."""
+    return {
+        "events": [_with_request(event) if full else summary(event) for event in found.events],
         "next-cursor": written_cursor(found.next) if found.next else None,
     }
 
@@ -744,7 +812,7 @@ def instant(at: int | None) -> str | None:
     return None if at is None else rfc3339(at)
 
 
-def _written_payload(payload: bytes | None) -> dict[str, str | None]:
+def written_payload(payload: bytes | None) -> dict[str, str | None]:
     if payload is None:
         return {"event": None}
     try:
@@ -753,7 +821,7 @@ def _written_payload(payload: bytes | None) -> dict[str, str | None]:
         return {"event-base64": base64.b64encode(payload).decode()}
 
 
-def _written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
+def written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
     if retry is None:
         return None
     return {
