@@ -41,6 +41,7 @@ from cassata.model import (
     Outcome,
     Status,
 )
+from cassata.overview import Overview
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -164,6 +165,7 @@ class Scheduler:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
+        self.overview = Overview(engines, self.clock, self.tenants)
         self._registers = registers
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
@@ -397,6 +399,9 @@ class Scheduler:
         if claimed.queued:
             self.destinations.claimed(claimed.queued)
         _tell(recorded)
+        if outcomes:
+            failed = Counter(delivery.application for delivery, _ in recorded.failed)
+            self.overview.tallies.note(outcomes, failed, self.clock.estimate())
         self._tell_of(breakers)
         return recorded, claimed
 
