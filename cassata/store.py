@@ -691,7 +691,8 @@ def waking(conn: Connection, application: int, bounds: Sequence[int], most: int)
     for place, (begin, end) in enumerate(pairwise(bounds)):
         some = select(E.id).where(E.application == application, E.wake_at >= begin, E.wake_at < end).limit(most)
         counted = _hinted(some, "events_wake").subquery(f"s{place}")
-        parts.append(select(literal_column(str(place)).label("place"), func.count().label("events")).select_from(counted))
+        part: Select[Any] = select(literal_column(str(place)).label("place"), func.count().label("events")).select_from(counted)
+        parts.append(part)
     rows = conn.execute(union_all(*parts))
     found = {row.place: row.events for row in rows}
     return [found[place] for place in range(len(parts))]
