@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from cassata.errors import InvalidEvent, Problem
+from cassata.errors import InvalidEvent, InvalidOperation, Problem
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -56,6 +56,7 @@ class Status(IntEnum):
 
 WAITING = frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE})
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+UNFINISHED = frozenset(Status) - FINISHED
 
 
 class Transition(NamedTuple):
@@ -76,18 +77,25 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.FAILED, "refused"),
     Transition(Status.PROCESSING, Status.FAILED, "retries spent"),
     Transition(Status.PROCESSING, Status.FAILED, "worker lost"),
+    Transition(Status.PROCESSING, Status.FAILED, "too late"),
     Transition(Status.PROCESSING, Status.PENDING, "release"),
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
+    Transition(Status.PENDING, Status.PENDING, "change"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.SERVICE_UNAVAILABLE, "change"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
     Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
     Transition(Status.CANCELLED, Status.PENDING, "add"),
+    Transition(Status.COMPLETED, Status.PENDING, "replay"),
+    Transition(Status.FAILED, Status.PENDING, "replay"),
+    Transition(Status.CANCELLED, Status.PENDING, "replay"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.PENDING, "replay"),
 )
 """Every step there is. The diagram in docs/lifecycle.md and the statements of `store` are tested against it."""
 
 
 class ErrorKind(StrEnum):
-    """Why an attempt got no usable answer, or why an event ended without one."""
+    """Why an attempt got no usable answer, or why an event ended without one. REPLAYED is a line of the log that is no attempt."""
 
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
@@ -98,7 +106,9 @@ class ErrorKind(StrEnum):
     BLOCKED_ADDRESS = "blocked_address"
     UNSENDABLE = "unsendable"
     PROXY_FAILED = "proxy_failed"
+    TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
+    REPLAYED = "replayed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,7 @@ class Limits:
     max_in_flight: int | None = None
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
+    max_lateness_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -124,6 +135,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "max_in_flight": (1, 100_000),
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
+    "max_lateness_ms": (1_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
@@ -149,7 +161,7 @@ class RetryOptions:
     maximum_ms: int | None = None
 
     def __post_init__(self) -> None:
-        _raise_problems(_problems_of(self, _RETRY_CHECKS))
+        _raise_problems(problems_of(self, _RETRY_CHECKS))
 
 
 class EgressPolicy(StrEnum):
@@ -285,9 +297,10 @@ class NewEvent:
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
     def __post_init__(self) -> None:
-        problems = list(_problems_of(self, _EVENT_CHECKS))
+        problems = list(problems_of(self, _EVENT_CHECKS))
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
         _raise_problems(problems)
@@ -300,6 +313,8 @@ class NewEvent:
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
         facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
+            facts.append(self.max_lateness_ms)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -307,7 +322,11 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+
+    `last_status` is the status code of the newest whole answer. `fence` goes up with each claim, cancel and change.
+    `late` says that it should have been sent long ago, and has not been.
+    """
 
     application_id: str
     event_id: str
@@ -325,6 +344,16 @@ class Event:
     retry: RetryOptions | None
     created_at: int
     finished_at: int | None
+    replayed_at: int | None = None  # when it was last put back to be sent once more
+    max_lateness_ms: int | None = None
+    last_status: int | None = None
+    fence: int = 0
+    late: bool = False
+
+    @property
+    def version(self) -> str:
+        """What a change can be made conditional on: it differs from that of any earlier event with the same id, too."""
+        return f"{self.created_at:x}-{self.fence}"
 
     @property
     def next_attempt_at(self) -> int | None:
@@ -337,7 +366,7 @@ class Filter:
     """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
 
     `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
-    answer; `series_id` whose occurrences they are.
+    answer; `series_id` whose occurrences they are. Raises ValueError for what no event can have.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -347,9 +376,132 @@ class Filter:
     last_status: int | None = None
     series_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.host is not None and check_host(self.host) != self.host:
+            raise ValueError(f"the host must be written as {check_host(self.host)!r}")
+        if self.last_status is not None:
+            check_status_code(self.last_status)
+        if self.series_id is not None:
+            check_series_id(self.series_id)
+
     @property
     def is_empty(self) -> bool:
         return self == Filter()
+
+    def goes_there(self, url: str) -> bool:
+        """Whether a URL leads to the host that is meant, or none is meant."""
+        if self.host is None:
+            return True
+        destination = destination_of(url)
+        return self.host in {destination, destination.rpartition(":")[0]}
+
+
+class Cursor(NamedTuple):
+    """A place in a list of events: the instant by which the list is ordered (ms), and the row; or, in a series, the event's id."""
+
+    at: int
+    id: int
+    event_id: str = ""
+
+
+class Action(StrEnum):
+    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    RECONCILE = "reconcile"
+    RESCHEDULE = "reschedule"
+
+
+APPLIES_TO: Mapping[Action, frozenset[Status]] = {
+    Action.CANCEL: UNFINISHED,
+    Action.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
+    Action.RECONCILE: FINISHED | {Status.SERVICE_UNAVAILABLE},
+    Action.RESCHEDULE: WAITING,
+}
+"""What an action changes. Whatever else is meant is passed over and counted: what is being sent now, or is to be sent anyway."""
+MEANT_BY: Mapping[Action, frozenset[Status]] = {
+    Action.CANCEL: UNFINISHED,
+    Action.RETRY: APPLIES_TO[Action.RETRY],
+    Action.RECONCILE: frozenset(Status),
+    Action.RESCHEDULE: UNFINISHED,
+}
+"""Which events are meant by an action whose filter names no status."""
+
+
+class OperationStatus(IntEnum):
+    """The numbers are what the database holds."""
+
+    RUNNING = 0
+    DONE = 1
+    CANCELLED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """Something to do to all events of an application that a filter finds. To reschedule takes a new instant, or a shift.
+
+    Raises InvalidOperation naming every bad field.
+    """
+
+    application_id: str
+    action: Action
+    filter: Filter
+    due_at: int | None = None
+    shift_ms: int | None = None
+    operation_id: str = field(default_factory=new_event_id)
+
+    def __post_init__(self) -> None:
+        problems = list(problems_of(self, _OPERATION_CHECKS))
+        if self.filter.is_empty:
+            problems.append(Problem("filter", "must not be empty: say which events are meant"))
+        if self.filter.statuses and not self.statuses & APPLIES_TO[self.action]:
+            applies = ", ".join(status.name for status in sorted(APPLIES_TO[self.action]))
+            problems.append(Problem("filter.statuses", f"names nothing that can be done to: {self.action} is for {applies}"))
+        problems += self._problems_of_instants()
+        if problems:
+            raise InvalidOperation(problems)
+
+    def _problems_of_instants(self) -> Iterator[Problem]:
+        given = [name for name in ("due_at", "shift_ms") if getattr(self, name) is not None]
+        if self.action is not Action.RESCHEDULE:
+            yield from (Problem(name, "goes with the action reschedule only") for name in given)
+        elif len(given) != 1:
+            yield Problem("due_at", "give either an instant or a shift, to say when the events are to be sent instead")
+
+    @property
+    def statuses(self) -> frozenset[Status]:
+        """Which statuses are meant."""
+        return self.filter.statuses or MEANT_BY[self.action]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many events an action would change, and how many of each status are meant. There may be more where it is not exact."""
+
+    events: int
+    exact: bool
+    statuses: Mapping[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation as it is stored, and how far it has come. `expected` is how many events it was to change, when it was begun."""
+
+    application_id: str
+    operation_id: str
+    action: Action
+    filter: Filter
+    due_at: int | None
+    shift_ms: int | None
+    status: OperationStatus
+    expected: int
+    exact: bool
+    examined: int
+    changed: int
+    skipped: int
+    created_at: int
+    finished_at: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +510,7 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
+    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on.
     """
 
     id: int
@@ -378,6 +531,12 @@ class Delivery:
     application: int = 0
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
+    max_lateness_ms: int | None = None
+    replayed_at: int = 0
+
+    def is_too_late(self, now: int) -> bool:
+        """Whether it is of no use any more to send it now."""
+        return self.max_lateness_ms is not None and now - max(self.due_at, self.replayed_at) > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +572,8 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 APPLICATION_ID_LENGTH = 64
 EVENT_ID_LENGTH = 128
 URL_LENGTH = 2048
+OPERATION_ID_LENGTH = 64
+SHIFT_RANGE_MS = (-3_650 * 86_400_000, 3_650 * 86_400_000)
 DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
 SERIES_ID_LENGTH = EVENT_ID_LENGTH - len("_20250424T010000Z")
 SERIES_NAME_LENGTH = 200
@@ -435,6 +596,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?P<port>:[0-9]{1,5})?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -452,11 +614,26 @@ def check_event_id(value: str) -> str:
     return _check_id(value, EVENT_ID_LENGTH)
 
 
+def check_series_id(value: str) -> str:
+    return _check_id(value, SERIES_ID_LENGTH)
+
+
 def _check_id(value: str, longest: int) -> str:
     if not _ID.fullmatch(value) or len(value) > longest:
         raise ValueError(f"must be 1 to {longest} characters out of A-Z a-z 0-9 . _ : ~ -")
     if value in {".", ".."}:
         raise ValueError("must not be a path step such as '.' or '..'")
+    return value
+
+
+def check_operation_id(value: str) -> str:
+    return _check_id(value, OPERATION_ID_LENGTH)
+
+
+def check_shift_ms(value: int) -> int:
+    least, most = SHIFT_RANGE_MS
+    if not least <= value <= most or not value:
+        raise ValueError(f"must be from {least // 1000} to {most // 1000} seconds, and not 0")
     return value
 
 
@@ -512,6 +689,26 @@ def _destination(scheme: str, authority: str) -> str:
     host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_host(value: str) -> str:
+    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given."""
+    written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    found = _HOST.fullmatch(written)
+    try:
+        if found is None:
+            raise ValueError("is no host")
+        check_url(f"http://{written}/")
+    except ValueError as error:
+        raise ValueError("must be a host such as hooks.example.com, or a host and a port such as hooks.example.com:8080") from error
+    destination = destination_of(f"http://{written}/")
+    return destination if found["port"] else destination.rpartition(":")[0]
+
+
+def check_status_code(value: int) -> int:
+    if not 100 <= value <= 999:
+        raise ValueError("must be a status code: from 100 to 999")
+    return value
 
 
 def _canonical(host: str) -> str:
@@ -600,6 +797,13 @@ def check_timeout_ms(value: int) -> int:
     return value
 
 
+def check_max_lateness_ms(value: int) -> int:
+    shortest, longest = LIMIT_RANGES["max_lateness_ms"]
+    if not shortest <= value <= longest:
+        raise ValueError(f"must be from {shortest // 1000:,.0f} to {longest // 1000:,.0f} seconds")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -629,6 +833,13 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
+    ("max_lateness_ms", check_max_lateness_ms),
+)
+_OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
+    ("application_id", check_application_id),
+    ("operation_id", check_operation_id),
+    ("due_at", check_due_at),
+    ("shift_ms", check_shift_ms),
 )
 _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
     ("count", check_retry_count),
@@ -638,7 +849,7 @@ _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
 )
 
 
-def _problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
+def problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
     for name, check in checks:
         content = getattr(value, name)
         if content is None:

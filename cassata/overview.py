@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from cassata import __version__, database, store
 from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Status
-from cassata.store import Count, Measure
+from cassata.store import Capped, Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
 from cassata.tenants import Tenants
 
@@ -47,8 +47,8 @@ CLEANING_SECONDS = 60.0
 class Counts:
     """How many events there are by status, and how many of them are due by now. `oldest_due_at` is since when the first of these waits."""
 
-    statuses: Mapping[Status, Count]
-    due: Count
+    statuses: Mapping[Status, Capped]
+    due: Capped
     oldest_due_at: int | None
     next_at: int | None
 
@@ -73,7 +73,7 @@ class Ahead:
 
     begin: int
     end: int
-    events: Count
+    events: Capped
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Overview:
         return self._transactions.read(self._clock.now)
 
     def counts(self, application_id: str | None = None) -> Counts:
-        """Count the events of an application, or of all. Raises UnknownApplication."""
+        """Capped the events of an application, or of all. Raises UnknownApplication."""
         return self._asked(("counts", application_id), lambda conn: self._counts(conn, application_id))
 
     def ahead(self, step_ms: int, steps: int, application_id: str | None = None) -> list[Ahead]:
@@ -176,11 +176,11 @@ class Overview:
                 due += (overdue := store.overdue(conn, number, now, share))
                 is_capped |= overdue >= share
         ended, ended_capped = self._ended(conn, application_id, now)
-        statuses = {status: Count(waiting[status], is_capped) for status in Status if status not in FINISHED}
-        statuses |= {status: Count(ended[status], ended_capped) for status in FINISHED}
+        statuses = {status: Capped(waiting[status], is_capped) for status in Status if status not in FINISHED}
+        statuses |= {status: Capped(ended[status], ended_capped) for status in FINISHED}
         first = min(wakes.values(), default=None)
         is_late = first is not None and first <= now
-        return Counts(statuses, Count(due, is_capped and due > 0), first if is_late else None, first)
+        return Counts(statuses, Capped(due, is_capped and due > 0), first if is_late else None, first)
 
     def _ended(self, conn: Connection, application_id: str | None, now: int) -> tuple[Counter[Status], bool]:
         found: Counter[Status] = Counter()
@@ -214,7 +214,7 @@ class Overview:
             for place, found in enumerate(store.waking(conn, number, [now, *bounds[1:]], share)):
                 events[place] += found
                 capped[place] |= found >= share
-        return [Ahead(bounds[place], bounds[place + 1], Count(events[place], capped[place])) for place in range(steps)]
+        return [Ahead(bounds[place], bounds[place + 1], Capped(events[place], capped[place])) for place in range(steps)]
 
     def _minutes(self, conn: Connection, application_id: str | None, minutes: int) -> list[Minute]:
         end = self._clock.now(conn) // MINUTE_MS + 1

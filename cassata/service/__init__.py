@@ -16,6 +16,8 @@ from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
+from cassata.service.bulk import Bulk
+from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
@@ -34,6 +36,8 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Bulk(scheduler).routes)
+    gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     health.register(app, gate, scheduler, draining)
     problems.register(app)

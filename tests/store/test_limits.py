@@ -18,7 +18,7 @@ from cassata.courier.retry import RetryPolicy
 from cassata.destinations import MOST_OPEN, BreakerPolicy
 from cassata.errors import ApplicationInactive, DatabaseUnavailable, InvalidEvent, LimitReached, PayloadTooLarge, UnknownApplication
 from cassata.limits import Hands
-from cassata.model import Delivery, ErrorKind, Limits, Outcome, Status
+from cassata.model import Delivery, ErrorKind, Filter, Limits, Outcome, Status
 from cassata.scheduler import BREAKER_MEMORY_MS, CLEANING_SECONDS, Claimed, Scheduler, Terms
 from cassata.tenants import Changes
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
@@ -585,7 +585,7 @@ def test_for_a_narrow_host_as_much_is_claimed_as_it_takes_soon_and_the_rest_is_p
     assert "wide" in ids(claimed)
     assert 2 < len(claimed) < 100, "they wait in memory for those that are under way"
     assert sorted(ids(under_way)) == ["e0", "e1", "wide"]
-    waiting = scheduler.events("shop", status=Status.PENDING, limit=300).events
+    waiting = scheduler.events("shop", Filter(frozenset({Status.PENDING})), limit=300).events
     assert len({event.wake_at for event in waiting}) == len(waiting), "each has a turn of its own"
     assert all(event.attempts == 0 and (event.wake_at or 0) > NOON for event in waiting)
 
@@ -599,7 +599,7 @@ def test_what_is_put_off_wakes_its_application_in_time(scheduler: Scheduler) -> 
     claimed = Worker(scheduler, "one").take()
 
     (wake_at,) = claimed.wakes.values()
-    assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", status=Status.PENDING).events)
+    assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", Filter(frozenset({Status.PENDING}))).events)
 
 
 def test_a_probe_goes_out_only_where_its_host_has_room(scheduler: Scheduler, clock: ManualClock) -> None:

@@ -52,6 +52,7 @@ ANSWERS = st.sampled_from(
         (None, ErrorKind.CONNECT_FAILED),
         (None, ErrorKind.PROXY_FAILED),
         (None, ErrorKind.BLOCKED_ADDRESS),
+        (None, ErrorKind.TOO_LATE),
         (429, None),
     ]
 )
@@ -99,6 +100,19 @@ class Asked:
         )
 
 
+CHANGES: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {},
+        {"payload": b"changed"},
+        {"payload": b"same", "url": URLS[1]},
+        {"due_at": 1_000},
+        {"due_at": 60_000},
+        {"delay_ms": 0},
+        {"delay_ms": 400, "payload": b"changed"},
+        {"retry": RetryOptions(count=0)},
+        {"retry": None, "timeout_ms": OWN_TIMEOUT_MS},
+    ]
+)
 ASKED = st.builds(
     Asked,
     APPLICATIONS,
@@ -173,6 +187,31 @@ class Machine(RuleBasedStateMachine):
         after = self.model.copy()
         expected = after.cancel((application_id, event_id), self.clock.instant)
         self._expect(expected, after, process, lambda _, scheduler: scheduler.cancel(application_id, event_id).status.name, mishap)
+
+    @rule(
+        application_id=APPLICATIONS,
+        event_id=EVENT_IDS,
+        changes=CHANGES,
+        sees=st.sampled_from([None, True, True, False]),
+        process=PROCESS,
+        mishap=MISHAPS,
+    )
+    def revise(
+        self, application_id: str, event_id: str, changes: dict[str, Any], sees: bool | None, process: int, mishap: Mishap | None
+    ) -> None:
+        """Change what an event asks for: whatever it is, or (`sees`) the version that it is, or one that it is not."""
+        key, after = (application_id, event_id), self.model.copy()
+        if "due_at" in changes:
+            changes = {"due_at": NOON + changes["due_at"]}
+        expected = after.revise(key, changes, sees is not False, self.clock.instant)
+        row = self.model.rows.get(key)
+        versions = None if sees is None or row is None else {f"{row.created_at:x}-{row.fence if sees else row.fence + 1}"}
+
+        def command(_: World, scheduler: Scheduler) -> str:
+            scheduler.change(application_id, event_id, changes, versions)
+            return "changed"
+
+        self._expect(expected, after, process, command, mishap)
 
     @rule(application_id=APPLICATIONS, event_id=EVENT_IDS, process=PROCESS)
     def ask(self, application_id: str, event_id: str, process: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cassata.errors import CassataError
-from cassata.model import FINISHED, TRANSITIONS, WAITING, Delivery, ErrorKind, Status, Transition
+from cassata.model import FINISHED, TRANSITIONS, WAITING, Action, Delivery, ErrorKind, Filter, NewOperation, Status, Transition
 from cassata.scheduler import LOST_LEASES, Scheduler
 from tests.words import Hand, new_event
 
@@ -64,6 +64,11 @@ def spend_the_retries(hand: Hand, held: Reached) -> None:
         held = next(iter(hand.claim()), None)
 
 
+def be_too_late(hand: Hand, held: Reached) -> None:
+    if held is not None:
+        hand.fail(held, ErrorKind.TOO_LATE)
+
+
 def release(hand: Hand, held: Reached) -> None:
     if held is not None:
         hand.scheduler.release([held])
@@ -76,6 +81,10 @@ def release_a_retry(hand: Hand, held: Reached) -> None:
     hand.scheduler.release(hand.claim())
 
 
+def change(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.change("shop", "e1", {"payload": b"changed"})
+
+
 def cancel(hand: Hand, _held: Reached) -> None:
     hand.scheduler.cancel("shop", "e1")
 
@@ -84,6 +93,12 @@ def cancel_while_it_is_sent(hand: Hand, held: Reached) -> None:
     assert held is not None
     hand.scheduler.cancel("shop", "e1")
     hand.answer(held, 503)
+
+
+def replay(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.operations.begin(NewOperation("shop", Action.RECONCILE, Filter(due_from=0)))
+    while hand.scheduler.operations.step():
+        hand.clock.advance(1_000)
 
 
 ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
@@ -95,10 +110,14 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("refused", Status.FAILED): answer(302),
     ("retries spent", Status.FAILED): spend_the_retries,
     ("worker lost", Status.FAILED): lose_too_many_leases,
+    ("too late", Status.FAILED): be_too_late,
     ("release", Status.PENDING): release,
     ("release", Status.SERVICE_UNAVAILABLE): release_a_retry,
+    ("change", Status.PENDING): change,
+    ("change", Status.SERVICE_UNAVAILABLE): change,
     ("cancel", Status.CANCELLED): cancel,
     ("cancel requested", Status.CANCELLED): cancel_while_it_is_sent,
+    ("replay", Status.PENDING): replay,
 }
 
 
@@ -116,7 +135,7 @@ def test_every_transition_can_be_walked(hand: Hand, transition: Transition) -> N
 
 
 SIMPLE = {"add": add, "claim": claim, "lost lease": lose_the_lease, "delivered": answer(201), "refused": answer(404), "retry": answer(500),
-          "release": release, "cancel": cancel}  # fmt: skip
+          "release": release, "cancel": cancel, "change": change, "replay": replay}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", Status)
