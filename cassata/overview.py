@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from cassata import __version__, database, store
-from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Status
+from cassata.explain import Reason, Situation, reasons
+from cassata.limits import Limiter
+from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Breaker, Event, Status
 from cassata.store import Capped, Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
 from cassata.tenants import Tenants
@@ -103,7 +105,8 @@ class Pulse:
 class Overview:
     """Looks at one database for people, and writes down for it what its workers tell. Safe to share between threads."""
 
-    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants) -> None:
+    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter) -> None:
+        self._limiter = limiter
         self.tallies = Tallies()
         self._transactions = database.Transactions(engines)
         self._clock = clock
@@ -154,6 +157,26 @@ class Overview:
                     self._asking.clear()
                 self._answers[question] = time.monotonic(), answer
             return answer
+
+    def explain(self, event: Event, breakers: Sequence[Breaker]) -> list[Reason]:
+        """Say why an event has not been sent yet. Raises UnknownApplication."""
+
+        def work(conn: Connection) -> Situation:
+            now, application = self._clock.now(conn), self._tenants.application(event.application_id)
+            number = application.number
+            due_before = min(event.wake_at or 0, now)
+            return Situation(
+                now=now,
+                application=application,
+                limits=self._limiter.of(application),
+                breakers=breakers,
+                held=store.held(conn, number, now),
+                next_at=store.paces_of(conn, [number], store.PaceKind.DELIVERIES).get(number, 0) // 1000,
+                workers=len(store.live_workers(conn, now - WORKER_FRESH_MS, MOST_WORKERS)),
+                ahead=store.overdue(conn, number, due_before - 1, EXAMINED),
+            )
+
+        return reasons(event, self._transactions.read(work))
 
     # --- how it is found out -------------------------------------------------------------------------------------------
 

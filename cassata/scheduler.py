@@ -29,6 +29,7 @@ from cassata.errors import (
     UnknownApplication,
     UnknownEvent,
 )
+from cassata.explain import Reason
 from cassata.limits import Allowance, Hands, Limiter, excess
 from cassata.model import (
     APPLIES_TO,
@@ -178,7 +179,7 @@ class Scheduler:
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
-        self.overview = Overview(engines, self.clock, self.tenants)
+        self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self._late_after_ms = late_after_ms
@@ -397,6 +398,11 @@ class Scheduler:
             return store.lane(application, wanted)
         series = store.series_number(conn, application, wanted.series_id)
         return None if series is None else store.lane_of_series(application, series, wanted)
+
+    def explain(self, application_id: str, event_id: str) -> list[Reason]:
+        """Say why an event has not been sent yet, or how it ended: the weightiest reason first. Raises UnknownEvent."""
+        event, _ = self.event(application_id, event_id)
+        return self.overview.explain(event, self.breakers(application_id))
 
     def breakers(self, application_id: str) -> list[Breaker]:
         """Return the circuit breakers of an application that are open. Raises UnknownApplication."""

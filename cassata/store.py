@@ -1041,16 +1041,21 @@ def _counted(conn: Connection, some: Any) -> list[tuple[Status, int]]:
 
 def waking(conn: Connection, application: int, bounds: Sequence[int], most: int) -> list[int]:
     """Count the events of an application that wake between each two bounds (ms), up to `most` each, in one statement."""
-    parts: list[Select[Any]] = []
+    parts: list[Any] = []
     for place, (begin, end) in enumerate(pairwise(bounds)):
         some = select(E.id).where(E.application == application, E.wake_at >= begin, E.wake_at < end).limit(most)
         counted = _hinted(some, "events_wake").subquery(f"s{place}")
         number: ColumnElement[int] = literal_column(str(place))
-        part: Select[Any] = select(number.label("place"), func.count().label("events")).select_from(counted)
-        parts.append(part)
+        parts.append(select(number.label("place"), func.count().label("events")).select_from(counted))
     rows = conn.execute(union_all(*parts))
     found = {row.place: row.events for row in rows}
     return [found[place] for place in range(len(parts))]
+
+
+def held(conn: Connection, application: int, now: int) -> int:
+    """Count what all workers have to themselves of an application's limit."""
+    question = select(func.coalesce(func.sum(H.events), 0)).where(H.application == application, H.held_until > now)
+    return int(conn.execute(question).scalar_one())
 
 
 def overdue(conn: Connection, application: int, now: int, most: int) -> int:
