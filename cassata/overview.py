@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from cassata import __version__, database, store
+from cassata.errors import UnknownApplication
 from cassata.explain import Reason, Situation, reasons
 from cassata.limits import Limiter
-from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Breaker, Event, Status
+from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Event, Status
 from cassata.store import Capped, Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
 from cassata.tenants import Tenants
@@ -162,7 +163,7 @@ class Overview:
         """Say why an event has not been sent yet. Raises UnknownApplication."""
 
         def work(conn: Connection) -> Situation:
-            now, application = self._clock.now(conn), self._tenants.application(event.application_id)
+            now, application = self._clock.now(conn), self._known(conn, event.application_id)
             number = application.number
             due_before = min(event.wake_at or 0, now)
             return Situation(
@@ -180,8 +181,14 @@ class Overview:
 
     # --- how it is found out -------------------------------------------------------------------------------------------
 
-    def _number(self, application_id: str | None) -> int:
-        return ALL if application_id is None else self._tenants.application(application_id).number
+    def _number(self, conn: Connection, application_id: str | None) -> int:
+        return ALL if application_id is None else self._known(conn, application_id).number
+
+    def _known(self, conn: Connection, application_id: str) -> Application:
+        application = self._tenants.known(conn, application_id)
+        if application is None:
+            raise UnknownApplication
+        return application
 
     def _counts(self, conn: Connection, application_id: str | None) -> Counts:
         now = self._clock.now(conn)
@@ -210,7 +217,7 @@ class Overview:
         if application_id is None:
             found.update(dict(store.statuses_newest(conn, EXAMINED)))
             return found, found.total() >= EXAMINED
-        number = self._number(application_id)
+        number = self._number(conn, application_id)
         behind = dict(store.statuses_due(conn, number, now, EXAMINED, ahead=False))
         ahead = dict(store.statuses_due(conn, number, now, EXAMINED // 4, ahead=True))
         found.update(behind)
@@ -221,7 +228,7 @@ class Overview:
         """Say for each application that is meant, and has something that has not ended, when a worker may look at it."""
         if application_id is None:
             return store.agenda(conn, LATEST_INSTANT)
-        found = store.next_wakes(conn, [self._number(application_id)], 0)
+        found = store.next_wakes(conn, [self._number(conn, application_id)], 0)
         return {number: wake_at for number, wake_at in found.items() if wake_at is not None}
 
     def _ahead(self, conn: Connection, application_id: str | None, step_ms: int, steps: int) -> list[Ahead]:
@@ -244,7 +251,8 @@ class Overview:
         begin = end - minutes
         measures = [Measure.ATTEMPTS, Measure.DELIVERED, Measure.FAILED, *LATENESS_MEASURES]
         found = {
-            (row.measure, row.minute): int(row.events) for row in store.tallied(conn, self._number(application_id), measures, begin, end)
+            (row.measure, row.minute): int(row.events)
+            for row in store.tallied(conn, self._number(conn, application_id), measures, begin, end)
         }
         return [
             Minute(
