@@ -429,6 +429,13 @@ MEANT_BY: Mapping[Action, frozenset[Status]] = {
 """Which events are meant by an action whose filter names no status."""
 
 
+class Capped(NamedTuple):
+    """So many events, or (`is_capped`) at least so many."""
+
+    events: int
+    is_capped: bool = False
+
+
 class OperationStatus(IntEnum):
     """The numbers are what the database holds."""
 

@@ -21,8 +21,8 @@ from cassata import __version__, database, store
 from cassata.errors import UnknownApplication
 from cassata.explain import Reason, Situation, reasons
 from cassata.limits import Limiter
-from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Event, Status
-from cassata.store import Capped, Measure
+from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Capped, Event, Status
+from cassata.store import Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
 from cassata.tenants import Tenants
 

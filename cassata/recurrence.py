@@ -40,6 +40,7 @@ PATIENCE = 3_000
 CRON_PATIENCE = 1_000
 """So many occurrences are counted to learn the index of the first one in a window: RFC 5545 takes up to 12 µs for each of them, cron 50."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND, _HOUR, _DAY = 1_000, 3_600_000, 86_400_000
 _LAST = 247_059_417_600_000  # 9799-01-01: what is looked for from there on can still be written
 
@@ -76,7 +77,7 @@ def check(rule: Rule) -> None:
     """Accept a rule that has an occurrence. Raises RecurrenceError naming every bad field."""
     if after(rule, None) is None:
         kind = next(name for name in _KINDS if getattr(rule, name) is not None)
-        raise RecurrenceError([Problem(kind, f"has no occurrence between start and until, or none within {HORIZON_YEARS} years")])
+        raise RecurrenceError([Problem(kind, "has no occurrence between start and until, or none within reach")])
 
 
 def after(rule: Rule, last: Occurrence | None, *, not_before: int | None = None) -> Occurrence | None:
@@ -146,7 +147,7 @@ def local_instant(text: str | datetime, timezone: str) -> int:
         wall = datetime.fromisoformat(text) if isinstance(text, str) else text
         if wall.tzinfo is not None:
             raise ValueError
-        return -(-round(wall.replace(tzinfo=zone, fold=0).timestamp() * 1_000_000) // 1_000)
+        return -((_EPOCH - wall.replace(tzinfo=zone, fold=0)) // timedelta(milliseconds=1))
     except (ValueError, OverflowError) as error:
         raise RecurrenceError([Problem("start_at", "must be a time without offset, as 2025-04-15T10:00:00")]) from error
 
@@ -191,21 +192,27 @@ class _Series:
         """Tell the index of the first occurrence from `begin` on, by counting those between there and one that is known."""
         if self.every_ms:
             return -(-(begin - self.begins_at) // self.every_ms)
-        for at, index in filter(None, (known, Occurrence(self.begins_at, 0))):
-            if index is None:
-                continue
-            passed = self._passed(min(at, begin), max(at, begin), patience + 1)
-            found = index + passed if at < begin else index - passed
+        for at, index in self._counted(begin, known):
+            passed = self._passed(at + 1, begin, patience + 1) if at < begin else self._passed(begin, at, patience + 1)
+            found = index + 1 + passed if at < begin else index - passed
             is_over = at < begin and self.most is not None and found >= self.most
             if passed <= patience or is_over:
                 return found
         return None
 
+    def _counted(self, begin: int, known: Occurrence | None) -> Iterator[tuple[int, int]]:
+        """Give the occurrences from which others can be counted: the start only where nothing nearer is known."""
+        if known and known.index is not None:
+            yield known.at, known.index
+        is_nearer = known is not None and known.at < begin and (known.index is not None or self.most is None)
+        if not is_nearer:
+            yield self.begins_at - 1, -1
+
     def _passed(self, low: int, high: int, most: int) -> int:
         return sum(1 for _ in islice(takewhile(lambda at: at < high, self._bounded(max(low, self.begins_at))), most))
 
 
-@lru_cache(maxsize=4_096)
+@lru_cache(maxsize=1_024)
 def _series(rule: Rule) -> _Series:
     problems = list(_problems(rule))
     if problems:
@@ -338,9 +345,7 @@ class _Cron:
         walk = CronSim(self.expression, _local(last, self.zone))
         while (found := next(walk, None)) is not None:
             at = int(found.timestamp()) * _SECOND
-            if _wall(at, self.zone) != found.replace(
-                tzinfo=None
-            ):  # a midnight that clocks skip, which is none: look at what they show then
+            if _wall(at, self.zone) != found.replace(tzinfo=None):  # a midnight that clocks skip: look at what they show instead
                 walk = CronSim(self.expression, _local(at - _SECOND, self.zone))
             elif at > last:  # a walk that begins in a fold sees the first half again, and several times in one gap are one
                 yield at

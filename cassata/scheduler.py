@@ -131,6 +131,7 @@ class HeldBack:
     ahead: Counter[Place] = field(default_factory=Counter)
 
     def postpone(self, delivery: Delivery, wake_at: int) -> None:
+        wake_at = max(wake_at, delivery.send_at)  # it has been looked at ahead of its time, and must not be sent before that
         self.wakes[delivery.id] = wake_at
         self.first[delivery.application] = min(wake_at, self.first.get(delivery.application, wake_at))
 
@@ -181,8 +182,8 @@ class Scheduler:
         self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
         self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
-        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self._late_after_ms = late_after_ms
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -545,10 +546,12 @@ class Scheduler:
         except DatabaseUnavailable as error:
             if not (error.__cause__ and (database.is_stale(error.__cause__) or database.is_conflict(error.__cause__))):
                 raise
+            if stored is None:  # nobody has said yet that the application may add it
+                return self._add_together([new])[0]
             added = self._add_admitted([new], {})[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
-            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
-            return stored if stored and is_ours else added
+            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == stored.created_at
+            return stored if is_ours else added
 
     def _add_together(self, news: Sequence[NewEvent]) -> list[Added]:
         """Ask whether the applications may add so many, each by statements of their own, and then add in one transaction."""

@@ -98,9 +98,9 @@ class Content:
             "max_lateness_ms": self.max_lateness_ms,
             "duration_ms": self.duration_ms,
             "description": self.description,
-            "catch_up": None if self.catch_up is CatchUp.LATEST else self.catch_up.value,
+            "catch_up": None if self.catch_up == CatchUp.LATEST else str(self.catch_up),
             "catch_up_window_ms": self.catch_up_window_ms,
-            "overlap": None if self.overlap is Overlap.ALLOW else self.overlap.value,
+            "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
         }
         return {name: value for name, value in options.items() if value is not None}
@@ -222,6 +222,15 @@ def check_metadata(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
+def _one_of(words: type[StrEnum]) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if value not in list(words):
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return value
+
+    return check
+
+
 def _at_most(longest: int) -> Callable[[str], str]:
     def check(value: str) -> str:
         if not 1 <= len(value) <= longest:
@@ -255,8 +264,8 @@ _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("name", _at_most(SERIES_NAME_LENGTH)),
     ("description", _at_most(DESCRIPTION_CHARACTERS)),
     ("metadata", check_metadata),
-    ("catch_up", CatchUp),
+    ("catch_up", _one_of(CatchUp)),
     ("catch_up_window_ms", _duration),
-    ("overlap", Overlap),
+    ("overlap", _one_of(Overlap)),
     ("jitter_ms", _jitter),
 )

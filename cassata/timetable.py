@@ -32,7 +32,7 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.limits import Limiter, excess
-from cassata.model import LATEST_INSTANT, WAITING, Event, NewEvent, Status
+from cassata.model import LATEST_INSTANT, WAITING, Application, Event, NewEvent, Status
 from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Content, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Tenants
@@ -60,7 +60,9 @@ CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_i
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """What came of seeing to what was due: `fired` occurrences, of which some had been missed (`caught_up`), and those left out."""
+    """What came of seeing to so many `series`: the occurrences that were made (`fired`), those of them that had been missed
+    (`caught_up`), and those that were left out.
+    """
 
     series: int = 0
     fired: int = 0
@@ -373,18 +375,25 @@ class Timetable:
         Killed at any instant it has done all of it or nothing, and however many do so at a time, each occurrence is made once.
         """
 
-        def work(conn: Connection, _tries: int) -> list[Plan]:
+        def work(conn: Connection, _tries: int) -> tuple[list[Plan], int]:
             self._tenants.refresh(conn)
             now = self._clock.now(conn)
-            plans = list(self._plans(conn, store.lock_due_series(conn, now, SERIES_AT_ONCE), now))
+            rows = store.lock_due_series(conn, now, SERIES_AT_ONCE)
+            by_number = self._tenants.of_numbers(conn, {row.application for row in rows})
+            # Others forget applications meanwhile. A series whose application has just been forgotten stays due.
+            found = [(row, application) for row in rows if (application := by_number.get(row.application))]
+            resting = [row.id for row, application in found if not application.active]
+            if resting:  # once their application is active again, they catch up as they say
+                store.postpone_series(conn, resting, now + INACTIVE_MS)
+            plans = list(self._plans(conn, [(row, application) for row, application in found if application.active], now))
             self._insert_missing(conn, plans)
             if plans:
                 store.move_series(conn, [_columns(plan) for plan in plans])
-            return plans
+            return plans, len(plans) + len(resting)
 
-        plans = self._transactions.write(work, retry_duplicates=True)
+        plans, seen_to = self._transactions.write(work, retry_duplicates=True)
         advanced = Advanced(
-            series=len(plans),
+            series=seen_to,
             fired=sum(len(plan.rows) for plan in plans),
             caught_up=sum(plan.caught_up for plan in plans),
             skipped=sum(plan.skipped for plan in plans),
@@ -394,15 +403,10 @@ class Timetable:
 
     # --- the steps of advance ------------------------------------------------------------------------------------------
 
-    def _plans(self, conn: Connection, rows: Sequence[Row[Any]], now: int) -> Iterator[Plan]:
+    def _plans(self, conn: Connection, rows: Sequence[tuple[Row[Any], Application]], now: int) -> Iterator[Plan]:
         """Decide what becomes of locked series. Those for which there is no more room stay due."""
-        tenants = self._tenants.of_numbers(conn, {row.application for row in rows})
         room = EVENTS_AT_ONCE
-        for row in rows:
-            application = tenants.get(row.application)
-            if application is None or not application.active:  # once it is active again, its series catch up as they say
-                store.change_series(conn, row.id, {"wake_at": now + INACTIVE_MS})
-                continue
+        for row, application in rows:
             if room <= 0:
                 return
             try:
@@ -412,7 +416,7 @@ class Timetable:
             except (CassataError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
                 names = {"application_id": application.application_id, "series_id": row.series_id}
                 telemetry.emit("series cannot be advanced", level="error", **names, error=str(error), exc_info=error)
-                store.change_series(conn, row.id, {"wake_at": now + UNREADABLE_MS})  # it must not stop the others
+                store.postpone_series(conn, [row.id], now + UNREADABLE_MS)  # it must not stop the others
                 continue
             room -= len(plan.rows)
             yield plan

@@ -60,6 +60,8 @@ SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 LONGEST_IDLE_SECONDS = 10.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
+HOUSEKEEPER_SECONDS = 1.0
+"""So long is waited for what the housekeeper is about. What it has not committed then has not happened."""
 RESTART_SECONDS = (0.1, 5.0)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
@@ -665,7 +667,7 @@ class WorkerProcess:
         threads = [*self._threads, self._housekeeper]
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
+        while any(thread.is_alive() for thread in self._threads):
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
             if not patient and (asked > 1 or (asked and self._stopping.is_set())):
                 telemetry.emit("worker stops at once", level="warning")
@@ -677,6 +679,7 @@ class WorkerProcess:
                 telemetry.emit("a worker thread has died", level="error")
                 self._stopping.set()
                 self._threads[0].clean = False
+        self._housekeeper.join(HOUSEKEEPER_SECONDS)
         with contextlib.suppress(DatabaseUnavailable):  # then it is forgotten because nothing is heard of it
             self._scheduler.overview.leave(self._pulse)
         self._scheduler.close()

@@ -1,7 +1,7 @@
 -- Three users of Cassata's database, each with what it needs and no more, for MySQL 8 and MariaDB 10.6 or later:
 --   cassata_admin    for 'cassata db upgrade': everything, in this database alone
 --   cassata_service  for 'cassata service' and the commands 'app', 'key' and 'event'
---   cassata_worker   for 'cassata worker': it neither adds nor removes events, and never sees an API key
+--   cassata_worker   for 'cassata worker': it adds no events but those of series, removes none, and never sees an API key
 -- None but the first can make, change or drop a table.
 --
 -- To be replaced before use: DATABASE_NAME, and ADMIN_PASSWORD, SERVICE_PASSWORD, WORKER_PASSWORD (of letters and digits). As root:
@@ -23,7 +23,8 @@ CREATE USER IF NOT EXISTS 'cassata_worker'@'%' IDENTIFIED BY 'WORKER_PASSWORD';
 GRANT ALL PRIVILEGES ON `DATABASE_NAME`.* TO 'cassata_admin'@'%';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.events TO 'cassata_service'@'%';
-GRANT SELECT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_service'@'%';
+-- INSERT: the line that says that an event was retried by hand.
+GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.applications TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.api_keys TO 'cassata_service'@'%';
 GRANT SELECT, INSERT ON `DATABASE_NAME`.installation TO 'cassata_service'@'%';

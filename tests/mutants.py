@@ -55,6 +55,7 @@ def mutant(name: str, *changes: Change, tests: str) -> Mutant:
 
 SCHEDULER, STORE, DATABASE = "cassata/scheduler.py", "cassata/store.py", "cassata/database.py"
 TIMETABLE, SERIES = "cassata/timetable.py", "tests/store/test_series.py"
+RECURRENCE, RECURRENCES = "cassata/recurrence.py", "tests/unit/test_recurrence.py"
 CLAIMING, LIMITS, PLANS = "tests/store/test_claiming.py", "tests/store/test_limits.py", "tests/store/test_plans.py"
 
 MUTANTS = (
@@ -171,7 +172,9 @@ MUTANTS = (
     ),
     mutant(
         "what is too late sent nevertheless",
-        Change("cassata/model.py", "now - self.due_at > self.max_lateness_ms", "now - self.due_at > self.max_lateness_ms * 1_000"),
+        Change(
+            "cassata/model.py", "max(self.due_at, self.replayed_at) > self.max_lateness_ms", "self.due_at > self.max_lateness_ms * 1_000"
+        ),
         tests="tests/unit/test_worker.py::test_what_is_too_late_when_it_is_claimed_fails_unsent_and_has_had_no_attempt",
     ),
     # --- leases and time
@@ -289,6 +292,37 @@ MUTANTS = (
         "what a series missed is not passed over",
         Change(TIMETABLE, "        _pass_over_missed(plan, now)\n", ""),
         tests=f"{SERIES}::test_what_nobody_was_there_to_make_is_caught_up_as_the_series_says",
+    ),
+    # --- recurrence
+    mutant(
+        "recurrence: a walk in vain goes on",
+        Change(RECURRENCE, "        self.left -= 1\n", "        self.left -= 0\n"),
+        tests=f"{RECURRENCES}::test_a_hostile_recurrence_is_refused_after_a_bounded_walk",
+    ),
+    mutant(
+        "recurrence: what a gap moves is not held back",
+        Change(RECURRENCE, "while held and _wall(held[0], self.zone) <= wall:", "while held:"),
+        tests=f"{RECURRENCES}::test_a_recurrence_where_clocks_are_put_forward_and_back",
+    ),
+    mutant(
+        "recurrence: a walk begins behind a gap",
+        Change(RECURRENCE, "local.replace(tzinfo=None) - shift)", "local.replace(tzinfo=None))"),
+        tests=f"{RECURRENCES}::test_a_recurrence_asked_behind_a_gap_still_finds_what_the_gap_moved",
+    ),
+    mutant(
+        "recurrence: hours are skipped over a fold",
+        Change(RECURRENCE, "_LONGEST_FOLD = 4 * _HOUR", "_LONGEST_FOLD = 0"),
+        tests=f"{RECURRENCES}::test_a_recurrence_where_clocks_are_put_forward_and_back",
+    ),
+    mutant(
+        "recurrence: a walk of cron repeats the first half of a fold",
+        Change(RECURRENCE, "            elif at > last:", "            else:"),
+        tests=f"{RECURRENCES}::test_cron_asked_within_a_fold_does_not_repeat_what_was_due_in_its_first_half",
+    ),
+    mutant(
+        "recurrence: a midnight that clocks skip is one",
+        Change(RECURRENCE, "if _wall(at, self.zone) != found.replace(tzinfo=None):", "if at < 0:"),
+        tests=f"{RECURRENCES}::test_cron_on_a_day_without_a_midnight",
     ),
 )
 

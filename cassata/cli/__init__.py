@@ -13,7 +13,7 @@ from cassata.errors import CassataError
 COMMANDS = {
     "service": ("cassata.cli.control", "Start, stop and look at the HTTP service."),
     "worker": ("cassata.cli.control", "Start, stop and look at the worker, which sends what is due."),
-    "event": ("cassata.cli.event", "Add, look at, list, retry, delete, import and export events."),
+    "event": ("cassata.cli.event", "Add, look at, list, change, retry, delete, import and export events."),
     "bulk": ("cassata.cli.bulk", "Cancel, retry, send again and reschedule many events at a time."),
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),

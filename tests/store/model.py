@@ -302,8 +302,12 @@ class Model:
         return RETRIES if retry is None or retry.count is None else retry.count
 
     def attempts_allowed(self, key: Key) -> int:
-        """Return the most claims that an event may see: leases lost in a row may come on top of what its retries allow."""
-        return self._retries(key) + 1 + LOST_LEASES - 1
+        """Return the most attempts that may be counted: leases lost in a row may come on top of what the retries allow.
+
+        What the proxy fails ends such a row, and counts for nothing: the same may come once more on top.
+        """
+        failed_by_proxy = sum(line.error == ErrorKind.PROXY_FAILED for line in self.log[key].values())
+        return self._retries(key) + 1 + (LOST_LEASES - 1) * (1 + failed_by_proxy)
 
     def release(self, claims: Iterable[Claim], now: int) -> int:
         mine = [claim for claim in claims if self.owns(claim)]
@@ -417,7 +421,7 @@ class Look:
             assert row.wake_at <= self.now + self.asking.look_ahead, f"{key} was postponed before it was due"
             assert now_shown.wake_at > self.now, f"{key} was postponed to the past"
             assert self._is_held_back(key), f"{key} was postponed for no reason"
-        assert now_shown.wake_at >= row.due_at
+        assert now_shown.wake_at >= row.wake_at, f"{key} was brought forward: {row} -> {now_shown}"
         self.model.rows[key] = now_shown
 
     def _is_held_back(self, key: Key) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pymysql
@@ -12,8 +13,12 @@ import requests
 
 from cassata import database, schema
 from cassata.errors import DatabaseUnavailable
+from cassata.model import LATEST_INSTANT
 from cassata.receiver import Receiver
+from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.series import NewSeries, Overlap
+from cassata.tenants import Changes
 from tests.conftest import MariaDB, Running, wait_until
 from tests.words import new_event
 
@@ -84,6 +89,14 @@ def test_a_service_and_a_worker_need_no_more_than_their_users_may(
         assert requests.delete(f"{service.url}/cassata/delete/shop/later", timeout=30).status_code == 200
         assert add("later", receiver.url) == 201
         wait_until(lambda: [status(event) for event in ("good", "bad", "later")] == ["COMPLETED", "FAILED", "COMPLETED"])
+        receiver.answer = lambda _request: 200
+        assert requests.post(f"{service.url}/cassata/event/shop/bad/retry", timeout=30).status_code == 200
+        wait_until(lambda: status("bad") == "COMPLETED")
+        again = {"action": "reconcile", "filter": {"status": "COMPLETED"}}
+        operation = requests.post(f"{service.url}/cassata/bulk/shop", json=again, timeout=30)
+        assert operation.status_code == 202
+        progress = f"{service.url}{operation.headers['Location']}"
+        wait_until(lambda: requests.get(progress, timeout=30).json()["changed"] == 3, explain=worker.output)
 
     assert requests.get(f"{service.url}/readyz", timeout=30).status_code == 200
     assert requests.get(f"{service.url}/cassata/events/shop", timeout=30).status_code == 200
@@ -111,6 +124,29 @@ def test_limits_and_breakers_need_no_more_either(
     assert requests.post(f"{shop}/keys", timeout=30).status_code == 201
     assert [service.stop(), worker.stop()] == [0, 0]
     assert "denied" not in service.output() + worker.output()
+
+
+def test_series_are_the_services_to_keep_and_the_workers_to_advance(users: Users) -> None:
+    service, worker = (Scheduler.open(users.url(user)) for user in ("service", "worker"))
+    every_second = NewSeries("shop", Rule(every_ms=1_000), "http://127.0.0.1/", series_id="s")
+    service.timetable.create(every_second)
+    service.timetable.create(replace(every_second, series_id="t", overlap=Overlap.SKIP))
+
+    assert worker.timetable.advance().fired > 1
+    first, *_, last = service.timetable.instances("shop", "s", 0, LATEST_INSTANT, limit=30)
+    service.timetable.cancel_instance("shop", "s", first.instance_id)
+    service.timetable.change_instance("shop", "s", last.instance_id, {"payload": b"x"})
+    service.timetable.replace(replace(every_second, payload=b"y"))
+    service.timetable.pause("shop", "s")
+    service.timetable.resume("shop", "s")
+    service.timetable.change_following("shop", "s", last.instance_id, replace(every_second, series_id="u"))
+    service.timetable.run_now("shop", "u")
+    service.tenants.change("shop", Changes(active=False))
+    worker.timetable.advance()
+    service.timetable.cancel("shop", "t")
+    service.timetable.delete("shop", "s")
+    service.close()
+    worker.close()
 
 
 def test_applications_and_keys_are_the_services_to_keep(users: Users) -> None:
@@ -152,7 +188,7 @@ def test_the_admin_brings_the_tables_up_to_date_and_the_others_cannot(users: Use
             "SELECT * FROM mysql.user", "SET GLOBAL max_connections = 1", "CREATE USER x", "GRANT SELECT ON events TO CURRENT_USER",
             "SELECT * FROM events INTO OUTFILE '/tmp/x'", "LOAD DATA INFILE '/etc/passwd' INTO TABLE events",
         )),
-        ("service", "INSERT INTO attempts (event, fence, number, started_at, duration_ms) VALUES (1, 1, 1, 1, 1)"),
+        ("service", "UPDATE attempts SET number = 2"),
         ("service", "DELETE FROM api_keys"),
         ("service", "UPDATE installation SET secret = ''"),
         ("service", "UPDATE breakers SET openings = 0"),

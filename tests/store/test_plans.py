@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from cassata import database, store
-from cassata.model import Action, Cursor, Filter, NewOperation, Status
+from cassata.model import UNFINISHED, Action, Cursor, Filter, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler, Terms
 from cassata.series import NewSeries
@@ -82,6 +82,9 @@ ACTS: Acts = {
     "status": lambda scheduler: scheduler.status("app-7", "e7"),
     "event": lambda scheduler: scheduler.event("app-7", "e7"),
     "cancel": lambda scheduler: scheduler.cancel("app-19", "e2989"),
+    "change": lambda scheduler: scheduler.change("app-18", "e2988", {"payload": b"new", "delay_ms": 5_000}),
+    "search what waits": lambda scheduler: scheduler.events("app-7", Filter(UNFINISHED, due_until=NOON + 9_999), after=Cursor(NOON, 40)),
+    "search what was answered": lambda scheduler: scheduler.events("app-7", Filter(host="127.0.0.1", last_status=200)),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
     "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
@@ -121,7 +124,15 @@ def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, 
 
 
 @pytest.mark.parametrize(
-    ("act", "index"), [("claim", "events_wake"), ("list", "events_due"), ("list by status", "events_due"), ("added", "PRIMARY")]
+    ("act", "index"),
+    [
+        ("claim", "events_wake"),
+        ("list", "events_due"),
+        ("list by status", "events_due"),
+        ("search what waits", "events_wake"),
+        ("search what was answered", "events_due"),
+        ("added", "PRIMARY"),
+    ],
 )
 def test_no_statement_that_could_read_too_much_may_choose_its_index(
     filled: tuple[database.Engines, Scheduler, ManualClock], act: str, index: str

@@ -145,6 +145,7 @@ def test_what_is_wrong_with_a_series_is_told_all_at_once() -> None:
     assert {problem.field for problem in refused.value.problems} == {
         *("cron", "series_id", "url", "name", "jitter_ms", "duration_ms", "catch_up", "metadata")
     }
+    assert "must be one of latest, all, none" in str(refused.value)
 
 
 def test_an_application_may_have_no_series_that_it_may_not_have(database_url: str, clock: ManualClock) -> None:
