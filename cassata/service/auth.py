@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flask import Flask, Response, g, request
 from werkzeug.datastructures import Headers
@@ -94,14 +94,21 @@ class _Log:
         telemetry.emit("key refused", level="warning", remote=request.remote_addr, method=request.method, route=route, untold=untold)
 
 
+class Visitors(Protocol):
+    """Knows who has logged in with a browser, and which forms are its own."""
+
+    def key(self) -> Key | None: ...
+
+    def check_form(self) -> None: ...
+
+
 class Gate:
     """Stands before every route of an application. What has not been declared to it cannot be reached."""
 
     def __init__(self, tenants: Tenants, *, required: bool) -> None:
         self._tenants = tenants
-        self.visitor: Callable[[], Key | None] = lambda: None
-        """Who has logged in with the browser; the dashboard knows."""
-        self._required = required
+        self.visitors: Visitors | None = None  # the dashboard's, where there is one
+        self.required = required
         self._routes: dict[str, Route] = {}
         self._open: set[str] = set()
         self._log = _Log()
@@ -135,20 +142,22 @@ class Gate:
         check_own(key, (request.view_args or {}).get("application_id"), route.foreign)
         if not key.allows(route.scope) or (route.operator and key.application_id is not None):
             raise MissingScope(route.scope, operator=route.operator)
+        if is_page and request.method == "POST" and self.visitors:
+            self.visitors.check_form()
 
     def _visitor(self) -> Key:
         """Who opens a page. Where nobody has to log in, somebody may nevertheless, and is then good for no more than their key."""
-        key = self.visitor()
-        if key is None and self._required:
+        key = self.visitors.key() if self.visitors else None
+        if key is None and self.required:
             raise NotLoggedIn
-        if not self._required:
+        if not self.required:
             check_origin(request.headers, following_links=request.method == "GET")
         return key or NOBODY_IN_PARTICULAR
 
     def _caller(self) -> Key:
         token = _token(request.headers.get("Authorization", ""))
         # Where none is needed, a proxy may have put a password of its own there. But a key that is given has to be right.
-        if not self._required and not token.startswith(f"{KEY_SCHEME}_"):
+        if not self.required and not token.startswith(f"{KEY_SCHEME}_"):
             check_origin(request.headers)
             return NOBODY_IN_PARTICULAR
         key = self._tenants.authenticate(token)

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from cassata.model import Capped, Event, Headers, Status, rfc3339
-from cassata.service.charts import duration
+from cassata.service.charts import duration as duration
 
 SHOWN_BYTES = 64 * 1024
 """So much of a body is shown."""
