@@ -88,6 +88,8 @@ class Service(Section):
     auto_register: AutoRegister = "auto"
     late_after_seconds: Seconds = 60
     access_log: bool = False
+    dashboard: bool = True
+    dashboard_hides_payloads: bool = False
 
 
 class Worker(Section):

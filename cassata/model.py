@@ -429,6 +429,13 @@ MEANT_BY: Mapping[Action, frozenset[Status]] = {
 """Which events are meant by an action whose filter names no status."""
 
 
+class Capped(NamedTuple):
+    """So many events, or (`is_capped`) at least so many."""
+
+    events: int
+    is_capped: bool = False
+
+
 class OperationStatus(IntEnum):
     """The numbers are what the database holds."""
 
@@ -577,6 +584,7 @@ SHIFT_RANGE_MS = (-3_650 * 86_400_000, 3_650 * 86_400_000)
 DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
 SERIES_ID_LENGTH = EVENT_ID_LENGTH - len("_20250424T010000Z")
 SERIES_NAME_LENGTH = 200
+HOST_NAME_LENGTH = 64
 KEY_PREFIX_LENGTH = 16
 KEY_NAME_LENGTH = 100
 METADATA_BYTES = 16 * 1024

@@ -29,6 +29,7 @@ from cassata.errors import (
     UnknownApplication,
     UnknownEvent,
 )
+from cassata.explain import Reason
 from cassata.limits import Allowance, Hands, Limiter, excess
 from cassata.model import (
     APPLIES_TO,
@@ -50,6 +51,7 @@ from cassata.model import (
     Status,
 )
 from cassata.operations import Operations
+from cassata.overview import Overview
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -178,6 +180,7 @@ class Scheduler:
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
+        self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self._late_after_ms = late_after_ms
         self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
@@ -397,6 +400,11 @@ class Scheduler:
         series = store.series_number(conn, application, wanted.series_id)
         return None if series is None else store.lane_of_series(application, series, wanted)
 
+    def explain(self, application_id: str, event_id: str) -> list[Reason]:
+        """Say why an event has not been sent yet, or how it ended: the weightiest reason first. Raises UnknownEvent."""
+        event, _ = self.event(application_id, event_id)
+        return self.overview.explain(event, self.breakers(application_id))
+
     def breakers(self, application_id: str) -> list[Breaker]:
         """Return the circuit breakers of an application that are open. Raises UnknownApplication."""
         number = self.tenants.application(application_id).number
@@ -481,6 +489,9 @@ class Scheduler:
         if claimed.queued:
             self.destinations.claimed(claimed.queued)
         _tell(recorded)
+        if outcomes:
+            failed = Counter(delivery.application for delivery, _ in recorded.failed)
+            self.overview.tallies.note(outcomes, failed, self.clock.estimate())
         self._tell_of(breakers)
         return recorded, claimed
 

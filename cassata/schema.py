@@ -28,6 +28,7 @@ from cassata.model import (
     DESTINATION_LENGTH,
     DETAIL_CHARACTERS,
     EVENT_ID_LENGTH,
+    HOST_NAME_LENGTH,
     KEY_NAME_LENGTH,
     KEY_PREFIX_LENGTH,
     OPERATION_ID_LENGTH,
@@ -36,7 +37,7 @@ from cassata.model import (
     URL_LENGTH,
 )
 
-VERSION = "0003"
+VERSION = "0004"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
 
 
@@ -243,4 +244,31 @@ operations = Table(
     Index("operations_application", "application", "id"),
     **OPTIONS,
     **NEVER_REUSED,
+)
+
+# How deliveries went, minute by minute: added up by each worker and written every few seconds. Application 0 is all of them.
+# `measure` is a store.Measure, or one of the classes of lateness.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("application", Integer, primary_key=True, autoincrement=False),
+    Column("measure", SmallInteger, primary_key=True, autoincrement=False),
+    Column("minute", Integer, primary_key=True, autoincrement=False),
+    Column("events", BigInteger, nullable=False),
+    Index("tallies_minute", "minute"),
+    **OPTIONS,
+)
+
+# Worker processes, and how much each of them had in hand when it told last.
+workers = Table(
+    "workers",
+    metadata,
+    Column("worker", ascii_string(32), primary_key=True),
+    Column("host", ascii_string(HOST_NAME_LENGTH), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", ascii_string(32), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("in_hand", Integer, nullable=False),
+    **OPTIONS,
 )

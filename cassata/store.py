@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -26,12 +27,15 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal_column,
     null,
     or_,
     select,
     tuple_,
+    union_all,
     update,
 )
+from sqlalchemy.dialects import mysql, sqlite
 
 from cassata.destinations import Change, Opened, Place
 from cassata.errors import InvalidEvent, SeriesUnreadable
@@ -57,7 +61,20 @@ from cassata.model import (
     Status,
 )
 from cassata.recurrence import Occurrence, Rule
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, operations, paces, series
+from cassata.schema import (
+    api_keys,
+    applications,
+    attempts,
+    breakers,
+    events,
+    holdings,
+    installation,
+    operations,
+    paces,
+    series,
+    tallies,
+    workers,
+)
 from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
@@ -930,6 +947,122 @@ def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bo
     """Say whether it is us who may send the probe: `until` then nobody else sends one."""
     own = and_(B.application == place.application, B.destination == place.destination, B.retry_at == opened.retry_at)
     return conn.execute(update(breakers).where(own).values(probing=True, retry_at=until)).rowcount == 1
+
+
+# --- what an overview is made of ---------------------------------------------------------------------------------------
+
+
+class Measure(IntEnum):
+    """What is counted minute by minute. Classes of lateness begin at LATENESS."""
+
+    ATTEMPTS = 0
+    DELIVERED = 1
+    FAILED = 2
+    LATENESS = 10
+
+
+T, W = tallies.c, workers.c
+
+
+def add_tallies(conn: Connection, rows: Sequence[Mapping[str, int]]) -> None:
+    """Add counts to those that are there, in the order of the key, so that workers who do so at once do not block each other."""
+    ordered = sorted(rows, key=lambda row: (row["application"], row["measure"], row["minute"]))
+    if conn.dialect.name == "sqlite":
+        fresh = sqlite.insert(tallies)
+        conn.execute(
+            fresh.on_conflict_do_update(index_elements=list(tallies.primary_key), set_={"events": T.events + fresh.excluded.events}),
+            ordered,
+        )
+    else:
+        new = mysql.insert(tallies)
+        conn.execute(new.on_duplicate_key_update(events=T.events + new.inserted.events), ordered)
+
+
+def tallied(conn: Connection, application: int, measures: Collection[int], begin: int, end: int) -> Sequence[Row[Any]]:
+    """Read (measure, minute, events) of an application, or (0) of all together, with `begin <= minute < end`."""
+    minutes = and_(T.application == application, T.measure.in_(sorted(measures)), T.minute >= begin, T.minute < end)
+    question: Select[Any] = select(T.measure, T.minute, T.events).where(minutes)
+    return conn.execute(question).all()
+
+
+def forget_tallies(conn: Connection, before: int, limit: int) -> int:
+    """Remove up to `limit` counts of minutes before that one, and return how many these were."""
+    old = select(T.application, T.measure, T.minute).where(T.minute < before).order_by(T.minute).limit(limit)
+    keys = conn.execute(old.with_for_update(skip_locked=True)).all()
+    if keys:
+        conn.execute(delete(tallies).where(tuple_(T.application, T.measure, T.minute).in_([tuple(key) for key in keys])))
+    return len(keys)
+
+
+def tell_worker(conn: Connection, row: Mapping[str, Any]) -> None:
+    """Write down that a worker process is alive."""
+    changed = conn.execute(update(workers).where(W.worker == row["worker"]).values(seen_at=row["seen_at"], in_hand=row["in_hand"]))
+    if not changed.rowcount:
+        conn.execute(_ignoring(insert(workers)).values(row))
+
+
+def forget_workers(conn: Connection, before: int) -> None:
+    """Remove those that have not been heard of since then."""
+    gone = conn.execute(select(W.worker).where(W.seen_at < before).with_for_update(skip_locked=True)).scalars().all()
+    if gone:
+        conn.execute(delete(workers).where(W.worker.in_(gone)))
+
+
+def forget_worker(conn: Connection, worker: str) -> None:
+    conn.execute(delete(workers).where(W.worker == worker))
+
+
+def live_workers(conn: Connection, since: int, limit: int) -> Sequence[Row[Any]]:
+    return conn.execute(select(*workers.c).where(W.seen_at >= since).order_by(W.host, W.started_at).limit(limit)).all()
+
+
+def statuses_waiting(conn: Connection, application: int, most: int) -> list[tuple[Status, int]]:
+    """Count the events of an application that have not ended by their statuses, looking at `most` of them, those first that wake first."""
+    some = select(E.status).where(E.application == application, E.wake_at > 0).order_by(E.wake_at).limit(most)
+    return _counted(conn, _hinted(some, "events_wake"))
+
+
+def statuses_due(conn: Connection, application: int, now: int, most: int, *, ahead: bool) -> list[tuple[Status, int]]:
+    """Count by status `most` of the events of an application that were due last, or (`ahead`) of those that are due next."""
+    some = select(E.status).where(E.application == application).limit(most)
+    some = some.where(E.due_at > now).order_by(E.due_at) if ahead else some.where(E.due_at <= now).order_by(E.due_at.desc())
+    return _counted(conn, _hinted(some, "events_due"))
+
+
+def statuses_newest(conn: Connection, most: int) -> list[tuple[Status, int]]:
+    """Count by status `most` of the events that were added last, whosever they are."""
+    return _counted(conn, _hinted(select(E.status).order_by(E.id.desc()).limit(most), "PRIMARY"))
+
+
+def _counted(conn: Connection, some: Any) -> list[tuple[Status, int]]:
+    found = some.subquery()
+    rows = conn.execute(select(found.c.status, func.count()).group_by(found.c.status))
+    return [(Status(status), count) for status, count in rows]
+
+
+def waking(conn: Connection, application: int, bounds: Sequence[int], most: int) -> list[int]:
+    """Count the events of an application that wake between each two bounds (ms), up to `most` each, in one statement."""
+    parts: list[Any] = []
+    for place, (begin, end) in enumerate(pairwise(bounds)):
+        some = select(E.id).where(E.application == application, E.wake_at >= begin, E.wake_at < end).limit(most)
+        counted = _hinted(some, "events_wake").subquery(f"s{place}")
+        number: ColumnElement[int] = literal_column(str(place))
+        parts.append(select(number.label("place"), func.count().label("events")).select_from(counted))
+    rows = conn.execute(union_all(*parts))
+    found = {row.place: row.events for row in rows}
+    return [found[place] for place in range(len(parts))]
+
+
+def held(conn: Connection, application: int, now: int) -> int:
+    """Count what all workers have to themselves of an application's limit."""
+    question = select(func.coalesce(func.sum(H.events), 0)).where(H.application == application, H.held_until > now)
+    return int(conn.execute(question).scalar_one())
+
+
+def overdue(conn: Connection, application: int, now: int, most: int) -> int:
+    """Count the events of an application whose time to wake has come, up to `most`."""
+    some = select(E.id).where(E.application == application, E.wake_at > 0, E.wake_at <= now).limit(most)
+    return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
 
 
 # --- operations on many events ---------------------------------------------------------------------------------------

@@ -399,6 +399,15 @@ class Tenants:
             return None
         return known.key if known.key.is_live(self._clock.estimate()) else None
 
+    def live_key(self, prefix: str) -> Key | None:
+        """Return the key of that prefix, which somebody has shown before, if it is still valid; as it was a second ago at most."""
+        if not _is_prefix(prefix):
+            return None
+        known = self._keys.get(prefix)
+        if known is None or time.monotonic() - known.looked_at > FRESH_SECONDS:
+            known = self._look_up(prefix)
+        return known.key if known.key is not None and known.key.is_live(self._clock.estimate()) else None
+
     def _look_up(self, prefix: str) -> _Known:
         looked_at = time.monotonic()
 

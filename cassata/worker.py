@@ -31,6 +31,7 @@ from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
+from cassata.overview import Pulse
 from cassata.scheduler import Scheduler, Terms
 
 LINGER_SECONDS = 0.025
@@ -43,6 +44,8 @@ SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 SPARE_DESCRIPTORS = 128
 """Files and sockets of a process that are not requests under way."""
+PULSE_MS = 5_000
+"""So often a worker process says that it is alive, and how its deliveries went."""
 LONGEST_POLL_SECONDS = 0.25
 """So soon a thread notices that it should stop."""
 HELD_BACK_MS = 1_000
@@ -262,6 +265,11 @@ class WorkerThread(threading.Thread):
         self._claims = 0
         self._outcomes: list[Outcome] = []
         self._first_outcome_at = 0.0
+
+    @property
+    def in_hand(self) -> int:
+        """How much is held or under way, for anybody who asks."""
+        return sum(list(self._in_hand.values()))
 
     def run(self) -> None:
         failures = 0
@@ -650,7 +658,9 @@ class WorkerProcess:
             )
             for number in range(worker.num_worker_threads)
         ]
-        self._housekeeper = Housekeeper(chores_of(scheduler, worker), scheduler.clock.estimate, self._stopping)
+        self._pulse = Pulse()
+        chores = [*chores_of(scheduler, worker), pulse_of(scheduler, self._pulse, self._in_hand)]
+        self._housekeeper = Housekeeper(chores, scheduler.clock.estimate, self._stopping)
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
@@ -670,10 +680,28 @@ class WorkerProcess:
                 self._stopping.set()
                 self._threads[0].clean = False
         self._housekeeper.join(HOUSEKEEPER_SECONDS)
+        with contextlib.suppress(DatabaseUnavailable):  # then it is forgotten because nothing is heard of it
+            self._scheduler.overview.leave(self._pulse)
         self._scheduler.close()
         clean = all(thread.clean for thread in self._threads)
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
+
+    def _in_hand(self) -> int:
+        return sum(thread.in_hand for thread in self._threads)
+
+
+def pulse_of(scheduler: Scheduler, pulse: Pulse, in_hand: Callable[[], int]) -> Chore:
+    """Say every few seconds that this process is alive. The first time it is asked for at once."""
+    next_at = 0
+
+    def step() -> int:
+        nonlocal next_at
+        scheduler.overview.tell(pulse, in_hand())
+        next_at = scheduler.clock.estimate() + PULSE_MS
+        return 1
+
+    return Chore("pulse", lambda: next_at, step)
 
 
 def chores_of(scheduler: Scheduler, worker: config.Worker) -> list[Chore]:

@@ -33,6 +33,8 @@ GRANT SELECT ON `DATABASE_NAME`.holdings TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.breakers TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.series TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_service'@'%';
+GRANT SELECT ON `DATABASE_NAME`.tallies TO 'cassata_service'@'%';
+GRANT SELECT ON `DATABASE_NAME`.workers TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_service'@'%';
 
 -- INSERT: the occurrences of series.
@@ -45,4 +47,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.holdings TO 'cassata_wor
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.breakers TO 'cassata_worker'@'%';
 GRANT SELECT, UPDATE ON `DATABASE_NAME`.series TO 'cassata_worker'@'%';
 GRANT SELECT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.tallies TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.workers TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_worker'@'%';

@@ -1,4 +1,4 @@
--- Cassata's tables for mysql, at version 0003. 'cassata db upgrade' makes the same.
+-- Cassata's tables for mysql, at version 0004. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -172,3 +172,28 @@ CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
 CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
 
 UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';
+
+-- Running upgrade 0003 -> 0004
+
+CREATE TABLE IF NOT EXISTS tallies (
+    application INTEGER NOT NULL,
+    measure SMALLINT NOT NULL,
+    minute INTEGER NOT NULL,
+    events BIGINT NOT NULL,
+    PRIMARY KEY (application, measure, minute)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX IF NOT EXISTS tallies_minute ON tallies (minute);
+
+CREATE TABLE IF NOT EXISTS workers (
+    worker VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    host VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    pid INTEGER NOT NULL,
+    version VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    started_at BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    in_hand INTEGER NOT NULL,
+    PRIMARY KEY (worker)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+UPDATE alembic_version SET version_num='0004' WHERE alembic_version.version_num = '0003';

@@ -1,4 +1,4 @@
--- Cassata's tables for sqlite, at version 0003. 'cassata db upgrade' makes the same.
+-- Cassata's tables for sqlite, at version 0004. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -187,3 +187,28 @@ CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
 CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
 
 UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';
+
+-- Running upgrade 0003 -> 0004
+
+CREATE TABLE IF NOT EXISTS tallies (
+    application INTEGER NOT NULL,
+    measure SMALLINT NOT NULL,
+    minute INTEGER NOT NULL,
+    events BIGINT NOT NULL,
+    PRIMARY KEY (application, measure, minute)
+);
+
+CREATE INDEX IF NOT EXISTS tallies_minute ON tallies (minute);
+
+CREATE TABLE IF NOT EXISTS workers (
+    worker VARCHAR(32) NOT NULL,
+    host VARCHAR(64) NOT NULL,
+    pid INTEGER NOT NULL,
+    version VARCHAR(32) NOT NULL,
+    started_at BIGINT NOT NULL,
+    seen_at BIGINT NOT NULL,
+    in_hand INTEGER NOT NULL,
+    PRIMARY KEY (worker)
+);
+
+UPDATE alembic_version SET version_num='0004' WHERE alembic_version.version_num = '0003';

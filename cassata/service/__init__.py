@@ -17,6 +17,7 @@ from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.bulk import Bulk
+from cassata.service.dashboard import Dashboard
 from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
@@ -28,7 +29,7 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
 
     /readyz asks `draining`, which turns true when the process is to end.
     """
-    app = Flask(__name__, static_folder=None, template_folder=None)
+    app = Flask(__name__, static_folder=None, template_folder="templates")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
@@ -39,6 +40,8 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     gate.guard(app, Bulk(scheduler).routes)
     gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
+    if settings.dashboard:
+        Dashboard(scheduler, settings).register(app, gate)
     health.register(app, gate, scheduler, draining)
     problems.register(app)
     return app

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flask import Flask, Response, g, request
 from werkzeug.datastructures import Headers
@@ -24,12 +24,18 @@ from cassata.tenants import KEY_SCHEME, Tenants
 NOBODY_IN_PARTICULAR = Key("", None, "", frozenset({Scope.ADMIN}), 0)
 """Who asks where no key is needed: somebody who may do everything."""
 REFUSALS_LOGGED_PER_SECOND = 1
+PAGES = "/ui"
+"""Where the dashboard is."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
 
 class Unauthorized(CassataError):
     """There is no key with the request, or none that is valid."""
+
+
+class NotLoggedIn(Unauthorized):
+    """Nobody has logged in with this browser, or not lately."""
 
 
 class CrossSite(CassataError):
@@ -57,6 +63,7 @@ class Route(NamedTuple):
     """A call, and what it needs: a scope, and, if `operator`, a key for all applications.
 
     `foreign` is what those get who ask for an application that is not their own: what they would get if it did not exist.
+    A `page` is for people: they come with the cookie of a session, never with a key.
     """
 
     rule: str
@@ -65,6 +72,7 @@ class Route(NamedTuple):
     scope: Scope
     operator: bool = False
     foreign: type[UnknownApplication | UnknownEvent | UnknownSeries] = UnknownApplication
+    page: bool = False
 
 
 @dataclass(slots=True)
@@ -86,12 +94,21 @@ class _Log:
         telemetry.emit("key refused", level="warning", remote=request.remote_addr, method=request.method, route=route, untold=untold)
 
 
+class Visitors(Protocol):
+    """Knows who has logged in with a browser, and which forms are its own."""
+
+    def key(self) -> Key | None: ...
+
+    def check_form(self) -> None: ...
+
+
 class Gate:
     """Stands before every route of an application. What has not been declared to it cannot be reached."""
 
     def __init__(self, tenants: Tenants, *, required: bool) -> None:
         self._tenants = tenants
-        self._required = required
+        self.visitors: Visitors | None = None  # the dashboard's, where there is one
+        self.required = required
         self._routes: dict[str, Route] = {}
         self._open: set[str] = set()
         self._log = _Log()
@@ -110,26 +127,38 @@ class Gate:
             app.add_url_rule(route.rule, endpoint, route.view, methods=route.methods)
             self._routes[endpoint] = route
 
-    def leave_open(self, app: Flask, rule: str, view: Callable[[], Response]) -> None:
-        app.add_url_rule(rule, view.__name__, view)
+    def leave_open(self, app: Flask, rule: str, view: Callable[..., Response], methods: tuple[str, ...] = ("GET",)) -> None:
+        app.add_url_rule(rule, view.__name__, view, methods=methods)
         self._open.add(view.__name__)
 
     def _check(self) -> None:
         if request.endpoint in self._open:
             return
-        g.caller = key = self._caller()
-        if request.endpoint is None:
+        route = self._routes[request.endpoint] if request.endpoint else None
+        is_page = route.page if route else is_for_people(request.path)
+        g.caller = key = self._visitor() if is_page else self._caller()
+        if route is None:
             return  # there is nothing at the address, and Flask will say so
-        route = self._routes[request.endpoint]
         check_own(key, (request.view_args or {}).get("application_id"), route.foreign)
         if not key.allows(route.scope) or (route.operator and key.application_id is not None):
             raise MissingScope(route.scope, operator=route.operator)
+        if is_page and request.method == "POST" and self.visitors:
+            self.visitors.check_form()
+
+    def _visitor(self) -> Key:
+        """Who opens a page. Where nobody has to log in, somebody may nevertheless, and is then good for no more than their key."""
+        key = self.visitors.key() if self.visitors else None
+        if key is None and self.required:
+            raise NotLoggedIn
+        if not self.required:
+            check_origin(request.headers, following_links=request.method == "GET")
+        return key or NOBODY_IN_PARTICULAR
 
     def _caller(self) -> Key:
         token = _token(request.headers.get("Authorization", ""))
         # Where none is needed, a proxy may have put a password of its own there. But a key that is given has to be right.
-        if not self._required and not token.startswith(f"{KEY_SCHEME}_"):
-            _check_origin(request.headers)
+        if not self.required and not token.startswith(f"{KEY_SCHEME}_"):
+            check_origin(request.headers)
             return NOBODY_IN_PARTICULAR
         key = self._tenants.authenticate(token)
         if key is None:
@@ -138,11 +167,12 @@ class Gate:
         return key
 
 
-def _check_origin(headers: Headers) -> None:
+def check_origin(headers: Headers, *, following_links: bool = False) -> None:
     """Raise CrossSite where a page of another site may be asking, in a browser on this machine.
 
     It does, with the rights of a page of this very site, once its name's address has become 127.0.0.1 (DNS rebinding): by
     its Host alone it is known then. Tools send neither Origin nor Sec-Fetch-Site; older browsers do not send the latter.
+    `following_links` lets in who has clicked on a link elsewhere: the page that had it does not get to see this one.
     """
     host = headers.get("Host", "")
     if not _is_this_machine(host):
@@ -150,7 +180,8 @@ def _check_origin(headers: Headers) -> None:
     origin = headers.get("Origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
         raise CrossSite
-    if headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+    is_link = following_links and headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    if headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"} and not is_link:
         raise CrossSite
 
 
@@ -165,6 +196,11 @@ def _is_this_machine(host: str) -> bool:
 def _token(header: str) -> str:
     scheme, _, token = header.partition(" ")
     return token.strip(" ") if scheme.lower() == "bearer" else ""
+
+
+def is_for_people(path: str) -> bool:
+    """Whether an address is one of the dashboard's, whose errors are pages too."""
+    return path == PAGES or path.startswith(f"{PAGES}/")
 
 
 def caller() -> Key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
@@ -42,13 +43,16 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.service.answers import answer
-from cassata.service.auth import CrossSite, MissingScope, Unauthorized
+from cassata.service.auth import CrossSite, MissingScope, Unauthorized, is_for_people
 from cassata.service.preconditions import etag
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
 from cassata.tenants import TooManyKeys
 from cassata.vault import SecretsKeyMissing, SecretsUnreadable
 
 CONTENT_TYPE = "application/problem+json"
+PAGE_EXTENSION = "error page"
+"""Under this name an application may have what makes a page of a problem."""
+ErrorPage = Callable[[dict[str, Any], dict[str, str] | None, Exception], Response]
 
 
 class Draining(CassataError):
@@ -168,7 +172,7 @@ def _cassata_problem(error: CassataError) -> Response:
     if kind_of(error) is _INTERNAL:
         return _internal_problem(error)
     described = document(error)
-    return answer(described, described["status"], content_type=CONTENT_TYPE, headers=_headers(error, described))
+    return _answer(described, _headers(error, described), error)
 
 
 def _headers(error: CassataError, described: dict[str, Any]) -> dict[str, str] | None:
@@ -189,7 +193,7 @@ def http_problem(error: HTTPException) -> Response:
     status = error.code or 500
     described = _document(status, error.name.lower().replace(" ", "-"), error.name, _http_detail(error))
     headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
-    return answer(described, status, content_type=CONTENT_TYPE, headers=headers)
+    return _answer(described, headers, error)
 
 
 def _http_detail(error: HTTPException) -> str:
@@ -239,7 +243,15 @@ def _internal_problem(error: Exception) -> Response:
         error=type(error).__name__,
         traceback="".join(traceback.format_tb(error.__traceback__)),
     )
-    return answer(_document(*_INTERNAL), _INTERNAL.status, content_type=CONTENT_TYPE)
+    return _answer(_document(*_INTERNAL), None, error)
+
+
+def _answer(described: dict[str, Any], headers: dict[str, str] | None, error: Exception) -> Response:
+    """Answer people with a page, programs with the document."""
+    page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION)
+    if page is not None and is_for_people(request.path):
+        return page(described, headers, error)
+    return answer(described, described["status"], content_type=CONTENT_TYPE, headers=headers)
 
 
 def _document(status: int, name: str, title: str, detail: str | None) -> dict[str, Any]:

@@ -1,0 +1,299 @@
+"""What is due next, what is late, what has failed, and who is at work: numbers for people, each from a bounded question.
+
+Nothing here reads more than a few ten thousand entries of an index, however large the tables are: counts end at a cap and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from cassata import __version__, database, store
+from cassata.errors import UnknownApplication
+from cassata.explain import Reason, Situation, reasons
+from cassata.limits import Limiter
+from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Capped, Event, Status
+from cassata.store import Measure
+from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
+from cassata.tenants import Tenants
+
+T = TypeVar("T")
+
+EXAMINED = 10_000
+"""So many events are looked at for a count by status."""
+BAR_EVENTS = 2_000
+"""So many are counted of a minute, hour or day ahead, of all applications that are asked for together."""
+MOST_APPLICATIONS = 20
+"""Of more applications only those are looked at that have something to do first."""
+FRESH_SECONDS = 1.0
+"""What has been asked within that time is not asked again: however many look on, the database answers one."""
+MOST_ANSWERS = 500
+WORKER_FRESH_MS = 30_000
+"""A worker that has not told anything for so long is not shown any more."""
+WORKER_MEMORY_MS = 3_600_000
+MOST_WORKERS = 200
+TALLIES_KEPT_MINUTES = 8 * 24 * 60
+TALLIES_AT_ONCE = 1_000
+CLEANING_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many events there are by status, and how many of them are due by now. `oldest_due_at` is since when the first of these waits."""
+
+    statuses: Mapping[Status, Capped]
+    due: Capped
+    oldest_due_at: int | None
+    next_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What came of the attempts of one minute. `lateness` counts first attempts by the classes of `tallies.LATENESS_MS`."""
+
+    at: int
+    attempts: int = 0
+    delivered: int = 0
+    failed: int = 0
+    lateness: Sequence[int] = ()
+
+    def late(self, share: float) -> float | None:
+        return percentile(self.lateness, share)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is to be sent between two instants."""
+
+    begin: int
+    end: int
+    events: Capped
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process that was alive a moment ago, and how many events it had claimed and not recorded then."""
+
+    worker: str
+    host: str
+    pid: int
+    version: str
+    started_at: int
+    seen_at: int
+    in_hand: int
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Who a worker process is, as it tells others."""
+
+    worker: str = field(default_factory=lambda: uuid.uuid4().hex)
+    host: str = field(default_factory=lambda: socket.gethostname().encode("ascii", "replace").decode()[:HOST_NAME_LENGTH])
+    pid: int = field(default_factory=os.getpid)
+    started_at: int | None = None
+    cleaned_at: float = field(default_factory=time.monotonic)
+
+
+class Overview:
+    """Looks at one database for people, and writes down for it what its workers tell. Safe to share between threads."""
+
+    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self.tallies = Tallies()
+        self._transactions = database.Transactions(engines)
+        self._clock = clock
+        self._tenants = tenants
+        self._lock = threading.Lock()  # of the next two
+        self._answers: dict[Hashable, tuple[float, Any]] = {}
+        self._asking: defaultdict[Hashable, threading.Lock] = defaultdict(threading.Lock)
+
+    # --- what people ask -----------------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        return self._transactions.read(self._clock.now)
+
+    def counts(self, application_id: str | None = None) -> Counts:
+        """Capped the events of an application, or of all. Raises UnknownApplication."""
+        return self._asked(("counts", application_id), lambda conn: self._counts(conn, application_id))
+
+    def ahead(self, step_ms: int, steps: int, application_id: str | None = None) -> list[Ahead]:
+        """Say how much is to be sent in each of so many steps from now on (the first one is the rest of what has begun)."""
+        return self._asked(("ahead", application_id, step_ms, steps), lambda conn: self._ahead(conn, application_id, step_ms, steps))
+
+    def minutes(self, minutes: int, application_id: str | None = None) -> list[Minute]:
+        """Say what came of the attempts of the last minutes, the oldest first; the last one is not over."""
+        return self._asked(("minutes", application_id, minutes), lambda conn: self._minutes(conn, application_id, minutes))
+
+    def workers(self) -> list[Worker]:
+        """List the worker processes that are alive."""
+
+        def work(conn: Connection) -> list[Worker]:
+            since = self._clock.now(conn) - WORKER_FRESH_MS
+            return [Worker(**row._mapping) for row in store.live_workers(conn, since, MOST_WORKERS)]
+
+        return self._asked(("workers",), work)
+
+    def _asked(self, question: Hashable, work: Callable[[Connection], T]) -> T:
+        """Answer as a second ago, or ask: one thread for all that want to know the same."""
+        with self._lock:
+            asking = self._asking[question]
+        with asking:
+            found = self._answers.get(question)
+            if found is not None and time.monotonic() - found[0] < FRESH_SECONDS:
+                answer: T = found[1]
+                return answer
+            answer = self._transactions.read(work)
+            with self._lock:
+                if len(self._answers) >= MOST_ANSWERS:
+                    self._answers.clear()
+                    self._asking.clear()
+                self._answers[question] = time.monotonic(), answer
+            return answer
+
+    def explain(self, event: Event, breakers: Sequence[Breaker]) -> list[Reason]:
+        """Say why an event has not been sent yet. Raises UnknownApplication."""
+
+        def work(conn: Connection) -> Situation:
+            now, application = self._clock.now(conn), self._known(conn, event.application_id)
+            number = application.number
+            due_before = min(event.wake_at or 0, now)
+            return Situation(
+                now=now,
+                application=application,
+                limits=self._limiter.of(application),
+                breakers=breakers,
+                held=store.held(conn, number, now),
+                next_at=store.paces_of(conn, [number], store.PaceKind.DELIVERIES).get(number, 0) // 1000,
+                workers=len(store.live_workers(conn, now - WORKER_FRESH_MS, MOST_WORKERS)),
+                ahead=store.overdue(conn, number, due_before - 1, EXAMINED),
+            )
+
+        return reasons(event, self._transactions.read(work))
+
+    # --- how it is found out -------------------------------------------------------------------------------------------
+
+    def _number(self, conn: Connection, application_id: str | None) -> int:
+        return ALL if application_id is None else self._known(conn, application_id).number
+
+    def _known(self, conn: Connection, application_id: str) -> Application:
+        application = self._tenants.known(conn, application_id)
+        if application is None:
+            raise UnknownApplication
+        return application
+
+    def _counts(self, conn: Connection, application_id: str | None) -> Counts:
+        now = self._clock.now(conn)
+        wakes = self._wakes(conn, application_id)
+        looked_at = sorted(wakes, key=wakes.__getitem__)[:MOST_APPLICATIONS]
+        share = EXAMINED // max(1, len(looked_at))
+        is_capped = len(looked_at) < len(wakes)
+        waiting: Counter[Status] = Counter()
+        due = 0
+        for number in looked_at:
+            found = dict(store.statuses_waiting(conn, number, share))
+            waiting.update(found)
+            is_capped |= sum(found.values()) >= share
+            if wakes[number] <= now:
+                due += (overdue := store.overdue(conn, number, now, share))
+                is_capped |= overdue >= share
+        ended, ended_capped = self._ended(conn, application_id, now)
+        statuses = {status: Capped(waiting[status], is_capped) for status in Status if status not in FINISHED}
+        statuses |= {status: Capped(ended[status], ended_capped) for status in FINISHED}
+        first = min(wakes.values(), default=None)
+        is_late = first is not None and first <= now
+        return Counts(statuses, Capped(due, is_capped and due > 0), first if is_late else None, first)
+
+    def _ended(self, conn: Connection, application_id: str | None, now: int) -> tuple[Counter[Status], bool]:
+        found: Counter[Status] = Counter()
+        if application_id is None:
+            found.update(dict(store.statuses_newest(conn, EXAMINED)))
+            return found, found.total() >= EXAMINED
+        number = self._number(conn, application_id)
+        behind = dict(store.statuses_due(conn, number, now, EXAMINED, ahead=False))
+        ahead = dict(store.statuses_due(conn, number, now, EXAMINED // 4, ahead=True))
+        found.update(behind)
+        found.update(ahead)
+        return found, sum(behind.values()) >= EXAMINED or sum(ahead.values()) >= EXAMINED // 4
+
+    def _wakes(self, conn: Connection, application_id: str | None) -> dict[int, int]:
+        """Say for each application that is meant, and has something that has not ended, when a worker may look at it."""
+        if application_id is None:
+            return store.agenda(conn, LATEST_INSTANT)
+        found = store.next_wakes(conn, [self._number(conn, application_id)], 0)
+        return {number: wake_at for number, wake_at in found.items() if wake_at is not None}
+
+    def _ahead(self, conn: Connection, application_id: str | None, step_ms: int, steps: int) -> list[Ahead]:
+        now = self._clock.now(conn)
+        begin = now - now % step_ms
+        bounds = [begin + place * step_ms for place in range(steps + 1)]
+        wakes = {number: at for number, at in self._wakes(conn, application_id).items() if at < bounds[-1]}
+        looked_at = sorted(wakes, key=wakes.__getitem__)[:MOST_APPLICATIONS]
+        share = BAR_EVENTS // max(1, len(looked_at))
+        events, capped = [0] * steps, [len(looked_at) < len(wakes)] * steps
+        for number in looked_at:
+            # What is overdue is told apart, so that the first bar is what is still to come.
+            for place, found in enumerate(store.waking(conn, number, [now, *bounds[1:]], share)):
+                events[place] += found
+                capped[place] |= found >= share
+        return [Ahead(bounds[place], bounds[place + 1], Capped(events[place], capped[place])) for place in range(steps)]
+
+    def _minutes(self, conn: Connection, application_id: str | None, minutes: int) -> list[Minute]:
+        end = self._clock.now(conn) // MINUTE_MS + 1
+        begin = end - minutes
+        measures = [Measure.ATTEMPTS, Measure.DELIVERED, Measure.FAILED, *LATENESS_MEASURES]
+        found = {
+            (row.measure, row.minute): int(row.events)
+            for row in store.tallied(conn, self._number(conn, application_id), measures, begin, end)
+        }
+        return [
+            Minute(
+                at=minute * MINUTE_MS,
+                attempts=found.get((Measure.ATTEMPTS, minute), 0),
+                delivered=found.get((Measure.DELIVERED, minute), 0),
+                failed=found.get((Measure.FAILED, minute), 0),
+                lateness=tuple(found.get((measure, minute), 0) for measure in LATENESS_MEASURES),
+            )
+            for minute in range(begin, end)
+        ]
+
+    # --- what workers tell ---------------------------------------------------------------------------------------------
+
+    def tell(self, pulse: Pulse, in_hand: int) -> None:
+        """Write down that a worker process is alive, how much it has in hand, and what it has counted since it told last."""
+        rows = self.tallies.take()
+
+        def work(conn: Connection, _tries: int) -> None:
+            now = self._clock.now(conn)
+            pulse.started_at = pulse.started_at or now
+            if rows:
+                store.add_tallies(conn, rows)
+            who = {"worker": pulse.worker, "host": pulse.host, "pid": pulse.pid, "version": __version__}
+            store.tell_worker(conn, {**who, "started_at": pulse.started_at, "seen_at": now, "in_hand": in_hand})
+
+        try:
+            self._transactions.write(work)
+        except BaseException:
+            self.tallies.give_back(rows)
+            raise
+        if time.monotonic() - pulse.cleaned_at >= CLEANING_SECONDS:
+            pulse.cleaned_at = time.monotonic()
+            self._transactions.write(self._clean)
+
+    def _clean(self, conn: Connection, _tries: int) -> None:
+        now = self._clock.now(conn)
+        store.forget_tallies(conn, now // MINUTE_MS - TALLIES_KEPT_MINUTES, TALLIES_AT_ONCE)
+        store.forget_workers(conn, now - WORKER_MEMORY_MS)
+
+    def leave(self, pulse: Pulse) -> None:
+        """Say that a worker process is about to end."""
+        self.tell(pulse, 0)
+        self._transactions.write(lambda conn, _tries: store.forget_worker(conn, pulse.worker))
