@@ -326,6 +326,7 @@ class WorkerMetrics(Metrics):
     def stop(self) -> None:
         super().stop()
         telemetry.unsubscribe(self._told)
+        self.flush()
 
     def _delivered(self, outcomes: Sequence[Outcome], waits: Mapping[tuple[int, int], int]) -> None:
         """Take notice of a batch; called by the threads that deliver."""

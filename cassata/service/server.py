@@ -162,8 +162,8 @@ class Server(BaseApplication):  # type: ignore[misc]
         settings: Settings,
         listener: socket.socket,
         on_ready: Callable[[], None] | None,
-        key_command: str,
-        figures: Shared,
+        key_command: str = KEY_COMMAND,
+        figures: Shared | None = None,
     ) -> None:
         self._load = load
         self._figures = figures
@@ -256,7 +256,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._scheduler.close()
 
     def _gone(self, _master: Any, worker: Any) -> None:
-        self._figures.forget(worker.pid)
+        if self._figures is not None:
+            self._figures.forget(worker.pid)
 
 
 class Master(Arbiter):  # type: ignore[misc]
