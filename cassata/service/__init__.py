@@ -17,6 +17,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
+from cassata.service.documentation import Documentation
 from cassata.service.monitoring import Monitoring
 from cassata.service.tenancy import Tenancy
 
@@ -43,6 +44,7 @@ def create_app(
     gate.guard(app, Tenancy(scheduler).routes)
     gate.guard(app, monitoring.routes)
     health.register(app, gate, scheduler, draining)
+    Documentation(app).register(gate)
     problems.register(app)
     return app
 

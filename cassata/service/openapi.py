@@ -1,0 +1,224 @@
+"""The HTTP interface as OpenAPI 3.1: made of the routes that there are, what they need, and what is said of them here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask
+
+from cassata import __version__
+from cassata.model import Status
+from cassata.service import problems
+from cassata.service.auth import Gate, Route
+from cassata.service.schemas import APPLICATION_ID, EVENT_ID, KEY_PREFIX, SCHEMAS, STATUS, WRITTEN_INSTANT, Schema, of
+from cassata.service.wire import PAGE_LENGTH
+
+VERSION = "3.1.0"
+METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
+JSON = "application/json"
+LINES = "application/x-ndjson"
+
+_PATH = {
+    "application_id": APPLICATION_ID,
+    "event_id": EVENT_ID,
+    "prefix": KEY_PREFIX,
+}
+_LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": PAGE_LENGTH, "default": 100}
+_PAGES = {"limit": ("How many there are on a page.", _LIMIT), "cursor": ("The `next-cursor` of the page before.", {"type": "string"})}
+_EVENTS = {
+    "status": ("Only events of this status.", {**STATUS, "enum": [status.name for status in Status]}),
+    "expiry-from": ("Only events that expire then or later.", WRITTEN_INSTANT),
+    "expiry-until": ("Only events that expire earlier.", WRITTEN_INSTANT),
+    **_PAGES,
+}
+
+Query = dict[str, tuple[str, Schema]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is said of an endpoint. `answers` holds by status what it answers (None: no document), `refusals` the statuses of the
+    problems that are its own: what every call may be answered is added.
+    """
+
+    tag: str
+    summary: str
+    answers: dict[int, str | None]
+    body: str | None = None
+    needs_body: bool = True
+    query: Query | None = None
+    refusals: tuple[int, ...] = ()
+    text: str | None = None
+    """The media type of an answer that may, or does (`answers` None), come as text."""
+
+
+_ADD, _LOOK, _TENANTS, _KEYS, _HEALTH = "Add and delete", "Look", "Applications", "Keys and secrets", "Health"
+
+CALLS: dict[str, Call] = {
+    "add": Call(_ADD, "Add an event", {201: "Event"}, "NewEvent", refusals=(404, 409, 413, 429)),
+    "put": Call(_ADD, "Add an event, repeatably", {201: "Event", 200: "Event"}, "NewEventAt", refusals=(409, 413, 429)),
+    "add_batch": Call(_ADD, "Add up to 1,000 events", {200: "BatchResults"}, "Batch", refusals=(413,), text=LINES),
+    "delete": Call(_ADD, "Cancel an event", {200: "Deleted", 202: "CancelRequested"}, refusals=(409,)),
+    "status": Call(_LOOK, "Tell where an event is in its life", {200: "Event"}, text="text/plain"),
+    "event": Call(_LOOK, "Tell everything about an event", {200: "EventDetails"}),
+    "events": Call(_LOOK, "List events by expiry", {200: "Events"}, query=_EVENTS),
+    "applications": Call(_TENANTS, "List applications", {200: "Applications"}, query=_PAGES),
+    "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(409,)),
+    "application": Call(_TENANTS, "Show an application", {200: "Application"}),
+    "change_application": Call(_TENANTS, "Change an application", {200: "Application"}, "ApplicationChanges"),
+    "activate": Call(_TENANTS, "Let an application take and send events again", {200: "Application"}),
+    "deactivate": Call(_TENANTS, "Let an application take and send no events", {200: "Application"}),
+    "breakers": Call(_TENANTS, "List destinations that get nothing at the moment", {200: "Breakers"}),
+    "secrets": Call(_KEYS, "Show the signing secrets", {200: "Secrets"}),
+    "rotate_secret": Call(_KEYS, "Sign with a new secret", {200: "Secrets"}, "Rotation", needs_body=False, refusals=(409,)),
+    "keys": Call(_KEYS, "List the keys of an application", {200: "Keys"}),
+    "create_key": Call(_KEYS, "Make a key for an application", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(409,)),
+    "revoke_key": Call(_KEYS, "Revoke a key of an application", {200: "Key"}),
+    "operators_keys": Call(_KEYS, "List the operators' keys", {200: "Keys"}),
+    "create_operators_key": Call(_KEYS, "Make an operator's key", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(409,)),
+    "revoke_any_key": Call(_KEYS, "Revoke any key", {200: "Key"}, refusals=(404,)),
+    "live": Call(_HEALTH, "Whether the process serves at all", {200: "Health"}),
+    "ready": Call(_HEALTH, "Whether it can serve: the database answers, and has the right tables", {200: "Health"}, refusals=(503,)),
+    "metrics": Call(_HEALTH, "Figures for Prometheus", {200: None}, text="text/plain"),
+    "openapi": Call(_HEALTH, "This document", {200: "Document"}),
+    "docs": Call(_HEALTH, "This document, to be read by people", {200: None}, text="text/html"),
+}
+"""By endpoint: every one that the service has; a test counts them."""
+
+_TOLD = {201: "It was made.", 202: "It was asked for."}
+_SCHEMAS = {**SCHEMAS, "Document": {"type": "object", "description": "An OpenAPI document."}}
+
+_DESCRIPTION = """Cassata sends HTTP requests at the time you ask for, at least once.
+
+Where the service listens on a loopback address, no key is needed; anywhere else every call needs one. Errors are
+`application/problem+json` (RFC 9457), and name everything that is wrong at once. A slash at the end of an address makes no
+difference. Older names of fields (`eventId`, `destinationUrl`, ...) are understood too. docs/http-api.md says more.
+"""
+
+
+def document(app: Flask) -> dict[str, Any]:
+    """Describe every route of the application."""
+    gate: Gate = app.extensions["gate"]
+    paths: dict[str, dict[str, Any]] = {}
+    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+        for method in METHODS:
+            if method in (rule.methods or ()):
+                route = gate.routes.get(rule.endpoint)
+                described = _operation(rule.endpoint, method, rule.rule, route)
+                paths.setdefault(_path(rule.rule), {})[method.lower()] = described
+    return {
+        "openapi": VERSION,
+        "info": {
+            "title": "Cassata",
+            "version": __version__,
+            "summary": "A persistent, multi-tenant event scheduler",
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(call.tag for call in CALLS.values())],
+        "paths": paths,
+        "components": {
+            "schemas": _SCHEMAS,
+            "responses": {f"Problem{status}": _problem(status) for status in sorted(_statuses())},
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A key of an application, or an operator's, which reaches all of them: `cassata key create`.",
+                }
+            },
+        },
+    }
+
+
+def _path(rule: str) -> str:
+    return re.sub(r"<(?:\w+:)?(\w+)>", lambda found: "{" + found[1].replace("_", "-") + "}", rule)
+
+
+def _operation(endpoint: str, method: str, rule: str, route: Route | None) -> dict[str, Any]:
+    call = CALLS[endpoint]
+    is_alias = method == "GET" and route is not None and len(route.methods) > 1  # what a GET does that others should not rely on
+    described: dict[str, Any] = {
+        "operationId": f"{endpoint}_by_get" if is_alias else endpoint,
+        "tags": [call.tag],
+        "summary": call.summary,
+    }
+    if is_alias:
+        described |= {"deprecated": True, "description": "For older clients: whatever follows links would do it. Use the other method."}
+    if route is not None:
+        whose = "an operator's key" if route.operator else "a key"
+        needs = f"Needs {whose} with the scope `{route.scope}`."
+        described["description"] = " ".join(filter(None, [described.get("description"), needs]))
+        described["security"] = [{}, {"key": []}]
+    if parameters := [*_path_parameters(rule), *_query_parameters(call.query or {})]:
+        described["parameters"] = parameters
+    if call.body:
+        described["requestBody"] = _body(call)
+    described["responses"] = dict(_responses(call, rule, route))
+    return described
+
+
+def _path_parameters(rule: str) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"<(?:\w+:)?(\w+)>", rule):
+        yield {"name": name.replace("_", "-"), "in": "path", "required": True, "schema": _PATH[name]}
+
+
+def _query_parameters(query: Query) -> Iterator[dict[str, Any]]:
+    for name, (words, schema) in query.items():
+        yield {"name": name, "in": "query", "description": words, "schema": schema}
+
+
+def _body(call: Call) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": of(call.body or "")}}
+    if call.text == LINES:
+        content[LINES] = {"schema": {"type": "string", "description": "One event per line."}}
+    return {"required": call.needs_body, "content": content}
+
+
+def _responses(call: Call, rule: str, route: Route | None) -> Iterator[tuple[str, Any]]:
+    for status, name in call.answers.items():
+        yield str(status), _answer(call, status, name)
+    for status in sorted(_refusals(call, rule, route)):
+        yield str(status), {"$ref": f"#/components/responses/Problem{status}"}
+
+
+def _answer(call: Call, status: int, name: str | None) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": of(name)}} if name else {}
+    if call.text and call.text != LINES:
+        content[call.text] = {"schema": {"type": "string"}}
+    answer: dict[str, Any] = {"description": _TOLD.get(status, "It is so."), "content": content}
+    if status == 201 and call.tag in {_ADD, _TENANTS}:
+        answer["headers"] = {"Location": {"description": "Its address.", "schema": {"type": "string"}}}
+    return answer
+
+
+def _refusals(call: Call, rule: str, route: Route | None) -> Iterable[int]:
+    found = set(call.refusals)
+    if route is not None:
+        found |= {400, 401, 403, 500, 503}
+    if "<" in rule:
+        found |= {404}
+    if call.body:
+        found |= {408, 413, 415}
+    return found
+
+
+def _statuses() -> set[int]:
+    return {status for call in CALLS.values() for status in call.refusals} | {400, 401, 403, 404, 408, 413, 415, 500, 503}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    kinds = [kind for kind in problems.KINDS.values() if kind.status == status]
+    titles = dict.fromkeys(f"{kind.title} (`{kind.name}`)" for kind in kinds)
+    answer: dict[str, Any] = {
+        "description": "; ".join(titles) or HTTPStatus(status).phrase,
+        "content": {problems.CONTENT_TYPE: {"schema": of("Problem")}},
+    }
+    if status in {429, 503}:
+        answer["headers"] = {"Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}}}
+    return answer
