@@ -37,6 +37,7 @@ MAIN_FIGURES = {
     "floor": ("events_per_second", "{:,.0f} events/s"),
     "add": ("events_per_second", "{:,.0f} events/s"),
     "depth": ("us_per_event", "{:.0f} us/event"),
+    "search": ("page_ms", "{:.1f} ms/page"),
     "tenants": ("cost_ms_per_event", "{:.3f} ms/event"),
     "guards": ("worker_cpu_ms_per_event", "{:.3f} ms of worker CPU/event"),
     "idle": ("worker_cpu_percent", "{:.2f} % of a core"),

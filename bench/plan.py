@@ -26,6 +26,7 @@ SECONDS = {
     "floor": (60, 15),
     "add": (60, 25),
     "depth": (400, 20),
+    "search": (90, 25),
     "tenants": (120, 22),
     "guards": (55, 35),
     "idle": (60, 30),

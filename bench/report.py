@@ -172,6 +172,18 @@ TABLES = {
             SERVER_CPU_US,
         ],
     ),
+    "search": Table(
+        "Search",
+        "a page of 1,000 events by each filter, a million in the table",
+        "",
+        [
+            Column("page_ms", "ms/page", ranged=True),
+            Column("page_max_ms", "longest ms"),
+            Column("client_cpu_ms_per_page", "client CPU ms/page"),
+            Column("server_cpu_ms_per_page", "server CPU ms/page"),
+            Column("events_per_page", "events/page"),
+        ],
+    ),
     "tenants": Table(
         "Tenants",
         "all due at one instant, of so many applications",

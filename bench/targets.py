@@ -262,6 +262,10 @@ def _depth_and_tenants(all_: Summaries) -> Iterator[Target]:
     ratio = _ratio(deep, shallow)
     remark = _against(deep, shallow, "us/event")
     yield Target("depth", "claim and record at 10 M rows / at 10 k", _times(ratio), "<= 1.3x", _at_most(ratio, 1.3), remark)
+    pages = {summary.variant: summary.median("page_ms") or 0 for summary in all_ if summary.workload == "search"}
+    slowest, filter_name = max(((page, name) for name, page in pages.items()), default=(None, ""))
+    text = "a page of 1,000 events out of 1 M, by the slowest filter"
+    yield Target("search", text, _with(slowest, "ms"), "< 50 ms", _below(slowest, 50), filter_name)
     many, one = (all_.figure("tenants", MARIADB, "cost_ms_per_event", variant) for variant in ("10000", "1"))
     ratio = _ratio(many, one)
     remark = _against(many, one, "ms/event")

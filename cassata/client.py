@@ -12,11 +12,11 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
 import requests
@@ -78,11 +78,17 @@ class InvalidRequest(ClientError):
 
 
 class NotFound(ClientError):
-    """There is no such event, or no such application (404)."""
+    """There is no such event or series, or no such application (404)."""
 
 
 class Conflict(ClientError):
-    """An event with this id exists with other content, the event to cancel has ended, or the application is deactivated (409)."""
+    """What is there does not allow it (409): the id is taken by other content, the event or series has ended or the event is being
+    sent, or the application is deactivated.
+    """
+
+
+class Outdated(ClientError):
+    """The event, series or instance is not the version that was to be changed (412): look at it again."""
 
 
 _KINDS: dict[int, type[ClientError]] = {
@@ -91,6 +97,7 @@ _KINDS: dict[int, type[ClientError]] = {
     403: Forbidden,
     404: NotFound,
     409: Conflict,
+    412: Outdated,
     413: InvalidRequest,
     415: InvalidRequest,
     429: LimitReached,
@@ -104,8 +111,8 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
-    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout` and the
-    durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
     """
 
     application_id: str
@@ -118,29 +125,67 @@ class NewEvent:
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
+    max_lateness: float | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
         if (self.at is None) == (self.delay is None):
             raise ValueError("give either 'at' or 'delay'")
-        if self.at is not None and self.at.tzinfo is None:
+        given = {written: _written(name, getattr(self, name)) for name, written in _WRITTEN.items()}
+        ids = {"application-id": self.application_id, "event-id": self.event_id}
+        return ids | {name: value for name, value in given.items() if value is not None}
+
+
+_WRITTEN = {
+    "url": "url",
+    "method": "method",
+    "at": "expiry",
+    "delay": "delay",
+    "payload": "event",
+    "headers": "request-headers",
+    "timeout": "timeout",
+    "retry": "retry",
+    "max_lateness": "max-lateness",
+}
+"""What the fields of an event are called in a document."""
+
+
+def _written(name: str, value: Any) -> Any:
+    if name == "at" and value is not None:
+        if value.tzinfo is None:
             raise ValueError("'at' needs a time zone, such as datetime.UTC")
-        delay = self.delay.total_seconds() if isinstance(self.delay, timedelta) else self.delay
-        optional = {
-            "expiry": self.at and self.at.isoformat(),
-            "delay": delay,
-            "event": self.payload.decode() if isinstance(self.payload, bytes) else self.payload,
-            "request-headers": self.headers if self.headers is None or isinstance(self.headers, Mapping) else list(self.headers),
-            "timeout": self.timeout,
-            "retry": self.retry,
-        }
-        required = {"application-id": self.application_id, "event-id": self.event_id, "url": self.url, "method": self.method}
-        return required | {name: value for name, value in optional.items() if value is not None}
+        return value.isoformat()
+    if name == "payload" and isinstance(value, bytes):
+        return value.decode()
+    if name == "headers" and value is not None and not isinstance(value, Mapping):
+        return list(value)
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+class Changes(TypedDict, total=False):
+    """What may be different in an event: as in NewEvent, where None means what it would be if it had never been given."""
+
+    at: datetime
+    delay: timedelta | float
+    payload: Any
+    url: str
+    method: str | None
+    headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
+    timeout: float | None
+    retry: Mapping[str, float] | None
+    max_lateness: float | None
+
+
+def _changes_document(changes: Changes) -> dict[str, Any]:
+    """Write changes as the service reads them. Raises ValueError for what cannot be written."""
+    if "payload" in changes and changes["payload"] is None:
+        raise ValueError("'payload' cannot be None: a body cannot be taken away")
+    return {_WRITTEN[name]: _written(name, value) for name, value in changes.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as the service tells of it. `document` is its answer word for word."""
+    """An event as the service tells of it. `document` is its answer word for word; `version` is another one after each change."""
 
     application_id: str
     event_id: str
@@ -149,11 +194,14 @@ class Event:
     expiry: datetime
     next_attempt_at: datetime | None
     last_error: str | None
+    last_status: int | None
+    late: bool
     cancel_requested: bool
     method: str
     url: str
     created_at: datetime
     finished_at: datetime | None
+    version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
 
 
@@ -178,7 +226,142 @@ class EventDetails(Event):
     payload: bytes | None
     timeout: float | None
     retry: Mapping[str, float | None] | None
+    max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSeries:
+    """A rule that makes events: exactly one of `cron`, `recurrence` (lines of RFC 5545, with `scheduled_at`) and `every`.
+
+    Durations are seconds, timedeltas or text such as "15m". Instants without a time zone are wall clock in `timezone`. What
+    is None is as the service has it by default; `payload`, `timeout` and `retry` are those of NewEvent.
+    """
+
+    application_id: str
+    url: str
+    cron: str | None = None
+    recurrence: str | Sequence[str] | None = None
+    every: timedelta | float | str | None = None
+    timezone: str | None = None
+    scheduled_at: datetime | str | None = None
+    ends_at: datetime | str | None = None
+    until: datetime | str | None = None
+    count: int | None = None
+    payload: Any = None
+    series_id: str = field(default_factory=new_event_id)
+    name: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    catch_up: str | None = None
+    catch_up_window: timedelta | float | str | None = None
+    overlap: str | None = None
+    jitter: timedelta | float | str | None = None
+    method: str = "POST"
+    headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
+    timeout: float | None = None
+    retry: Mapping[str, float] | None = None
+    max_lateness: timedelta | float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Write it as the service reads it."""
+        required = {"application-id": self.application_id, "series-id": self.series_id, "url": self.url, "method": self.method}
+        return (
+            required
+            | self.rule()
+            | _given(
+                {
+                    "name": self.name,
+                    "description": self.description,
+                    "metadata": self.metadata,
+                    "catch-up": self.catch_up,
+                    "catch-up-window": _seconds(self.catch_up_window),
+                    "overlap": self.overlap,
+                    "jitter": _seconds(self.jitter),
+                    "event": _written_payload(self.payload, self.method),
+                    "request-headers": _written_headers(self.headers),
+                    "timeout": self.timeout,
+                    "retry": self.retry,
+                    "max-lateness": _seconds(self.max_lateness),
+                }
+            )
+        )
+
+    def rule(self) -> dict[str, Any]:
+        """Write when it happens, as the service reads it."""
+        return _given(
+            {
+                "cron": self.cron,
+                "recurrence": self.recurrence if self.recurrence is None or isinstance(self.recurrence, str) else list(self.recurrence),
+                "every": _seconds(self.every),
+                "timezone": self.timezone,
+                "scheduled-at": _written_instant(self.scheduled_at),
+                "ends-at": _written_instant(self.ends_at),
+                "until": _written_instant(self.until),
+                "count": self.count,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A series as the service tells of it. `status` is ACTIVE, PAUSED, ENDED or CANCELLED; `document` the answer word for word."""
+
+    application_id: str
+    series_id: str
+    status: str
+    version: int
+    next_occurrence: datetime | None
+    method: str
+    url: str
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """An instant of a rule, in its zone. `index` counts from 0; None: nobody counts so far."""
+
+    index: int | None
+    at: datetime
+    ends_at: datetime | None
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance(Occurrence):
+    """An occurrence of a series, and the event that it is or will be. `status` None: it is not stored yet.
+
+    `at` is when the rule has it, `expiry` when it is sent; they differ if it was changed (`is_exception`) or by jitter. `version`
+    is its event's.
+    """
+
+    event_id: str
+    expiry: datetime
+    status: Status | None
+    is_exception: bool
+    version: str | None
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _seconds(duration: timedelta | float | str | None) -> float | str | None:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
+
+
+def _written_instant(at: datetime | str | None) -> str | None:
+    return at.isoformat() if isinstance(at, datetime) else at
+
+
+def _written_headers(headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None) -> Any:
+    return headers if headers is None or isinstance(headers, Mapping) else list(headers)
+
+
+def _written_payload(payload: Any, method: str) -> Any:
+    if payload is None:
+        return "" if method in {"POST", "PUT", "PATCH"} else None
+    return payload.decode() if isinstance(payload, bytes) else payload
 
 
 def _event(document: Mapping[str, Any]) -> Event:
@@ -196,6 +379,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         payload=_payload(document),
         timeout=document["timeout"],
         retry=document["retry"],
+        max_lateness=document["max-lateness"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -209,13 +393,61 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "expiry": _instant(document["expiry"]),
         "next_attempt_at": _instant(document["next-attempt-at"]),
         "last_error": document["last-error"],
+        "last_status": document["last-status"],
+        "late": document["late"],
         "cancel_requested": document["cancel-requested"],
         "method": document["method"],
         "url": document["url"],
         "created_at": _instant(document["created-at"]),
         "finished_at": _instant(document["finished-at"]),
+        "version": document["version"],
         "document": document,
     }
+
+
+def _series(document: Mapping[str, Any]) -> Series:
+    return Series(
+        application_id=document["application-id"],
+        series_id=document["series-id"],
+        status=document["status"],
+        version=document["version"],
+        next_occurrence=_instant(document["next-occurrence"]),
+        method=document["method"],
+        url=document["url"],
+        document=document,
+    )
+
+
+def _series_page(document: Mapping[str, Any]) -> tuple[list[Series], str | None]:
+    return [_series(series) for series in document["series"]], document["next-cursor"]
+
+
+def _occurrences(document: Mapping[str, Any]) -> list[Occurrence]:
+    return [Occurrence(**_occurrence_fields(occurrence)) for occurrence in document["occurrences"]]
+
+
+def _occurrence_fields(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "index": document["index"],
+        "at": datetime.fromisoformat(document["local-time"]),
+        "ends_at": _instant(document["ends-at"]),
+        "document": document,
+    }
+
+
+def _instances_page(document: Mapping[str, Any]) -> tuple[list[Instance], str | None]:
+    return [_instance(instance) for instance in document["instances"]], document["next-cursor"]
+
+
+def _instance(document: Mapping[str, Any]) -> Instance:
+    return Instance(
+        **_occurrence_fields(document),
+        event_id=document["event-id"],
+        expiry=datetime.fromisoformat(document["expiry"]),
+        status=None if document["status"] is None else Status[document["status"]],
+        is_exception=document["exception"],
+        version=document["version"],
+    )
 
 
 def _payload(document: Mapping[str, Any]) -> bytes | None:
@@ -292,6 +524,16 @@ class Client:
             results += self._read_as(_batch_results, self._call("POST", "/cassata/add/batch", body))
         return results
 
+    def change(self, application_id: str, event_id: str, *, version: str | None = None, **changes: Unpack[Changes]) -> Event:
+        """Change what an event asks for, while it waits; return it as it is then. `version`: only if that is still its version.
+
+        Raises InvalidRequest, NotFound, Conflict if it is being sent or has ended, Outdated if it is another version, and
+        ValueError for what cannot be written. A call that had to be repeated counts a `delay` anew.
+        """
+        headers = _if_match(version)
+        changed = self._call("PATCH", _path("event", application_id, event_id), _changes_document(changes), headers=headers)
+        return self._read_as(_event, changed)
+
     def cancel(self, application_id: str, event_id: str) -> bool:
         """Cancel an event: True, it will not be sent; False, it is being sent right now and will only not be tried again.
 
@@ -311,23 +553,113 @@ class Client:
         self,
         application_id: str,
         *,
-        status: Status | None = None,
+        status: Status | Collection[Status] | None = None,
         expiry_from: datetime | None = None,
         expiry_until: datetime | None = None,
+        host: str | None = None,
+        last_status: int | None = None,
+        series: str | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
-        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed."""
+        """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
+
+        `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
+        of the one whose occurrences they are.
+        """
+        statuses = () if status is None else (status,) if isinstance(status, Status) else status
         query = {
-            "status": status.name if status is not None else None,
+            "status": ",".join(sorted(each.name for each in statuses)) or None,
             "expiry-from": expiry_from and expiry_from.isoformat(),
             "expiry-until": expiry_until and expiry_until.isoformat(),
+            "host": host,
+            "last-status": last_status,
+            "series": series,
             "limit": page_length,
         }
+        yield from self._pages(_path("events", application_id), _page, query)
+
+    # --- series --------------------------------------------------------------------------------------------------------
+
+    def schedule_series(self, series: NewSeries, *, version: int | None = None) -> Series:
+        """Make a series, once however often this is repeated: for the same one again, return what is stored.
+
+        `version` is that of the series to put it in the place of. Raises InvalidRequest, Conflict if a series with other
+        content has this id, or is not at that version any more.
+        """
+        path = _path("series", series.application_id, series.series_id)
+        return self._read_as(_series, self._call("PUT", path, series.document(), headers=_if_match(version)))
+
+    def preview(self, series: NewSeries, *, begin: datetime | None = None, limit: int = 10) -> list[Occurrence]:
+        """Return the next instants of a series that need not be stored. Raises InvalidRequest for a rule that cannot be."""
+        document = series.rule() | _given({"from": begin and begin.isoformat(), "limit": limit})
+        return self._read_as(_occurrences, self._call("POST", _path("series", series.application_id, "preview"), document))
+
+    def series(self, application_id: str, series_id: str) -> Series:
+        """Return a series. Raises NotFound."""
+        return self._read_as(_series, self._call("GET", _path("series", application_id, series_id)))
+
+    def iter_series(self, application_id: str, *, status: str | None = None, page_length: int = 100) -> Iterator[Series]:
+        """Yield an application's series in the order of their ids, fetching pages as needed."""
+        yield from self._pages(_path("series", application_id), _series_page, {"status": status, "limit": page_length})
+
+    def iter_instances(
+        self,
+        application_id: str,
+        series_id: str,
+        *,
+        begin: datetime | None = None,
+        end: datetime | None = None,
+        page_length: int = 100,
+    ) -> Iterator[Instance]:
+        """Yield the instances of a series in their order, from `begin` on (None: now), fetching pages as needed.
+
+        Without `end` they may go on for ever.
+        """
+        query = {"from": begin and begin.isoformat(), "until": end and end.isoformat(), "limit": page_length}
+        yield from self._pages(_path("series", application_id, series_id, "instances"), _instances_page, query)
+
+    def pause_series(self, application_id: str, series_id: str) -> Series:
+        """Let a series make no more events until it is resumed."""
+        return self._read_as(_series, self._call("POST", _path("series", application_id, series_id, "pause")))
+
+    def resume_series(self, application_id: str, series_id: str) -> Series:
+        """Let a paused series go on, at the next instant of its rule."""
+        return self._read_as(_series, self._call("POST", _path("series", application_id, series_id, "resume")))
+
+    def run_series(self, application_id: str, series_id: str) -> Event:
+        """Send what a series sends once more, now. Never repeated by itself: that would send it once more again."""
+        return self._read_as(_event, self._send("POST", _path("series", application_id, series_id, "run"), None, None, {}))
+
+    def cancel_series(self, application_id: str, series_id: str, *, purge: bool = False) -> None:
+        """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again."""
+        self._call("DELETE", _path("series", application_id, series_id), query={"purge": "true"} if purge else None)
+
+    def change_instance(
+        self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None, **changes: Unpack[Changes]
+    ) -> Instance:
+        """Change one instance that is still to be sent, as `change` does an event. Raises the same."""
+        path = _instance_path(application_id, series_id, instance_id)
+        return self._read_as(_instance, self._call("PATCH", path, _changes_document(changes), headers=_if_match(version)))
+
+    def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Instance:
+        """Let one instance not be sent."""
+        return self._read_as(_instance, self._call("DELETE", _instance_path(application_id, series_id, instance_id)))
+
+    def change_following(self, application_id: str, series_id: str, instance_id: str, series: NewSeries) -> Series:
+        """End a series before an instance, and go on with another from there. Return that one."""
+        path = f"{_instance_path(application_id, series_id, instance_id)}/following"
+        return self._read_as(_series, self._call("PUT", path, series.document()))
+
+    def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Series:
+        """End a series before an instance. Return what is left of it."""
+        path = f"{_instance_path(application_id, series_id, instance_id)}/following"
+        return self._read_as(_series, self._call("DELETE", path))
+
+    def _pages(self, path: str, read: Callable[[Any], tuple[list[T], str | None]], query: Mapping[str, Any]) -> Iterator[T]:
         cursor: str | None = None
         while True:
-            page = self._call("GET", _path("events", application_id), query={**query, "cursor": cursor})
-            events, cursor = self._read_as(_page, page)
-            yield from events
+            found, cursor = self._read_as(read, self._call("GET", path, query={**query, "cursor": cursor}))
+            yield from found
             if cursor is None:
                 return
 
@@ -337,12 +669,20 @@ class Client:
         except (KeyError, TypeError, ValueError) as error:
             raise ClientError(f"{self._url} answers, and not as Cassata does: {error!r}") from error
 
-    def _call(self, method: str, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None) -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        document: Any = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
         body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
-        return self.retrying(self._send, method, path, body, query)
+        return self.retrying(self._send, method, path, body, query, headers or {})
 
-    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else None
+    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
+        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
         try:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
@@ -370,8 +710,16 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+def _if_match(version: int | str | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
+
+
 def _path(call: str, *ids: str) -> str:
     return f"/cassata/{call}/" + "/".join(quote(part, safe="") for part in ids)
+
+
+def _instance_path(application_id: str, series_id: str, instance_id: str) -> str:
+    return _path("series", application_id, series_id, "instances", instance_id)
 
 
 def _encoded(document: Any) -> bytes:

@@ -86,6 +86,7 @@ class Service(Section):
     adds_per_second_per_application: Rate | None = None
     authentication: Literal["auto", "required"] = "auto"
     auto_register: AutoRegister = "auto"
+    late_after_seconds: Seconds = 60
     access_log: bool = False
 
 
@@ -112,6 +113,7 @@ class Worker(Section):
     max_in_flight_per_application: Annotated[int, Field(ge=1, le=100_000)] | None = None
     deliveries_per_second_per_application: Rate | None = None
     max_in_flight_per_host: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    max_lateness_seconds: Annotated[float, Field(ge=1, le=36_500 * 86_400)] | None = None
     breaker_failure_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     breaker_minimum_requests: Annotated[int, Field(ge=1, le=100_000)] = 10
     breaker_window_seconds: Seconds = 60

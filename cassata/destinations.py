@@ -15,6 +15,8 @@ from cassata.model import Delivery, ErrorKind, Outcome, destination_of
 
 LONGEST_DOUBLING = 5
 """After so many failed probes in a row the wait grows no more: it is 32 times the first."""
+TELLS_NOTHING = frozenset({ErrorKind.PROXY_FAILED, ErrorKind.TOO_LATE})
+"""So no attempt ends that has reached a destination."""
 HELD_BACK_PER_SECOND = 500
 """So fast comes back what waited for a breaker: a destination that has just recovered is not met by everything at once."""
 PROBE_MS = 1_000
@@ -172,7 +174,7 @@ class Destinations:
         place = place_of(delivery)
         is_probe = self._probes.pop((delivery.id, delivery.fence), None) is not None
         opened = self._open.get(place)
-        if outcome.error is ErrorKind.PROXY_FAILED:  # that says nothing of the destination
+        if outcome.error in TELLS_NOTHING:
             return Change(place, _another_probe(opened, now)) if is_probe and opened else None
         if opened is None:
             return self._counted(place, outcome, now, failed=failed)
@@ -272,7 +274,8 @@ class Destinations:
         if self._queued:
             with self._lock:
                 for outcome in outcomes:
-                    self._leave_queue(outcome.delivery, outcome.duration_ms)
+                    was_sent = outcome.error is not ErrorKind.TOO_LATE
+                    self._leave_queue(outcome.delivery, outcome.duration_ms if was_sent else None)
 
     def full(self, delivery: Delivery) -> Place | None:
         """Return the delivery's place if it has no room at the moment; else count the delivery as begun."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cassata.model import Event
+    from cassata.series import Series
 
 
 class CassataError(Exception):
@@ -79,6 +80,14 @@ class InvalidApplication(CassataError):
         super().__init__("; ".join(f"{field}: {detail}" for field, detail in self.problems))
 
 
+class RecurrenceError(CassataError):
+    """The rule of a series cannot be used."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {detail}" if field else detail for field, detail in self.problems))
+
+
 class UnknownKey(CassataError):
     """There is no such key."""
 
@@ -98,11 +107,77 @@ class DuplicateEvent(CassataError):
 
 
 class EventFinished(CassataError):
-    """The event has already ended and can no longer be cancelled."""
+    """The event has already ended and can no longer be cancelled or changed."""
 
     def __init__(self, event: Event) -> None:
         self.event = event
         super().__init__(f"event {event.event_id!r} of {event.application_id!r} has already ended as {event.status.name}")
+
+
+class InvalidSeries(InvalidEvent):
+    """The series cannot be accepted as it is."""
+
+
+class UnknownSeries(CassataError):
+    """There is no such series."""
+
+
+class SeriesExists(CassataError):
+    """A series of this application already has this id."""
+
+    def __init__(self, series: Series, *, identical: bool) -> None:
+        self.series = series
+        self.identical = identical
+        content = "the same content" if identical else "other content"
+        super().__init__(f"series {series.series_id!r} of {series.application_id!r} exists already, with {content}")
+
+
+class SeriesFinished(CassataError):
+    """The series has come to its end, or was cancelled."""
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        super().__init__(f"series {series.series_id!r} of {series.application_id!r} has already ended as {series.status.name}")
+
+
+class SeriesChanged(CassataError):
+    """The series was changed meanwhile: `series` is what it is now."""
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        super().__init__(f"series {series.series_id!r} of {series.application_id!r} is at version {series.version} now: look at it again")
+
+
+class UnknownInstance(CassataError):
+    """The series has no such occurrence."""
+
+
+class InstanceChanged(CassataError):
+    """The occurrence was changed meanwhile: look at it again."""
+
+
+class SeriesUnreadable(CassataError):
+    """The series cannot be read as it is stored."""
+
+
+class InstanceGone(CassataError):
+    """The occurrence is being sent, has been sent, was cancelled or has passed: it can no longer be changed."""
+
+
+class EventUnderWay(CassataError):
+    """The event is being sent at this moment and cannot be changed."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} is being sent at this moment, and cannot be changed")
+
+
+class EventChanged(CassataError):
+    """The event is not the version that was to be changed."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} has been changed, sent or cancelled: look at it again")
 
 
 class DatabaseUnavailable(CassataError):

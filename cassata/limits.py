@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from cassata import store
-from cassata.errors import ApplicationInactive, ApplicationRefused, LimitReached
-from cassata.model import BATCH_LENGTH, Application, Limits
+from cassata.errors import ApplicationInactive, ApplicationRefused, InvalidEvent, LimitReached, PayloadTooLarge, Problem
+from cassata.model import BATCH_LENGTH, Application, Headers, Limits
 from cassata.store import PaceKind
 from cassata.tenants import Tenants
 
@@ -366,3 +366,15 @@ def _pace(allowance: Allowance, rate: float, next_at: int, now: int, until: int)
     else:
         allowance.drawn = drawn
         allowance.next_at += int(drawn * 1_000_000 / rate)
+
+
+def excess(payload: bytes | None, headers: Headers, limits: Limits) -> InvalidEvent | None:
+    """Say where a request is larger than it may be."""
+    size = len(payload or b"")
+    if size > limits.payload_bytes:
+        return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {limits.payload_bytes} are accepted")])
+    header_bytes = sum(len(name) + len(value) for name, value in headers)
+    if header_bytes > limits.header_bytes:
+        detail = f"are {header_bytes} bytes long together; at most {limits.header_bytes} are accepted"
+        return InvalidEvent([Problem("headers", detail)])
+    return None

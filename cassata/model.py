@@ -56,6 +56,7 @@ class Status(IntEnum):
 
 WAITING = frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE})
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+UNFINISHED = frozenset(Status) - FINISHED
 
 
 class Transition(NamedTuple):
@@ -76,8 +77,11 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.FAILED, "refused"),
     Transition(Status.PROCESSING, Status.FAILED, "retries spent"),
     Transition(Status.PROCESSING, Status.FAILED, "worker lost"),
+    Transition(Status.PROCESSING, Status.FAILED, "too late"),
     Transition(Status.PROCESSING, Status.PENDING, "release"),
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
+    Transition(Status.PENDING, Status.PENDING, "change"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.SERVICE_UNAVAILABLE, "change"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
     Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
@@ -98,6 +102,7 @@ class ErrorKind(StrEnum):
     BLOCKED_ADDRESS = "blocked_address"
     UNSENDABLE = "unsendable"
     PROXY_FAILED = "proxy_failed"
+    TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
 
 
@@ -113,6 +118,7 @@ class Limits:
     max_in_flight: int | None = None
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
+    max_lateness_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -124,6 +130,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "max_in_flight": (1, 100_000),
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
+    "max_lateness_ms": (1_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
@@ -149,7 +156,7 @@ class RetryOptions:
     maximum_ms: int | None = None
 
     def __post_init__(self) -> None:
-        _raise_problems(_problems_of(self, _RETRY_CHECKS))
+        _raise_problems(problems_of(self, _RETRY_CHECKS))
 
 
 class EgressPolicy(StrEnum):
@@ -285,9 +292,10 @@ class NewEvent:
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
     def __post_init__(self) -> None:
-        problems = list(_problems_of(self, _EVENT_CHECKS))
+        problems = list(problems_of(self, _EVENT_CHECKS))
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
         _raise_problems(problems)
@@ -300,6 +308,8 @@ class NewEvent:
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
         facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
+            facts.append(self.max_lateness_ms)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -307,7 +317,11 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out."""
+    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+
+    `last_status` is the status code of the newest whole answer. `fence` goes up with each claim, cancel and change.
+    `late` says that it should have been sent long ago, and has not been.
+    """
 
     application_id: str
     event_id: str
@@ -325,6 +339,15 @@ class Event:
     retry: RetryOptions | None
     created_at: int
     finished_at: int | None
+    max_lateness_ms: int | None = None
+    last_status: int | None = None
+    fence: int = 0
+    late: bool = False
+
+    @property
+    def version(self) -> str:
+        """What a change can be made conditional on: it differs from that of any earlier event with the same id, too."""
+        return f"{self.created_at:x}-{self.fence}"
 
     @property
     def next_attempt_at(self) -> int | None:
@@ -337,7 +360,7 @@ class Filter:
     """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
 
     `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
-    answer; `series_id` whose occurrences they are.
+    answer; `series_id` whose occurrences they are. Raises ValueError for what no event can have.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -347,9 +370,32 @@ class Filter:
     last_status: int | None = None
     series_id: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.host is not None and check_host(self.host) != self.host:
+            raise ValueError(f"the host must be written as {check_host(self.host)!r}")
+        if self.last_status is not None:
+            check_status_code(self.last_status)
+        if self.series_id is not None:
+            check_series_id(self.series_id)
+
     @property
     def is_empty(self) -> bool:
         return self == Filter()
+
+    def goes_there(self, url: str) -> bool:
+        """Whether a URL leads to the host that is meant, or none is meant."""
+        if self.host is None:
+            return True
+        destination = destination_of(url)
+        return self.host in {destination, destination.rpartition(":")[0]}
+
+
+class Cursor(NamedTuple):
+    """A place in a list of events: the instant by which the list is ordered (ms), and the row; or, in a series, the event's id."""
+
+    at: int
+    id: int
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +404,7 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
+    `max_lateness_ms` is the event's own, or its application's.
     """
 
     id: int
@@ -378,6 +425,11 @@ class Delivery:
     application: int = 0
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
+    max_lateness_ms: int | None = None
+
+    def is_too_late(self, now: int) -> bool:
+        """Whether it is of no use any more to send it now."""
+        return self.max_lateness_ms is not None and now - self.due_at > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +486,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?P<port>:[0-9]{1,5})?")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -449,6 +502,10 @@ def check_application_id(value: str) -> str:
 
 def check_event_id(value: str) -> str:
     return _check_id(value, EVENT_ID_LENGTH)
+
+
+def check_series_id(value: str) -> str:
+    return _check_id(value, SERIES_ID_LENGTH)
 
 
 def _check_id(value: str, longest: int) -> str:
@@ -511,6 +568,26 @@ def _destination(scheme: str, authority: str) -> str:
     host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_host(value: str) -> str:
+    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given."""
+    written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
+    found = _HOST.fullmatch(written)
+    try:
+        if found is None:
+            raise ValueError("is no host")
+        check_url(f"http://{written}/")
+    except ValueError as error:
+        raise ValueError("must be a host such as hooks.example.com, or a host and a port such as hooks.example.com:8080") from error
+    destination = destination_of(f"http://{written}/")
+    return destination if found["port"] else destination.rpartition(":")[0]
+
+
+def check_status_code(value: int) -> int:
+    if not 100 <= value <= 999:
+        raise ValueError("must be a status code: from 100 to 999")
+    return value
 
 
 def _canonical(host: str) -> str:
@@ -599,6 +676,13 @@ def check_timeout_ms(value: int) -> int:
     return value
 
 
+def check_max_lateness_ms(value: int) -> int:
+    shortest, longest = LIMIT_RANGES["max_lateness_ms"]
+    if not shortest <= value <= longest:
+        raise ValueError(f"must be from {shortest // 1000:,.0f} to {longest // 1000:,.0f} seconds")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -628,6 +712,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
+    ("max_lateness_ms", check_max_lateness_ms),
 )
 _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
     ("count", check_retry_count),
@@ -637,7 +722,7 @@ _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
 )
 
 
-def _problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
+def problems_of(value: object, checks: Sequence[tuple[str, Check]]) -> Iterator[Problem]:
     for name, check in checks:
         content = getattr(value, name)
         if content is None:

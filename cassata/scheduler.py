@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,23 +19,27 @@ from cassata.errors import (
     ApplicationRefused,
     DatabaseUnavailable,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
+    EventUnderWay,
     InvalidEvent,
     PayloadTooLarge,
     Problem,
     UnknownApplication,
     UnknownEvent,
 )
-from cassata.limits import Allowance, Hands, Limiter
+from cassata.limits import Allowance, Hands, Limiter, excess
 from cassata.model import (
     LATEST_INSTANT,
     WAITING,
     Application,
     Attempt,
     Breaker,
+    Cursor,
     Delivery,
     ErrorKind,
     Event,
+    Filter,
     Limits,
     NewEvent,
     Outcome,
@@ -44,6 +48,7 @@ from cassata.model import (
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
+from cassata.timetable import Timetable
 from cassata.vault import Vault
 
 Key = tuple[int, str]
@@ -52,10 +57,13 @@ Added = Event | DuplicateEvent | InvalidEvent | ApplicationRefused
 Closed = Mapping[str, ApplicationRefused | None]
 """By application why it takes nothing now."""
 
+EXAMINED = 10_000
+"""So many events are looked at for one page of a list: most of them may not be what is wanted."""
 DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
 CLEANING_SECONDS = 60.0
+LATE_AFTER_MS = 60_000
 
 OTHERS = ""
 """The name of what is told of many applications together: no application has it."""
@@ -66,15 +74,8 @@ LOST_LEASES = 3
 sent by itself, so that nothing else is lost with it for the third time."""
 
 
-class Cursor(NamedTuple):
-    """A place in a list of events."""
-
-    due_at: int
-    id: int
-
-
 class Page(NamedTuple):
-    """Some events by due time, without payloads, and where the next ones begin (None: there are no more)."""
+    """Some events, without payloads, and where the list goes on (None: there are no more)."""
 
     events: list[Event]
     next: Cursor | None
@@ -127,6 +128,7 @@ class HeldBack:
     ahead: Counter[Place] = field(default_factory=Counter)
 
     def postpone(self, delivery: Delivery, wake_at: int) -> None:
+        wake_at = max(wake_at, delivery.send_at)  # it has been looked at ahead of its time, and must not be sent before that
         self.wakes[delivery.id] = wake_at
         self.first[delivery.application] = min(wake_at, self.first.get(delivery.application, wake_at))
 
@@ -146,11 +148,14 @@ class Doubt(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """How many outcomes were written, how many came too late (their lease had been taken by somebody else), and which events failed."""
+    """How many outcomes were written, how many were void (their lease had been taken by somebody else), which events failed, and
+    which were too late to be sent.
+    """
 
     kept: int = 0
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
+    too_late: tuple[tuple[Delivery, str | None], ...] = ()
 
 
 class Backlog(NamedTuple):
@@ -183,11 +188,14 @@ class Scheduler:
         clock: database.Clock | None = None,
         vault: Vault = Vault(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> None:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
         self._registers = registers
+        self._late_after_ms = late_after_ms
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -213,16 +221,18 @@ class Scheduler:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008
         breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         registers: bool = True,
+        late_after_ms: int = LATE_AFTER_MS,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
-        `registers` says whether the first add of an application makes it.
+        `registers` says whether the first add of an application makes it; an event that waits for so long past its time is told to
+        be late.
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
         settings = settings or config.Database()
         vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers)
+        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers, late_after_ms=late_after_ms)
         try:
             with database.explained():
                 if create_tables:
@@ -293,16 +303,44 @@ class Scheduler:
             now = self.clock.now(conn)
             if not store.cancel_waiting(conn, application, event_id, now):
                 store.request_cancel(conn, application, event_id)
-            return store.to_event(self._found(conn, application_id, event_id), application_id)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
 
         event = self._transactions.write(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
             raise EventFinished(event)
         return event
 
+    def change(self, application_id: str, event_id: str, changes: Mapping[str, Any], versions: Collection[str] | None = None) -> Event:
+        """Change what an event asks for, while it waits. `changes` holds fields of NewEvent; `versions` those of the event that
+        may be changed (None: whatever it is by now).
+
+        It is tried again when it would have been, unless its time is changed. What is asked for already is no error, whatever the
+        version: a call may be repeated. Raises UnknownEvent, EventFinished, EventUnderWay, EventChanged, InvalidEvent
+        (PayloadTooLarge).
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self.tenants.known(conn, application_id)
+            row = store.lock_event(conn, application.number, event_id) if application else None
+            if row is None:
+                raise UnknownEvent
+            event, now = self._event(conn, row, application_id), self.clock.now(conn)
+            asked = _changed(event, changes)
+            if asked == _asked(event):
+                return event
+            if versions is not None and event.version not in versions:
+                raise EventChanged(event)
+            self._check_changes(asked, changes, application, now)
+            due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
+            wake_at = event.wake_at if due_at == event.due_at else None
+            store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+
+        return self._transactions.write(work)
+
     def status(self, application_id: str, event_id: str) -> Event:
         """Return an event without its payload. Raises UnknownEvent, also for one that was cancelled."""
-        event = self._transactions.read(lambda conn: store.to_event(self._found(conn, application_id, event_id), application_id))
+        event = self._transactions.read(lambda conn: self._event(conn, self._found(conn, application_id, event_id), application_id))
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
@@ -312,32 +350,43 @@ class Scheduler:
 
         def work(conn: Connection) -> tuple[Event, list[Attempt]]:
             row = self._found(conn, application_id, event_id, with_payload=True)
-            return store.to_event(row, application_id), store.attempts_of(conn, row.id)
+            return self._event(conn, row, application_id), store.attempts_of(conn, row.id)
 
         return self._transactions.read(work)
 
     def events(
         self,
         application_id: str,
+        wanted: Filter = Filter(),  # noqa: B008
         *,
-        status: Status | None = None,
-        due_from: int | None = None,
-        due_until: int | None = None,
         after: Cursor | None = None,
         limit: int = 100,
     ) -> Page:
-        """List an application's events by due time: `due_from` is included, `due_until` is not (ms)."""
+        """List an application's events: by due time; those of a series by their original instants; where only events are wanted
+        that have not ended, by when they are looked at next.
+
+        At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
+        """
 
         def work(conn: Connection) -> Page:
             application = self.tenants.known(conn, application_id)
-            if application is None:
+            lane = self._lane(conn, application.number, wanted) if application else None
+            if lane is None:
                 return Page([], None)
-            rows = store.page(conn, application.number, status=status, due_from=due_from, due_until=due_until, after=after, limit=limit + 1)
+            last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
+            rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
-            more = Cursor(shown[-1].due_at, shown[-1].id) if len(rows) > limit else None
-            return Page([store.to_event(row, application_id) for row in shown], more)
+            found = [self._event(conn, row, application_id) for row in shown if wanted.goes_there(row.url)]
+            return Page(found, lane.cursor(shown[-1]) if len(rows) > limit else last)
 
         return self._transactions.read(work)
+
+    def _lane(self, conn: Connection, application: int, wanted: Filter) -> store.Lane | None:
+        """Choose where to look for events; None if there can be none."""
+        if wanted.series_id is None:
+            return store.lane(application, wanted)
+        series = store.series_number(conn, application, wanted.series_id)
+        return None if series is None else store.lane_of_series(application, series, wanted)
 
     def breakers(self, application_id: str) -> list[Breaker]:
         """Return the circuit breakers of an application that are open. Raises UnknownApplication."""
@@ -506,10 +555,12 @@ class Scheduler:
         except DatabaseUnavailable as error:
             if not (error.__cause__ and (database.is_stale(error.__cause__) or database.is_conflict(error.__cause__))):
                 raise
+            if stored is None:  # nobody has said yet that the application may add it
+                return self._add_together([new])[0]
             added = self._add_admitted([new], {})[0]
             # The answer may have been lost after the row was stored: then the duplicate that was found is this very one.
-            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == (stored and stored.created_at)
-            return stored if stored and is_ours else added
+            is_ours = isinstance(added, DuplicateEvent) and added.identical and added.event.created_at == stored.created_at
+            return stored if is_ours else added
 
     def _add_together(self, news: Sequence[NewEvent]) -> list[Added]:
         """Ask whether the applications may add so many, each by statements of their own, and then add in one transaction."""
@@ -563,7 +614,7 @@ class Scheduler:
         row = store.find(conn, application.number, new.event_id, with_payload=False) if application else None
         if row is None or row.request_hash != new.request_hash or row.status == Status.CANCELLED:
             return None
-        return store.to_event(row, new.application_id)
+        return self._event(conn, row, new.application_id)
 
     def _closed_ones(self, conn: Connection, news: Sequence[NewEvent], *, counting: bool = True) -> Closed:
         now = self.clock.now(conn)
@@ -579,18 +630,21 @@ class Scheduler:
     def _refusal(self, new: NewEvent, application: Application | None, now: int) -> InvalidEvent | None:
         """Say what an event asks for that its application may not have."""
         limits = self.limiter.of(application)
-        size = len(new.payload or b"")
-        if size > limits.payload_bytes:
-            return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {limits.payload_bytes} are accepted")])
-        problems = []
-        header_bytes = sum(len(name) + len(value) for name, value in new.headers)
-        if header_bytes > limits.header_bytes:
-            problems.append(Problem("headers", f"are {header_bytes} bytes long together; at most {limits.header_bytes} are accepted"))
+        too_large = excess(new.payload, new.headers, limits)
+        if isinstance(too_large, PayloadTooLarge):
+            return too_large
+        problems = list(too_large.problems) if too_large else []
         wait_ms = new.delay_ms if new.due_at is None else new.due_at - now
         if wait_ms is not None and wait_ms > limits.horizon_ms:
             field_name = "delay_ms" if new.due_at is None else "due_at"
             problems.append(Problem(field_name, f"must not be more than {_duration(limits.horizon_ms)} ahead"))
         return InvalidEvent(problems) if problems else None
+
+    def _check_changes(self, asked: NewEvent, changes: Mapping[str, Any], application: Application | None, now: int) -> None:
+        """Raise InvalidEvent for what is changed to what the application may not have. What it had before it may keep."""
+        refusal = self._refusal(asked if "payload" in changes else replace(asked, payload=None), application, now)
+        if refusal and (problems := [problem for problem in refusal.problems if problem.field in changes]):
+            raise type(refusal)(problems)
 
     def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
         """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
@@ -599,7 +653,9 @@ class Scheduler:
         if cancelled:
             store.remove_cancelled(conn, cancelled)
         names = {key[0]: news[index].application_id for index, key in keys.items()}
-        return {key: (store.to_event(row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED}
+        return {
+            key: (self._event(conn, row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED
+        }
 
     # --- the steps of record and claim ---------------------------------------------------------------------------------
 
@@ -614,7 +670,7 @@ class Scheduler:
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
         lost = {_claim_of(outcome) for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
         kept = [(outcome, verdict) for outcome, verdict in verdicts if _claim_of(outcome) not in lost]
-        self._complete(conn, [outcome.delivery for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
+        self._complete(conn, [outcome for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
         endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
             store.end(conn, endings, now)
@@ -622,13 +678,16 @@ class Scheduler:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
-        failed = tuple((outcome.delivery, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED)
-        return Recorded(len(kept), fenced, failed)
+        failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
+        too_late = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is ErrorKind.TOO_LATE)
+        others = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is not ErrorKind.TOO_LATE)
+        return Recorded(len(kept), fenced, others, too_late)
 
-    def _complete(self, conn: Connection, deliveries: Iterable[Delivery], now: int) -> None:
-        for fence, same in groupby(sorted(deliveries, key=_fence), _fence):  # most have been claimed once, and share their fence
-            ids = [delivery.id for delivery in same]
-            if store.complete(conn, ids, fence, now) != len(ids):
+    def _complete(self, conn: Connection, outcomes: Iterable[Outcome], now: int) -> None:
+        # Most have been claimed once, and answered with 200: they share their fence, and the code.
+        for (fence, status_code), same in groupby(sorted(outcomes, key=_fence_and_code), _fence_and_code):
+            ids = [outcome.delivery.id for outcome in same]
+            if store.complete(conn, ids, fence, status_code, now) != len(ids):
                 raise database.BeginAnew
 
     def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
@@ -681,7 +740,14 @@ class Scheduler:
     def _take(self, conn: Connection, rows: Sequence[Row[Any]], now: int, terms: Terms, allowances: Mapping[int, Allowance]) -> Claimed:
         """Decide for each locked row what becomes of it, and write that in as few statements as there are kinds."""
         tenants = self.tenants.of_numbers(conn, {row.application for row in rows})
-        found = [(store.to_delivery(row, tenants[row.application], now), row) for row in rows if row.application in tenants]
+        lateness = {
+            number: self.limiter.of(tenants[number]).max_lateness_ms for number in {row.application for row in rows} & tenants.keys()
+        }
+        found = [
+            (store.to_delivery(row, tenants[row.application], now, lateness[row.application]), row)
+            for row in rows
+            if row.application in lateness
+        ]
         lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
@@ -774,6 +840,9 @@ class Scheduler:
             raise UnknownEvent
         return application.number
 
+    def _event(self, conn: Connection, row: Row[Any], application_id: str) -> Event:
+        return store.to_event(row, application_id, self.clock.now(conn) - self._late_after_ms)
+
     def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
         if row is None:
@@ -791,6 +860,31 @@ def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows:
     there[key] = event, row["request_hash"]
     rows.append(row)
     return event
+
+
+def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
+    """Return what an event asks for once it is changed. Raises EventFinished, EventUnderWay, InvalidEvent."""
+    if event.status is Status.PROCESSING:
+        raise EventUnderWay(event)
+    if event.status not in WAITING:
+        raise EventFinished(event)
+    other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
+    return replace(_asked(event), **{**other_time, **changes})
+
+
+def _asked(event: Event) -> NewEvent:
+    return NewEvent(
+        application_id=event.application_id,
+        url=event.url,
+        due_at=event.due_at,
+        event_id=event.event_id,
+        payload=event.payload,
+        method=event.method,
+        headers=event.headers,
+        timeout_ms=event.timeout_ms,
+        retry=event.retry,
+        max_lateness_ms=event.max_lateness_ms,
+    )
 
 
 def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
@@ -811,15 +905,17 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         retry=new.retry,
         created_at=row["created_at"],
         finished_at=None,
+        max_lateness_ms=new.max_lateness_ms,
     )
 
 
 def _tell(recorded: Recorded) -> None:
     if recorded.fenced:
         telemetry.emit("outcomes fenced", level="warning", count=recorded.fenced)
-    for delivery, reason in recorded.failed:
-        names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
-        telemetry.emit("event failed", level="warning", **names, reason=reason)
+    for fact, events in (("event failed", recorded.failed), ("event too late", recorded.too_late)):
+        for delivery, reason in events:
+            names = {"application_id": delivery.application_id, "event_id": delivery.event_id}
+            telemetry.emit(fact, level="warning", **names, reason=reason)
 
 
 def _paced(delivery: Delivery, allowances: Mapping[int, Allowance]) -> Delivery:
@@ -838,12 +934,13 @@ def _duration(ms: int) -> str:
 def _ending(outcome: Outcome, verdict: Verdict, owned: Mapping[int, store.Owned], now: int) -> Ending:
     """Say what becomes of an event that was not delivered."""
     delivery = outcome.delivery
-    if verdict.wait_ms is None:
-        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason)
     uncounted = 0 if verdict.counts else 1
+    code = outcome.status_code if outcome.error is None else None  # an answer that broke off says nothing
+    if verdict.wait_ms is None:
+        return Ending(delivery.id, delivery.fence, verdict.status, None, verdict.reason, uncounted, code)
     if owned[delivery.id].cancel_requested:
-        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted)
-    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted)
+        return Ending(delivery.id, delivery.fence, Status.CANCELLED, None, verdict.reason, uncounted, code)
+    return Ending(delivery.id, delivery.fence, verdict.status, now + verdict.wait_ms, verdict.reason, uncounted, code)
 
 
 def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
@@ -855,8 +952,8 @@ def _claim_of(outcome: Outcome) -> tuple[int, int]:
     return outcome.delivery.id, outcome.delivery.fence
 
 
-def _fence(delivery: Delivery) -> int:
-    return delivery.fence
+def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
+    return outcome.delivery.fence, outcome.status_code or 0
 
 
 def _is_lost(row: Any) -> bool:

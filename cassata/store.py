@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,34 +23,45 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
+    null,
     or_,
     select,
+    tuple_,
     update,
 )
 
 from cassata.destinations import Change, Opened, Place
-from cassata.errors import InvalidEvent
+from cassata.errors import InvalidEvent, SeriesUnreadable
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
+    UNFINISHED,
     WAITING,
     Application,
     Attempt,
+    Cursor,
     Delivery,
     ErrorKind,
     Event,
+    Filter,
     Headers,
     NewEvent,
     Outcome,
     RetryOptions,
     Status,
 )
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces
+from cassata.recurrence import Occurrence, Rule
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces, series
+from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
-_WITHOUT_PAYLOAD = [column for column in events.c if column is not E.payload]
+_NO_PAYLOAD = null().label("payload")
+_WITHOUT_PAYLOAD = [*(column for column in events.c if column is not E.payload), _NO_PAYLOAD]
+_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series"}
+_LISTED = [*(column for column in events.c if column.name not in _UNLISTED), _NO_PAYLOAD]  # each column costs a microsecond a row
 _FOR_DELIVERY = (
     E.id,
     E.application,
@@ -91,6 +104,7 @@ class Ending(NamedTuple):
     wake_at: int | None
     reason: str | None
     uncounted: int = 0  # 1: the attempt is not one of those that the event has
+    last_status: int | None = None  # what was answered; None leaves the code of an earlier answer
 
 
 # --- applications ------------------------------------------------------------------------------------------------------
@@ -225,11 +239,8 @@ def new_row(new: NewEvent, application: int, now: int, series: int | None = None
         "fence": 0,
         "attempts": 0,
         "lost_leases": 0,
-        "method": new.method,
-        "url": new.url,
-        "headers": json.dumps(new.headers) if new.headers else None,
         "payload": new.payload,
-        "options": _options(new),
+        **_request_columns(new),
         "request_hash": new.request_hash,
         "created_at": now,
         "series": series,
@@ -242,6 +253,8 @@ def _options(new: NewEvent) -> str | None:
         options["timeout_ms"] = new.timeout_ms
     if new.retry is not None:
         options["retry"] = asdict(new.retry)
+    if new.max_lateness_ms is not None:
+        options["max_lateness_ms"] = new.max_lateness_ms
     return json.dumps(options) if options else None
 
 
@@ -254,6 +267,27 @@ def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[
     """Look up and lock events by (application, event_id), without their payloads: nobody removes them meanwhile."""
     rows = conn.execute(select(*_WITHOUT_PAYLOAD).where(_any_key(keys)).with_for_update())
     return {(row.application, row.event_id): row for row in rows}
+
+
+def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | None:
+    """Look an event up, and lock it: a claim passes over it until this transaction has ended."""
+    return conn.execute(select(*events.c).where(E.application == application, E.event_id == event_id).with_for_update()).first()
+
+
+def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
+    """Have a locked event that waits ask for something else. A higher fence is a new version of it."""
+    columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
+    changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
+    _expect(changed.rowcount, 1, "change_event")
+
+
+def _request_columns(new: NewEvent) -> dict[str, Any]:
+    return {
+        "method": new.method,
+        "url": new.url,
+        "headers": json.dumps(new.headers) if new.headers else None,
+        "options": _options(new),
+    }
 
 
 def _any_key(keys: Collection[tuple[int, str]]) -> Any:
@@ -288,27 +322,130 @@ def request_cancel(conn: Connection, application: int, event_id: str) -> None:
     )
 
 
-def page(
-    conn: Connection,
-    application: int,
-    *,
-    status: Status | None,
-    due_from: int | None,
-    due_until: int | None,
-    after: tuple[int, int] | None,
-    limit: int,
-) -> Sequence[Row[Any]]:
-    """Read up to `limit` events by due time, after the place `(due_at, id)`, without their payloads."""
-    question = select(*_WITHOUT_PAYLOAD).where(E.application == application).order_by(E.due_at, E.id).limit(limit)
-    if after is not None:
-        question = question.where(E.due_at >= after[0], or_(E.due_at > after[0], E.id > after[1]))
-    if due_from is not None:
-        question = question.where(E.due_at >= due_from)
-    if due_until is not None:
-        question = question.where(E.due_at < due_until)
-    if status is not None:
-        question = question.where(E.status == status)
-    return conn.execute(_hinted(question, "events_due")).all()
+# --- searching ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The one range of an index in which all that is wanted lies, in the index's own order, and what is to be judged row by row.
+
+    The range are the rows of an application whose `ordered` value is `low` at least, and less than `high` (None: no end).
+    """
+
+    application: int
+    index: str
+    ordered: ColumnElement[Any]
+    low: Any
+    high: Any
+    judged: tuple[ColumnElement[bool], ...]
+
+    def cursor(self, row: Row[Any]) -> Cursor:
+        at = getattr(row, self.ordered.name)
+        return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
+
+    def question(self, columns: Sequence[ColumnElement[Any]], after: Cursor | None, last: Cursor | None, dialect: str) -> Select[Any]:
+        """Ask for what lies beyond a place, and not beyond another one."""
+        if self.ordered is E.event_id:
+            order: list[ColumnElement[Any]] = [E.event_id]
+            bounds = self._ids(after, last)
+        else:
+            bounds = self._row_values(after, last) if dialect == "sqlite" else [or_(false(), *self._ranges(after, last))]
+            order = [self.ordered, E.id]
+        within = select(*columns).where(E.application == self.application, *bounds).order_by(*order)
+        hinted: Select[Any] = _hinted(within, self.index)
+        return hinted
+
+    def _ids(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        low = E.event_id > after.event_id if after else E.event_id >= self.low
+        return [low, E.event_id <= last.event_id if last else E.event_id < self.high]
+
+    def _row_values(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        place, bounds = tuple_(self.ordered, E.id), [self.ordered >= self.low]
+        if self.high is not None:
+            bounds.append(self.ordered < self.high)
+        if after:
+            bounds.append(place > tuple_(after.at, after.id))
+        if last:
+            bounds.append(place <= tuple_(last.at, last.id))
+        return bounds
+
+    def _ranges(self, after: Cursor | None, last: Cursor | None) -> Iterator[ColumnElement[bool]]:
+        """Write out what a comparison of pairs means, for MariaDB: plain ranges, none of them empty, are all its optimizer can use."""
+        begin, end = self.low, self.high
+        if after and after.at >= self.low and (end is None or after.at < end):
+            begin = after.at + 1
+            until = (E.id <= last.id,) if last and last.at == after.at else ()
+            yield and_(self.ordered == after.at, E.id > after.id, *until)
+        if last and last.at >= begin:
+            yield and_(self.ordered == last.at, E.id <= last.id)
+        if last:
+            end = last.at
+        if end is None:
+            yield self.ordered >= begin
+        elif begin < end:
+            yield and_(self.ordered >= begin, self.ordered < end)
+
+
+def lane(application: int, wanted: Filter) -> Lane:
+    """Choose the index in which the least is passed that is not wanted.
+
+    What has not ended lies together where it waits, which is never before its due time. Where both ends of the due time are
+    given, that range is taken for the smaller one.
+    """
+    is_window = wanted.due_from is not None and wanted.due_until is not None
+    if wanted.statuses and wanted.statuses <= UNFINISHED and not is_window:
+        judged = (*_judged(wanted, among=UNFINISHED), *_judged_dues(wanted))
+        return Lane(application, "events_wake", E.wake_at, max(1, wanted.due_from or 0), None, judged)
+    return Lane(application, "events_due", E.due_at, wanted.due_from or 0, wanted.due_until, tuple(_judged(wanted)))
+
+
+def lane_of_series(application: int, series: int, wanted: Filter) -> Lane:
+    """Look among the ids of occurrences: that of the series (its row is `series`), and the digits of an instant."""
+    judged = (E.series == series, *_judged(wanted), *_judged_dues(wanted))
+    return Lane(application, "events_event_id", E.event_id, f"{wanted.series_id}_0", f"{wanted.series_id}_:", judged)
+
+
+def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Iterator[ColumnElement[bool]]:
+    if wanted.statuses and not among <= wanted.statuses:
+        yield E.status.in_(sorted(wanted.statuses))
+    if wanted.last_status is not None:
+        yield E.last_status == wanted.last_status
+    if wanted.host is not None:
+        yield _may_lead_to(wanted.host)
+
+
+def _judged_dues(wanted: Filter) -> Iterator[ColumnElement[bool]]:
+    due_at = E.due_at + 0  # by the name alone SQLite might take the other index, and sort
+    if wanted.due_from is not None:
+        yield due_at >= wanted.due_from
+    if wanted.due_until is not None:
+        yield due_at < wanted.due_until
+
+
+def _may_lead_to(host: str) -> ColumnElement[bool]:
+    """Sort out most of what leads elsewhere. `Filter.goes_there` decides, as an address may be written in many ways."""
+    if re.fullmatch(r"\[.*|[0-9.]+(:[0-9]+)?", host):
+        return func.substr(E.url, func.instr(E.url, "://") + 3, 1).in_(list("0123456789["))
+    name = host.partition(":")[0]
+    return or_(*(func.lower(E.url).startswith(f"{scheme}://{name}", autoescape=True) for scheme in ("http", "https")))
+
+
+def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cursor | None:
+    """Return the place of the last of `most` events beyond a place, whatever they are; None if there are fewer."""
+    columns = [lane.ordered] if lane.ordered is E.event_id else [lane.ordered, E.id]
+    row = conn.execute(lane.question(columns, after, None, conn.dialect.name).offset(most - 1).limit(1)).first()
+    return lane.cursor(row) if row is not None else None
+
+
+def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` of the events that are wanted, after one place and not after another one, without their payloads."""
+    question = lane.question(_LISTED, after, last, conn.dialect.name).where(*lane.judged)
+    return conn.execute(question.limit(limit)).all()
+
+
+def series_number(conn: Connection, application: int, series_id: str) -> int | None:
+    s = series.c
+    return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
 
 
 def attempts_of(conn: Connection, event: int) -> list[Attempt]:
@@ -320,6 +457,200 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
         Attempt(number, started_at, duration_ms, status_code, ErrorKind(error) if error else None, detail, excerpt)
         for number, started_at, duration_ms, status_code, error, detail, excerpt in rows
     ]
+
+
+# --- series ------------------------------------------------------------------------------------------------------------
+
+S = series.c
+_SERIES = select(*series.c)
+_SERIES_WITHOUT_PAYLOAD = select(*(column for column in series.c if column is not S.payload))
+_ACTIVE_WAKE = select(func.min(S.wake_at)).where(S.wake_at > 0)
+
+
+def find_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id)).first()
+
+
+def lock_series(conn: Connection, application: int, series_id: str) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.application == application, S.series_id == series_id).with_for_update()).first()
+
+
+def series_after(conn: Connection, application: int, statuses: Collection[SeriesStatus], after: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` series of an application, of these statuses (none: of any), without payloads, by id, after that one."""
+    question = _SERIES_WITHOUT_PAYLOAD.where(S.application == application, S.series_id > after).order_by(S.series_id).limit(limit)
+    if statuses:
+        question = question.where(S.status.in_(sorted(statuses)))
+    return conn.execute(question).all()
+
+
+def next_series_wake(conn: Connection) -> int | None:
+    """Tell when a worker is to see to a series next (ms); None: never."""
+    return conn.execute(_ACTIVE_WAKE).scalar()
+
+
+def lock_due_series(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Lock series that are to be seen to by `until`, those that wait longest first, passing over locked ones."""
+    question = _SERIES.where(S.wake_at > 0, S.wake_at <= until).order_by(S.wake_at, S.id).limit(limit)
+    hint = "FORCE INDEX (series_wake)"
+    hinted = question.with_hint(series, hint, "mysql").with_hint(series, hint, "mariadb")
+    return conn.execute(hinted.with_for_update(skip_locked=True)).all()
+
+
+def insert_series(conn: Connection, row: Mapping[str, Any]) -> int:
+    return int(conn.execute(insert(series).values(row)).lastrowid)
+
+
+def change_series(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(series).where(S.id == number).values(columns))
+
+
+_MOVE_SERIES = (
+    update(series)
+    .where(S.id == bindparam("of"))
+    .values(
+        status=bindparam("to"),
+        last_at=bindparam("at"),
+        last_index=bindparam("index"),
+        wake_at=bindparam("wake"),
+        finished_at=bindparam("ended"),
+    )
+)
+
+
+def move_series(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write how far locked series have come."""
+    _expect(conn.execute(_MOVE_SERIES, rows).rowcount, len(rows), "move series")
+
+
+def postpone_series(conn: Connection, numbers: Collection[int], wake_at: int) -> None:
+    conn.execute(update(series).where(S.id.in_(sorted(numbers))).values(wake_at=wake_at))
+
+
+def delete_series(conn: Connection, number: int) -> None:
+    conn.execute(delete(series).where(S.id == number))
+
+
+def series_row(content: Content, application: int) -> dict[str, Any]:
+    """Lay out what a series is to do as columns."""
+    return {
+        "application": application,
+        "series_id": content.series_id,
+        "name": content.name,
+        "rule": json.dumps({name: value for name, value in asdict(content.rule).items() if value is not None}),
+        "options": json.dumps(content.options) if content.options else None,
+        "metadata": json.dumps(content.metadata) if content.metadata else None,
+        "method": content.method,
+        "url": content.url,
+        "headers": json.dumps(content.headers) if content.headers else None,
+        "payload": content.payload,
+        "request_hash": content.content_hash,
+    }
+
+
+def to_series(row: Row[Any], application_id: str) -> Series:
+    """Read a row; its next occurrence is left out. Raises SeriesUnreadable."""
+    try:
+        options = json.loads(row.options) if row.options else {}
+        content = Content(
+            application_id=application_id,
+            series_id=row.series_id,
+            rule=Rule(**json.loads(row.rule)),
+            url=row.url,
+            method=row.method,
+            headers=tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else (),
+            payload=getattr(row, "payload", None),
+            timeout_ms=options.get("timeout_ms"),
+            retry=RetryOptions(**options["retry"]) if "retry" in options else None,
+            max_lateness_ms=options.get("max_lateness_ms"),
+            duration_ms=options.get("duration_ms"),
+            name=row.name,
+            description=options.get("description"),
+            metadata=json.loads(row.metadata) if row.metadata else {},
+            catch_up=CatchUp(options.get("catch_up", CatchUp.LATEST)),
+            catch_up_window_ms=options.get("catch_up_window_ms"),
+            overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
+            jitter_ms=options.get("jitter_ms", 0),
+        )
+    except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
+        raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
+    return Series(
+        number=row.id,
+        content=content,
+        content_hash=row.request_hash,
+        status=SeriesStatus(row.status),
+        version=row.version,
+        last=None if row.last_at is None else Occurrence(row.last_at, row.last_index),
+        wake_at=row.wake_at,
+        next_at=None,
+        created_at=row.created_at,
+        changed_at=row.changed_at,
+        finished_at=row.finished_at,
+    )
+
+
+# --- the events of series ----------------------------------------------------------------------------------------------
+
+
+def _occurrences(application: int, number: int, first: str, last: str) -> ColumnElement[bool]:
+    """Those events of a series whose ids lie between two, both included: they are in the order of their original instants."""
+    return and_(E.application == application, E.event_id >= first, E.event_id <= last, E.series == number)
+
+
+def occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, in their order."""
+    question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
+    """Read the ids, and no more, of those that have not ended, in the order of their ids."""
+    which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
+    question = select(E.id, E.event_id, E.status, E.fence, E.request_hash).where(which).order_by(E.event_id)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def latest_occurrences(conn: Connection, application: int, number: int, first: str, before: str, limit: int) -> list[Status]:
+    """Tell the statuses of up to `limit` occurrences before that id, the latest first."""
+    which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
+    question = select(E.status).where(which).order_by(E.event_id.desc()).limit(limit)
+    return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
+
+
+def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Tell which of these (application, event_id) are taken."""
+    return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}
+
+
+def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
+    """Cancel what is not being sent, and ask that what is be sent no more after this; return how many were cancelled."""
+    waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(WAITING))
+    cancelled = conn.execute(waiting.values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)).rowcount
+    conn.execute(update(events).where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING).values(cancel_requested=True))
+    return cancelled
+
+
+def lock_unsent(conn: Connection, ids: Collection[int]) -> list[int]:
+    """Lock those that nobody is sending, or has begun to, and those that were cancelled."""
+    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_((Status.PENDING, Status.CANCELLED)))
+    return list(conn.execute(which.order_by(E.id).with_for_update()).scalars())
+
+
+def remove_events(conn: Connection, ids: Collection[int]) -> None:
+    """Remove locked events, with the log of their attempts."""
+    conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids))))
+    conn.execute(delete(events).where(E.id.in_(sorted(ids))))
+
+
+EXCEPTION_HASH = hashlib.sha256(b"an occurrence that was changed or cancelled by itself").digest()
+"""What such an event has in place of its request's fingerprint: nobody repeats the request by which it was made."""
+
+
+def mark_exception(conn: Connection, id_: int) -> None:
+    conn.execute(update(events).where(E.id == id_).values(request_hash=EXCEPTION_HASH))
+
+
+def is_exception(row: Row[Any]) -> bool:
+    return bool(row.request_hash == EXCEPTION_HASH)
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
@@ -611,13 +942,13 @@ def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
 _COMPLETE = (
     update(events)
     .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
-    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0)
+    .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
 
 
-def complete(conn: Connection, ids: Collection[int], fence: int, now: int) -> int:
-    """Finish those that the claims with this fence still own, and return how many these are."""
-    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "now": now}).rowcount
+def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int) -> int:
+    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are."""
+    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}).rowcount
 
 
 _END = (
@@ -630,6 +961,7 @@ _END = (
         last_error=bindparam("reason"),
         lost_leases=0,
         attempts=E.attempts - bindparam("uncounted"),
+        last_status=func.coalesce(bindparam("code", type_=E.last_status.type), E.last_status),
     )
 )
 
@@ -637,7 +969,12 @@ _END = (
 def end(conn: Connection, endings: Iterable[Ending], now: int) -> None:
     """Write how attempts ended that need another one, or can have none."""
     rows = [
-        {**_parameters(ending, now), "reason": _clipped(ending.reason, DETAIL_CHARACTERS), "uncounted": ending.uncounted}
+        {
+            **_parameters(ending, now),
+            "reason": _clipped(ending.reason, DETAIL_CHARACTERS),
+            "uncounted": ending.uncounted,
+            "code": ending.last_status,
+        }
         for ending in endings
     ]
     _expect(conn.execute(_END, rows).rowcount, len(rows), "end")
@@ -718,8 +1055,10 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str) -> Event:
+def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
+    """Read a row. It is late if it has never been tried, and should have been before that instant (ms)."""
     request = _read_request(row)
+    should_begin_at = max(row.due_at, row.created_at)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -732,16 +1071,20 @@ def to_event(row: Row[Any], application_id: str) -> Event:
         method=row.method,
         url=request.url,
         headers=request.headers,
-        payload=getattr(row, "payload", None),
+        payload=row.payload,
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        max_lateness_ms=request.max_lateness_ms,
+        last_status=row.last_status,
+        fence=row.fence,
+        late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
     )
 
 
-def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
-    """Read a row of `lock_due` as it is once `claim` has taken it."""
+def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_ms: int | None = None) -> Delivery:
+    """Read a row of `lock_due` as it is once `claim` has taken it. `max_lateness_ms` holds where the event has none of its own."""
     request = _read_request(row)
     return Delivery(
         id=row.id,
@@ -762,6 +1105,7 @@ def to_delivery(row: Row[Any], application: Application, now: int) -> Delivery:
         application=row.application,
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
+        max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
     )
 
 
@@ -770,6 +1114,7 @@ class _Request(NamedTuple):
     headers: Headers = ()
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
+    max_lateness_ms: int | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -781,6 +1126,6 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry)
+        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"))
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")

@@ -28,8 +28,9 @@ from cassata.courier.retry import RetryPolicy
 from cassata.courier.settings import courier_settings
 from cassata.destinations import BreakerPolicy, Claim, Place
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
+from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
-from cassata.model import Delivery, Limits, Outcome
+from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.scheduler import Claimed, Scheduler, Terms
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ SHORTEST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 LONGEST_IDLE_SECONDS = 10.0
 STOP_WITHOUT_DATABASE_SECONDS = 10.0
+HOUSEKEEPER_SECONDS = 1.0
+"""So long is waited for what the housekeeper is about. What it has not committed then has not happened."""
 RESTART_SECONDS = (0.1, 5.0)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
@@ -500,11 +503,15 @@ class WorkerThread(threading.Thread):
             return
         now = self._scheduler.clock.estimate()
         late: list[Held] = []
+        too_late: list[Delivery] = []
         begun = 0
         try:
             for held in chain(self._with_room(), self._due(now)):
                 if time.monotonic() > held.start_by:
                     late.append(held)  # this process was stopped for a while: the lease may end before the delivery does
+                    continue
+                if held.delivery.is_too_late(now):
+                    too_late.append(held.delivery)
                     continue
                 if (place := self._scheduler.destinations.full(held.delivery)) is not None:
                     self._waiting.setdefault(place, deque()).append(held)
@@ -515,6 +522,7 @@ class WorkerThread(threading.Thread):
                 if begun % SUBMIT_STEP == 0:
                     self._collect(self._courier.poll(0))
         finally:
+            self._collect([too_late_outcome(delivery, now) for delivery in too_late])
             if late:
                 self._put_back(late)
 
@@ -615,6 +623,13 @@ class WorkerThread(threading.Thread):
             telemetry.emit("stopped without the database", level="error", unrecorded=unrecorded, effect="they will be sent again")
 
 
+def too_late_outcome(delivery: Delivery, now: int) -> Outcome:
+    """Say how a delivery ended that was not sent, since it would have come too late."""
+    allowed_ms = delivery.max_lateness_ms or 0
+    detail = f"{(now - delivery.due_at) / 1000:,.1f} s after its expiry, and {allowed_ms / 1000:,g} s are allowed"
+    return Outcome(delivery, now, 0, error=ErrorKind.TOO_LATE, detail=detail)
+
+
 # --- one process -------------------------------------------------------------------------------------------------------
 
 
@@ -667,6 +682,7 @@ class WorkerProcess:
             )
             for number in range(worker.num_worker_threads)
         ]
+        self._housekeeper = Housekeeper(chores_of(scheduler), scheduler.clock.estimate, self._stopping)
 
     def hands(self) -> tuple[int, int, int]:
         """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
@@ -674,7 +690,8 @@ class WorkerProcess:
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
-        for thread in self._threads:
+        threads = [*self._threads, self._housekeeper]
+        for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in self._threads):
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
@@ -684,14 +701,20 @@ class WorkerProcess:
             if asked and not self._stopping.is_set():
                 telemetry.emit("worker stopping")
                 self._stopping.set()
-            if not self._stopping.is_set() and not all(thread.is_alive() for thread in self._threads):
+            if not self._stopping.is_set() and not all(thread.is_alive() for thread in threads):
                 telemetry.emit("a worker thread has died", level="error")
                 self._stopping.set()
                 self._threads[0].clean = False
+        self._housekeeper.join(HOUSEKEEPER_SECONDS)
         self._scheduler.close()
         clean = all(thread.clean for thread in self._threads)
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
+
+
+def chores_of(scheduler: Scheduler) -> list[Chore]:
+    timetable = scheduler.timetable
+    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series)]
 
 
 def terms_of(worker: config.Worker) -> Terms:
@@ -745,12 +768,13 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         max_in_flight=worker.max_in_flight_per_application,
         deliveries_per_second=worker.deliveries_per_second_per_application,
         max_in_flight_per_host=worker.max_in_flight_per_host,
+        max_lateness_ms=None if worker.max_lateness_seconds is None else int(worker.max_lateness_seconds * 1000),
     )
     return Scheduler.open(
         url,
         create_tables=create_tables,
         settings=settings.database,
-        pool_size=worker.num_worker_threads,
+        pool_size=worker.num_worker_threads + 1,  # one for the housekeeper
         limits=limits,
         retry=retry,
         breaker=breaker,

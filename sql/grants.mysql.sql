@@ -1,7 +1,7 @@
 -- Three users of Cassata's database, each with what it needs and no more, for MySQL 8 and MariaDB 10.6 or later:
 --   cassata_admin    for 'cassata db upgrade': everything, in this database alone
 --   cassata_service  for 'cassata service' and the commands 'app', 'key' and 'event'
---   cassata_worker   for 'cassata worker': it neither adds nor removes events, and never sees an API key
+--   cassata_worker   for 'cassata worker': it adds no events but those of series, removes none, and never sees an API key
 -- None but the first can make, change or drop a table.
 --
 -- To be replaced before use: DATABASE_NAME, and ADMIN_PASSWORD, SERVICE_PASSWORD, WORKER_PASSWORD (of letters and digits). As root:

@@ -54,6 +54,8 @@ def mutant(name: str, *changes: Change, tests: str) -> Mutant:
 
 
 SCHEDULER, STORE, DATABASE = "cassata/scheduler.py", "cassata/store.py", "cassata/database.py"
+TIMETABLE, SERIES = "cassata/timetable.py", "tests/store/test_series.py"
+RECURRENCE, RECURRENCES = "cassata/recurrence.py", "tests/unit/test_recurrence.py"
 CLAIMING, LIMITS, PLANS = "tests/store/test_claiming.py", "tests/store/test_limits.py", "tests/store/test_plans.py"
 
 MUTANTS = (
@@ -153,6 +155,26 @@ MUTANTS = (
         ),
         tests=f"{CLAIMING}::test_an_outcome_whose_commit_failed_leaves_no_trace_and_is_recorded_again[mariadb]",
     ),
+    mutant(
+        "an event changed while it is being sent",
+        Change(STORE, "E.event_id == event_id).with_for_update()).first()", "E.event_id == event_id)).first()"),
+        Change(
+            STORE,
+            "update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns)",
+            "update(events).where(E.id == id_).values(columns)",
+        ),
+        tests="tests/store/test_changing.py::test_an_old_version_is_never_sent_once_a_change_was_acknowledged[mariadb]",
+    ),
+    mutant(
+        "a change that is no new version",
+        Change(STORE, '"wake_at": wake_at, "fence": E.fence + 1, "payload"', '"wake_at": wake_at, "payload"'),
+        tests="tests/store/test_changing.py::test_a_change_of_another_version_is_refused_unless_it_is_so_already",
+    ),
+    mutant(
+        "what is too late sent nevertheless",
+        Change("cassata/model.py", "now - self.due_at > self.max_lateness_ms", "now - self.due_at > self.max_lateness_ms * 1_000"),
+        tests="tests/unit/test_worker.py::test_what_is_too_late_when_it_is_claimed_fails_unsent_and_has_had_no_attempt",
+    ),
     # --- leases and time
     mutant(
         "lost leases not counted",
@@ -231,6 +253,75 @@ MUTANTS = (
             "webhook_id(delivery.event_id, str(delivery.number))",
         ),
         tests="tests/courier/test_signature.py::test_the_timestamp_is_the_instant_of_the_attempt_and_the_id_stays",
+    ),
+    # --- series
+    mutant(
+        "occurrences of a series in a transaction of their own",
+        Change(
+            TIMETABLE,
+            "            self._insert_missing(conn, plans)\n",
+            "            with conn.engine.connect() as other, other.begin():\n                self._insert_missing(other, plans)\n",
+        ),
+        tests=f"{SERIES}::test_an_advance_that_dies_before_its_commit_has_done_nothing[mariadb]",
+    ),
+    mutant(
+        "a series moved on without what was changed ahead",
+        Change(TIMETABLE, 'if (row["application"], row["event_id"]) not in there]', 'if (row["application"], row["event_id"]) or there]'),
+        tests=f"{SERIES}::test_one_occurrence_is_changed_by_itself {SERIES}::test_one_occurrence_is_cancelled_by_itself",
+    ),
+    mutant(
+        "a paused series leaves what was made ahead",
+        Change(TIMETABLE, "            self._remove_untouched(conn, application, series, now)\n", ""),
+        tests=f"{SERIES}::test_a_paused_series_takes_back_what_is_not_due_and_goes_on_after_the_next_boundary",
+    ),
+    mutant(
+        "exceptions of a series replaced with the others",
+        Change(
+            TIMETABLE, "row.status == Status.PENDING and row.fence == 0) and not store.is_exception(row)", "row.status == Status.PENDING)"
+        ),
+        tests=f"{SERIES}::test_exceptions_outlive_another_content_where_the_new_rule_makes_their_instants",
+    ),
+    mutant(
+        "occurrences of a series overlap",
+        Change(TIMETABLE, "busy = self._is_busy(conn, plan, made)", "busy = False"),
+        tests=f"{SERIES}::test_an_occurrence_is_left_out_as_long_as_the_one_before_it_is_unfinished",
+    ),
+    mutant(
+        "what a series missed is not passed over",
+        Change(TIMETABLE, "        _pass_over_missed(plan, now)\n", ""),
+        tests=f"{SERIES}::test_what_nobody_was_there_to_make_is_caught_up_as_the_series_says",
+    ),
+    # --- recurrence
+    mutant(
+        "recurrence: a walk in vain goes on",
+        Change(RECURRENCE, "        self.left -= 1\n", "        self.left -= 0\n"),
+        tests=f"{RECURRENCES}::test_a_hostile_recurrence_is_refused_after_a_bounded_walk",
+    ),
+    mutant(
+        "recurrence: what a gap moves is not held back",
+        Change(RECURRENCE, "while held and _wall(held[0], self.zone) <= wall:", "while held:"),
+        tests=f"{RECURRENCES}::test_a_recurrence_where_clocks_are_put_forward_and_back",
+    ),
+    mutant(
+        "recurrence: a walk begins behind a gap",
+        Change(RECURRENCE, "local.replace(tzinfo=None) - shift)", "local.replace(tzinfo=None))"),
+        tests=f"{RECURRENCES}::test_a_recurrence_where_clocks_are_put_forward_and_back "
+        f"{RECURRENCES}::test_a_walk_from_anywhere_finds_what_a_walk_from_the_start_finds",
+    ),
+    mutant(
+        "recurrence: hours are skipped over a fold",
+        Change(RECURRENCE, "_LONGEST_FOLD = 4 * _HOUR", "_LONGEST_FOLD = 0"),
+        tests=f"{RECURRENCES}::test_a_recurrence_where_clocks_are_put_forward_and_back",
+    ),
+    mutant(
+        "recurrence: a walk of cron repeats the first half of a fold",
+        Change(RECURRENCE, "            elif at > last:", "            else:"),
+        tests=f"{RECURRENCES}::test_cron_asked_within_a_fold_does_not_repeat_what_was_due_in_its_first_half",
+    ),
+    mutant(
+        "recurrence: a midnight that clocks skip is one",
+        Change(RECURRENCE, "if _wall(at, self.zone) != found.replace(tzinfo=None):", "if at < 0:"),
+        tests=f"{RECURRENCES}::test_cron_on_a_day_without_a_midnight",
     ),
 )
 

@@ -12,6 +12,7 @@ from bench.inside.guards import guards
 from bench.inside.idle import idle
 from bench.inside.memory import memory
 from bench.inside.profile import profile
+from bench.inside.search import search
 from bench.inside.slow_disk import slow_disk
 from bench.inside.tenants import tenants
 
@@ -19,6 +20,7 @@ WORKLOADS: dict[str, Callable[[Place, int, bool], Iterator[Run]]] = {
     "floor": floor,
     "add": add,
     "depth": depth,
+    "search": search,
     "tenants": tenants,
     "guards": guards,
     "idle": idle,

@@ -1,8 +1,9 @@
-"""`cassata demo`: a real service, a real worker and a receiver in a temporary folder, and a handful of events on their way."""
+"""`cassata demo`: a real service, a real worker and a receiver in a temporary folder, a handful of events on their way, and a series."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -26,7 +27,7 @@ from rich.text import Text
 
 from cassata.cli.event import Delay, cell
 from cassata.cli.listen import harmless
-from cassata.client import Client, Event, NewEvent, ServiceUnavailable
+from cassata.client import Client, Event, NewEvent, NewSeries, ServiceUnavailable
 from cassata.errors import CassataError
 from cassata.model import FINISHED, Status
 from cassata.receiver import Received, Receiver
@@ -65,6 +66,15 @@ PLAN = (
 )
 
 
+SERIES = "tick"
+SERIES_SECONDS = 3
+SERIES_FIRINGS = 2
+"""So often it has to fire before all is well."""
+SERIES_SHOWN = 4
+LOOK_BACK = timedelta(minutes=10)
+"""What lies further back is not asked for any more: a series goes on for as long as one watches."""
+
+
 @dataclass(slots=True)
 class Arrivals:
     """What the receiver saw. Written by its threads: first arrivals are set once, counts are only for its own answers."""
@@ -94,7 +104,7 @@ class Arrivals:
     "duration",
     type=Delay(),
     metavar="TIME",
-    help="End after so long, such as 20s (all seven events take about 8s); without it: at Ctrl-C.",
+    help="End after so long, such as 20s (all seven events take about 8s, and a series goes on); without it: at Ctrl-C.",
 )
 @click.option("--port", type=click.IntRange(1, 65_535), help=f"Where the service listens.  [default: {USUAL_PORT}, or any free one]")
 def demo(duration: timedelta | None, port: int | None) -> None:
@@ -112,6 +122,7 @@ def demo(duration: timedelta | None, port: int | None) -> None:
             client = cleaning.enter_context(contextlib.closing(Client(processes.url, key="")))
             _greet(console, processes.url, receiver.url)
             _schedule(client, receiver.url)
+            _repeat(client, receiver.url)
             seen = _watch(console, client, arrivals, processes, duration.total_seconds() if duration is not None else None)
         except KeyboardInterrupt:
             _tidy_undisturbed()
@@ -230,7 +241,8 @@ def _tidy_undisturbed() -> None:
 
 def _greet(console: Console, service: str, receiver: str) -> None:
     event = f'{{"application-id": "{APPLICATION}", "delay": 5, "url": "{receiver}/hello", "event": {{"hello": "world"}}}}'
-    console.print(f"service   {service}\nreceiver  {receiver}\n\nAdd an event of your own, due in 5 seconds:\n", markup=False)
+    console.print(f"service   {service}\nreceiver  {receiver}\n", markup=False)
+    console.print(f"The series {SERIES!r} sends something every {SERIES_SECONDS} seconds. Add an event of your own, due in 5 seconds:\n")
     console.print(f"  curl {service}/cassata/add/ -H 'Content-Type: application/json' -d '{event}'\n", markup=False, soft_wrap=True)
 
 
@@ -240,6 +252,10 @@ def _schedule(client: Client, receiver: str) -> None:
         url = f"{receiver}{planned.path}" if planned.path else nowhere
         payload = {"hello": planned.event_id}
         client.schedule(NewEvent(APPLICATION, url, delay=planned.delay, payload=payload, event_id=planned.event_id, retry=planned.retry))
+
+
+def _repeat(client: Client, receiver: str) -> None:
+    client.schedule_series(NewSeries(APPLICATION, f"{receiver}/ticks", every=SERIES_SECONDS, payload={"hello": "again"}, series_id=SERIES))
 
 
 def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None) -> dict[str, Event]:
@@ -256,16 +272,16 @@ def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Proc
                 processes.check()
                 now = _look(client)
                 if live is not None:
-                    live.update(_table(now, arrivals, console.width), refresh=True)
+                    live.update(_table(seen | now, arrivals, console.width), refresh=True)
                 else:
                     _tell_changes(console, seen, now, arrivals)
-                seen = now or seen
+                seen |= now
                 time.sleep(LOOK_SECONDS)
         except KeyboardInterrupt:
             console.print()
         finally:
             _tidy_undisturbed()
-        seen = _look(client) or seen
+        seen |= _look(client)
     if not console.is_terminal:
         console.print(_table(seen, arrivals, console.width))
     return seen
@@ -273,7 +289,8 @@ def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Proc
 
 def _look(client: Client) -> dict[str, Event]:
     try:
-        return {event.event_id: event for event in client.iter_events(APPLICATION)}
+        since = datetime.now(UTC) - LOOK_BACK
+        return {event.event_id: event for event in client.iter_events(APPLICATION, expiry_from=since, page_length=1_000)}
     except ServiceUnavailable:
         return {}  # the next look will tell, or the check of the processes
 
@@ -285,10 +302,22 @@ def _table(events: Mapping[str, Event], arrivals: Arrivals, width: int) -> Table
     for name in names:
         # A column that may wrap is the one that shrinks; its cells are cut to one line all the same.
         table.add_column(name, justify="right" if name in {"attempts", "late"} else "left", no_wrap=name != "last error")
-    for event in events.values():
+    for event in _shown(events):
         cells = _cells(event, arrivals)
         table.add_row(*(_line(cells[name]) for name in names))
     return table
+
+
+def _shown(events: Mapping[str, Event]) -> list[Event]:
+    """Leave out what a series sent long ago, and what it has ready."""
+    soon = datetime.now(UTC) + timedelta(seconds=SERIES_SECONDS)
+    ticks = [event for event in events.values() if _is_tick(event)]
+    few = [event for event in ticks if event.expiry <= soon][-SERIES_SHOWN:]
+    return sorted([event for event in events.values() if not _is_tick(event)] + few, key=lambda event: event.expiry)
+
+
+def _is_tick(event: Event) -> bool:
+    return event.event_id.startswith(f"{SERIES}_")
 
 
 def _line(text: str) -> Text:
@@ -316,7 +345,7 @@ def _tell_changes(console: Console, before: Mapping[str, Event], now: Mapping[st
         if known is None or (known.status, known.attempts) != (event.status, event.attempts):
             cells = _cells(event, arrivals)
             facts = [f"attempts {cells['attempts']}", f"late {cells['late']}" if cells["late"] else "", cells["last error"]]
-            line = f"{time.strftime('%H:%M:%S')} {event_id:<14} {cells['status']:<20} {', '.join(filter(None, facts))}"
+            line = f"{time.strftime('%H:%M:%S')} {event_id:<21} {cells['status']:<20} {', '.join(filter(None, facts))}"
             console.print(harmless(line), markup=False, soft_wrap=True)
 
 
@@ -327,6 +356,7 @@ def _faults(seen: Mapping[str, Event], arrivals: Arrivals) -> Iterator[str]:
     """Say of each planned event what is not as it should be."""
     for planned in PLAN:
         yield from (f"{planned.event_id}: {fault}" for fault in _faults_of(planned, seen.get(planned.event_id), arrivals))
+    yield from (f"{SERIES}: {fault}" for fault in _faults_of_series([event for event in seen.values() if _is_tick(event)], arrivals))
 
 
 def _faults_of(planned: Planned, event: Event | None, arrivals: Arrivals) -> Iterator[str]:
@@ -345,3 +375,16 @@ def _faults_of(planned: Planned, event: Event | None, arrivals: Arrivals) -> Ite
         yield f"it arrived {-late} ms early"
     if planned.status is Status.FAILED and not event.last_error:
         yield "no reason is told"
+
+
+def _faults_of_series(ticks: list[Event], arrivals: Arrivals) -> Iterator[str]:
+    sent = [event for event in ticks if event.status is Status.COMPLETED]
+    if len(sent) < SERIES_FIRINGS:
+        yield f"it has fired {len(sent)} times: there was not time enough"
+    for event in sent:
+        late = arrivals.lateness_ms(event)
+        if late is None or late < 0:
+            yield f"{event.event_id} never arrived" if late is None else f"{event.event_id} arrived {-late} ms early"
+    gaps = {later.expiry - earlier.expiry for earlier, later in itertools.pairwise(sorted(ticks, key=lambda event: event.expiry))}
+    if gaps - {timedelta(seconds=SERIES_SECONDS)}:
+        yield f"its events do not lie {SERIES_SECONDS} seconds apart"

@@ -1,4 +1,4 @@
-"""`cassata event`: add, look at, list and delete events through the HTTP service."""
+"""`cassata event`: add, look at, list, change and delete events through the HTTP service."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import click
 from cassata.cli.listen import harmless
 from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, Status, new_event_id
+
+Command = Callable[..., Any]
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -55,14 +57,16 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
-class _Reported(click.Group):
-    """Says what the service refused in one line each, and exits with 1."""
+class Reported(click.Group):
+    """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
+
+    words: Mapping[str, str] = {}
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            for line in _lines(error):
+            for line in _lines(error, self.words):
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
 
@@ -73,6 +77,7 @@ _WORDS = {
     "/event": "--payload",
     "/event-id": "--id",
     "/expiry": "--at",
+    "/max-lateness": "--max-lateness",
     "/method": "--method",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
@@ -82,14 +87,21 @@ _WORDS = {
     "event-id": "--id",
     "expiry-from": "--from",
     "expiry-until": "--until",
+    "host": "--host",
+    "last-status": "--last-status",
+    "series": "--series",
 }
 """What the places of a request are called on the command line."""
 
 
-def _lines(error: ClientError) -> Iterator[str]:
+class _ReportedEvent(Reported):
+    words = _WORDS
+
+
+def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        word = _WORDS.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        word = words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
@@ -101,15 +113,55 @@ def _lines(error: ClientError) -> Iterator[str]:
 output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
-@click.group(cls=_Reported)
-@click.option(
-    "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
-)
-@click.option("--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command.")
-@click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed.")
+def service_options(command: Command) -> Command:
+    """Where the service is, and who asks."""
+    for option in reversed(
+        [
+            click.option(
+                "--service",
+                metavar="URL",
+                envvar="CASSATA_SERVICE_URL",
+                default=DEFAULT_URL,
+                show_default=True,
+                show_envvar=True,
+                help="Where it is.",
+            ),
+            click.option(
+                "--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command."
+            ),
+            click.option("--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="How often to repeat what failed."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def filter_options(command: Command) -> Command:
+    """Which events are meant: what `Client.iter_events` takes."""
+    statuses = click.Choice(Status.__members__, case_sensitive=False)
+    for option in reversed(
+        [
+            click.option("--status", multiple=True, type=statuses, callback=_statuses, help="Only those in this state; may be repeated."),
+            click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later."),
+            click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier."),
+            click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
+            click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
+            click.option("--series", metavar="ID", help="Only the occurrences of this series."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _statuses(_context: click.Context, _parameter: click.Parameter, names: Sequence[str]) -> frozenset[Status]:
+    return frozenset(Status[name] for name in names)
+
+
+@click.group(cls=_ReportedEvent)
+@service_options
 @click.pass_context
 def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
-    """Add, look at, list and delete events."""
+    """Add, look at, list, change and delete events."""
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
@@ -125,6 +177,7 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
 def add(
@@ -140,6 +193,7 @@ def add(
     event_id: str,
     timeout: timedelta | None,
     retry_count: int | None,
+    max_lateness: timedelta | None,
     output: str,
 ) -> None:
     """Schedule a request to URL."""
@@ -152,12 +206,13 @@ def add(
         url,
         at=at,
         delay=delay,
-        payload=_text(payload_file) if payload_file else payload,
+        payload=text_of(payload_file) if payload_file else payload,
         event_id=event_id,
         method=method,
         headers=headers or None,
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
+        max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
     )
     _show(client.schedule(new), output)
 
@@ -184,29 +239,20 @@ def get(client: Client, application_id: str, event_id: str, output: str) -> None
 
 @event.command(name="list")
 @click.argument("application_id", metavar="APP")
-@click.option("--status", "status_name", type=click.Choice(Status.__members__, case_sensitive=False), help="Only those in this state.")
-@click.option("--from", "expiry_from", type=Instant(), help="Only those that expire then or later.")
-@click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier.")
+@filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @output_option
 @click.pass_obj
 def list_events(
     client: Client,
+    /,
     application_id: str,
-    status_name: Any,
-    expiry_from: datetime | None,
-    expiry_until: datetime | None,
     limit: int,
     output: str,
+    **wanted: Any,
 ) -> None:
     """List the events of an application by expiry."""
-    found = client.iter_events(
-        application_id,
-        status=Status[status_name] if status_name else None,
-        expiry_from=expiry_from,
-        expiry_until=expiry_until,
-        page_length=min(limit, 1_000),
-    )
+    found = client.iter_events(application_id, **wanted, page_length=min(limit, 1_000))
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":
         _print_json([event.document for event in events])
@@ -215,6 +261,51 @@ def list_events(
         console.print(listing(events, console.width))
     else:
         click.echo(f"no events of {application_id!r}")
+
+
+RESETS = ("header", "max-lateness", "method", "retry", "timeout")
+"""What an event may have again as if it had never been given."""
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
+@click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
+@click.option("--url", help="Where to send it.")
+@click.option("--payload", help="The body, sent as it is.")
+@click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header, in place of all there were; may be repeated.")
+@click.option("--method", type=click.Choice(METHODS, case_sensitive=False))
+@click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
+@click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
+@click.option("--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated.")
+@click.option("--if-version", "version", metavar="VERSION", help="Only if that is still its version.")
+@output_option
+@click.pass_obj
+def change(
+    client: Client, /, application_id: str, event_id: str, version: str | None, resets: Sequence[str], output: str, **options: Any
+) -> None:
+    """Change an event that waits to be sent; what is not named stays as it is."""
+    if options["at"] is not None and options["delay"] is not None:
+        raise click.UsageError("Give only one of --at and --in.")
+    if options["payload"] is not None and options["payload_file"] is not None:
+        raise click.UsageError("Give only one of --payload and --payload-file.")
+    changes: Any = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}
+    if not changes:
+        raise click.UsageError("Say what is to be changed.")
+    _show(client.change(application_id, event_id, version=version, **changes), output)
+
+
+def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: Any) -> dict[str, Any]:
+    """Return what was given, as `Client.change` takes it."""
+    changes = {name: value for name, value in options.items() if value is not None and value != ()}
+    if payload_file is not None:
+        changes["payload"] = text_of(payload_file)
+    if retry_count is not None:
+        changes["retry"] = {"count": retry_count}
+    return changes
 
 
 @event.command()
@@ -231,7 +322,7 @@ def delete(client: Client, application_id: str, event_id: str, output: str) -> N
         click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
 
 
-def _text(file: BinaryIO) -> str:
+def text_of(file: BinaryIO) -> str:
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:

@@ -65,6 +65,8 @@ class RetryPolicy:
         state = _state(rule, outcome)
         if outcome.error is ErrorKind.PROXY_FAILED:  # our own way out is blocked: the event is not to blame, nor its destination
             return Verdict(Status.SERVICE_UNAVAILABLE, math.ceil(_PROXY_PAUSE(state) * 1000), _reason(outcome), counts=False)
+        if outcome.error is ErrorKind.TOO_LATE:  # nothing was sent
+            return Verdict(Status.FAILED, reason=_reason(outcome), counts=False)
         if not rule.retry(state):
             return Verdict(Status.FAILED, reason=_reason(outcome))
         if rule.stop(state):

@@ -19,6 +19,7 @@ from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.documentation import Documentation
 from cassata.service.monitoring import Monitoring
+from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
@@ -41,6 +42,7 @@ def create_app(
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     gate.guard(app, monitoring.routes)
     health.register(app, gate, scheduler, draining)

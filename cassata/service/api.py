@@ -9,12 +9,13 @@ from flask import Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from cassata.errors import ApplicationRefused, CassataError, DuplicateEvent, InvalidEvent, UnknownApplication, UnknownEvent
-from cassata.model import Event, Scope, Status, check_application_id, check_event_id
+from cassata.model import Event, Filter, Scope, Status, check_application_id, check_event_id
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
 from cassata.service.auth import Route, caller, check_own
 from cassata.service.cursors import Cursors
+from cassata.service.preconditions import etag, versions
 
 
 class Api:
@@ -31,6 +32,7 @@ class Api:
             Route("/cassata/add/batch", ("POST",), self.add_batch, Scope.PUBLISH),
             Route(f"/cassata/event/{event}", ("PUT",), self.put, Scope.PUBLISH),
             Route(f"/cassata/event/{event}", ("GET",), self.event, Scope.READ, foreign=UnknownEvent),
+            Route(f"/cassata/event/{event}", ("PATCH",), self.change, Scope.PUBLISH, foreign=UnknownEvent),
             Route(f"/cassata/status/{event}", ("GET",), self.status, Scope.READ, foreign=problems.UnknownStatus),
             Route(f"/cassata/delete/{event}", ("DELETE", "GET"), self.delete, Scope.PUBLISH, foreign=UnknownEvent),
             Route("/cassata/events/<application_id>", ("GET",), self.events, Scope.READ),
@@ -49,7 +51,15 @@ class Api:
             event, created = self._scheduler.put(written.new)
         except InvalidEvent as error:
             raise written.invalid(error) from error
-        return _created(event) if created else answer(wire.summary(event))
+        return _created(event) if created else _told(event)
+
+    def change(self, application_id: str, event_id: str) -> Response:
+        change = wire.read_change(bodies.document())
+        _check_possible(application_id, event_id)
+        try:
+            return _told(self._scheduler.change(application_id, event_id, change.fields, versions()))
+        except InvalidEvent as error:
+            raise change.invalid(error) from error
 
     def add_batch(self) -> Response:
         """Store what can be stored, and say of each event in turn how it went."""
@@ -85,18 +95,22 @@ class Api:
         except UnknownEvent as error:
             raise problems.UnknownStatus from error
         if request.accept_mimetypes.best_match(("application/json", "text/plain")) == "text/plain":
-            return text(event.status.name)
-        return answer(wire.summary(event))
+            return text(event.status.name, headers=etag(event.version))
+        return _told(event)
 
     def event(self, application_id: str, event_id: str) -> Response:
         _check_possible(application_id, event_id)
-        return answer(wire.details(*self._scheduler.event(application_id, event_id)))
+        event, attempts = self._scheduler.event(application_id, event_id)
+        return answer(wire.details(event, attempts), headers=etag(event.version))
 
     def events(self, application_id: str) -> Response:
         _check_possible(application_id)
-        cursors = Cursors(self._scheduler.tenants.keyed_hash, application_id)
-        listing = wire.read_listing(request.args.items(multi=True), cursors.read)
-        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors.written))
+
+        def cursors(wanted: Filter) -> Cursors:
+            return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
+
+        listing = wire.read_listing(request.args.items(multi=True), lambda text, wanted: cursors(wanted).read(text))
+        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors(listing["wanted"]).written))
 
 
 def _read_own(document: Any) -> wire.Written:
@@ -109,7 +123,11 @@ def _read_own(document: Any) -> wire.Written:
 
 def _created(event: Event) -> Response:
     location = f"/cassata/event/{quote(event.application_id)}/{quote(event.event_id)}"
-    return answer(wire.summary(event), 201, headers={"Location": location})
+    return answer(wire.summary(event), 201, headers={"Location": location, **etag(event.version)})
+
+
+def _told(event: Event) -> Response:
+    return answer(wire.summary(event), headers=etag(event.version))
 
 
 def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEvent | InvalidEvent | ApplicationRefused) -> dict[str, Any]:

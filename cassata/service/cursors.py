@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import hmac
+import json
 import struct
 from typing import Protocol
 
-from cassata.scheduler import Cursor
+from cassata.model import EVENT_ID_LENGTH, Cursor, Filter
 
 _PLACE = struct.Struct(">qq")
 _TAG_BYTES = 8
+_MASK_BYTES = 16
+LONGEST = _PLACE.size + EVENT_ID_LENGTH
 
 
 class KeyedHash(Protocol):
@@ -20,35 +23,41 @@ class KeyedHash(Protocol):
 
 
 class Cursors:
-    """Writes and reads the cursors of one application.
+    """Writes and reads the cursors of one application, for one filter: by those of another one something would be passed over.
 
     The tag of a place is both its proof and what it is hidden by (a synthetic initialisation vector, as in RFC 5297), so that
     two cursors of the same instant do not tell how far apart their rows are.
     """
 
-    def __init__(self, keyed_hash: KeyedHash, application_id: str) -> None:
+    def __init__(self, keyed_hash: KeyedHash, application_id: str, wanted: Filter = Filter()) -> None:  # noqa: B008
         self._keyed_hash = keyed_hash
         self._owner = application_id.encode()
+        if not wanted.is_empty:
+            facts = [sorted(wanted.statuses), wanted.due_from, wanted.due_until, wanted.host, wanted.last_status, wanted.series_id]
+            self._owner += b"\0" + json.dumps(facts).encode()
 
     def written(self, cursor: Cursor) -> str:
-        place = _PLACE.pack(*cursor)
+        place = _PLACE.pack(cursor.at, cursor.id) + cursor.event_id.encode()
         tag = self._tag(place)
         return base64.urlsafe_b64encode(tag + self._masked(tag, place)).decode()
 
     def read(self, text: str) -> Cursor:
-        """Raise ValueError for what was not written for this application."""
+        """Raise ValueError for what was not written for this application and filter."""
         try:
             sealed = base64.b64decode(text, altchars=b"-_", validate=True)
         except ValueError:
             sealed = b""
         tag, hidden = sealed[:_TAG_BYTES], sealed[_TAG_BYTES:]
-        if len(hidden) == _PLACE.size and hmac.compare_digest(self._tag(place := self._masked(tag, hidden)), tag):
-            return Cursor(*_PLACE.unpack(place))
-        raise ValueError("is not one that this service gave out")
+        if _PLACE.size <= len(hidden) <= LONGEST and hmac.compare_digest(self._tag(place := self._masked(tag, hidden)), tag):
+            at, id_ = _PLACE.unpack_from(place)
+            return Cursor(at, id_, place[_PLACE.size :].decode())
+        raise ValueError("is not one that this service gave out for this list")
 
     def _tag(self, place: bytes) -> bytes:
         return self._keyed_hash(b"cursor's tag", self._owner + b"\0" + place)[:_TAG_BYTES]
 
     def _masked(self, tag: bytes, place: bytes) -> bytes:
         mask = self._keyed_hash(b"cursor's mask", self._owner + b"\0" + tag)
+        for block in range(1, -(-len(place) // _MASK_BYTES)):  # ids of events are long
+            mask = mask[: block * _MASK_BYTES] + self._keyed_hash(b"cursor's mask", self._owner + b"\0" + tag + bytes([block]))
         return bytes(one ^ other for one, other in zip(place, mask[: len(place)], strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import traceback
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
@@ -19,15 +20,26 @@ from cassata.errors import (
     DatabaseUnavailable,
     DatabaseUnfit,
     DuplicateEvent,
+    EventChanged,
     EventFinished,
+    EventUnderWay,
+    InstanceChanged,
+    InstanceGone,
     InvalidApplication,
     LimitReached,
+    SeriesChanged,
+    SeriesExists,
+    SeriesFinished,
+    SeriesUnreadable,
     UnknownApplication,
     UnknownEvent,
+    UnknownInstance,
     UnknownKey,
+    UnknownSeries,
 )
 from cassata.service.answers import answer
 from cassata.service.auth import CrossSite, MissingScope, Unauthorized
+from cassata.service.preconditions import etag
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
 from cassata.tenants import TooManyKeys
 from cassata.vault import SecretsKeyMissing, SecretsUnreadable
@@ -66,8 +78,18 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownKey: Kind(404, "unknown-key", "There is no such key", "There is no key with this prefix."),
     UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),
     UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
+    UnknownSeries: Kind(404, "unknown-series", "There is no such series", "No series with this id exists in this application."),
+    UnknownInstance: Kind(404, "unknown-instance", "There is no such instance", "The series has no instance with this id."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    EventUnderWay: Kind(409, "event-under-way", "The event is being sent"),
+    EventChanged: Kind(412, "event-changed", "The event is another version"),
+    SeriesExists: Kind(409, "series-exists", "The series exists already"),
+    SeriesFinished: Kind(409, "series-finished", "The series has already ended"),
+    InstanceGone: Kind(409, "instance-gone", "The instance can no longer be changed"),
+    SeriesChanged: Kind(412, "series-changed", "The series is at another version"),
+    InstanceChanged: Kind(412, "instance-changed", "The instance is at another version"),
+    SeriesUnreadable: Kind(500, "series-unreadable", "The series cannot be read"),
     ApplicationExists: Kind(409, "application-exists", "The application exists already"),
     ApplicationInactive: Kind(409, "application-inactive", "The application is deactivated"),
     TooManyKeys: Kind(409, "too-many-keys", "There are too many valid keys"),
@@ -116,7 +138,16 @@ def document(error: CassataError) -> dict[str, Any]:
             described["retry-after"] = max(1, math.ceil(retry_after_ms / 1000))
         case DuplicateEvent(event=event, identical=identical):
             described |= {"event-id": event.event_id, "event-status": event.status.name, "identical": identical}
-        case EventFinished(event=event):
+        case SeriesExists(series=series, identical=identical):
+            described |= {
+                "series-id": series.series_id,
+                "series-status": series.status.name,
+                "version": series.version,
+                "identical": identical,
+            }
+        case SeriesFinished(series=series) | SeriesChanged(series=series):
+            described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version}
+        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 
@@ -134,6 +165,8 @@ def _cassata_problem(error: CassataError) -> Response:
 
 def _headers(error: CassataError, described: dict[str, Any]) -> dict[str, str] | None:
     match error:
+        case SeriesChanged(series=series):
+            return etag(series.version)
         case DatabaseUnavailable():
             return {"Retry-After": "1"}
         case LimitReached():
@@ -180,7 +213,8 @@ def _likeness(rule: Rule, asked: list[str]) -> float:
 
 
 def _written(rule: Rule) -> str:
-    return rule.rule.replace("<application_id>", "{app}").replace("<event_id>", "{event}").replace("<prefix>", "{prefix}")
+    """Write a route as the documentation does: with the ids in short."""
+    return re.sub(r"<(\w+?)(?:_id)?>", r"{\1}", rule.rule).replace("{application}", "{app}")
 
 
 def _is_own_words(error: HTTPException) -> bool:

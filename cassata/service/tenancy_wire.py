@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
@@ -13,7 +12,6 @@ from cassata.model import (
     EGRESS_ENTRIES,
     KEY_NAME_LENGTH,
     LIMIT_RANGES,
-    METADATA_BYTES,
     Application,
     Breaker,
     Egress,
@@ -43,6 +41,8 @@ from cassata.service.wire import (
     number,
     page_length,
     read_instant,
+    read_metadata,
+    read_object,
     read_query,
     seconds,
 )
@@ -56,20 +56,14 @@ USUAL_SCOPES = frozenset({Scope.PUBLISH, Scope.READ})
 OPERATORS_SCOPES = frozenset({Scope.ADMIN})
 """What a key is good for that is made without saying it: an application's, and an operator's."""
 
-LIMITS = {"horizon" if name == "horizon_ms" else hyphenated(name): name for name in LIMIT_RANGES}
-"""Limits by the names that clients write. The horizon is in seconds there."""
+LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
+"""Limits by the names that clients write. Durations are in seconds there."""
 OPERATORS_FIELDS = frozenset({"active", "limits", "egress"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
 
 
 # --- one field ---------------------------------------------------------------------------------------------------------
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"must be an object, not {kind_of(value)}")
-    return value
 
 
 def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any]) -> list[Any]:
@@ -86,7 +80,7 @@ def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any
 
 
 def _limits(value: Any) -> dict[str, float | None]:
-    return dict(_each(_object(few_fields(value)).items(), _limit))
+    return dict(_each(read_object(few_fields(value)).items(), _limit))
 
 
 def _limit(written: str, value: Any) -> tuple[str, float | None]:
@@ -95,7 +89,7 @@ def _limit(written: str, value: Any) -> tuple[str, float | None]:
     name = LIMITS[written]
     if value is None:
         return name, None
-    if name != "horizon_ms":
+    if not name.endswith("_ms"):
         return name, check_limit(name, number(value))
     least, most = (bound // 1000 for bound in LIMIT_RANGES[name])
     if not least <= number(value) <= most:
@@ -106,7 +100,7 @@ def _limit(written: str, value: Any) -> tuple[str, float | None]:
 def _egress(value: Any) -> Egress | Literal["default"]:
     if value is None:
         return "default"
-    _each(_object(few_fields(value)).items(), _egress_field)
+    _each(read_object(few_fields(value)).items(), _egress_field)
     if "policy" not in value:
         raise Faults([(("policy",), "is required")])
     return Egress(EgressPolicy(value["policy"]), tuple(value.get("allow") or ()))
@@ -130,15 +124,6 @@ def _check_allowed(value: Any) -> None:
         if not isinstance(entry, str):
             raise ValueError(f"must hold strings, not {kind_of(entry)}")
         check_egress_entry(entry)
-
-
-def _metadata(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    size = len(json.dumps(_object(value), separators=(",", ":")))
-    if size > METADATA_BYTES:
-        raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
-    return cast("dict[str, Any]", value)
 
 
 def _scopes(value: Any) -> frozenset[Scope]:
@@ -174,7 +159,7 @@ class ChangesDocument(Shape):
     active: bool = True
     limits: Annotated[Any, BeforeValidator(_limits)] = Field(default_factory=dict)
     egress: Annotated[Any, BeforeValidator(_egress)] = None
-    metadata: Annotated[Any, BeforeValidator(_metadata)] = None
+    metadata: Annotated[Any, BeforeValidator(read_metadata)] = None
 
     def changes(self) -> Changes:
         """Only what was written is set."""
@@ -248,7 +233,7 @@ def application_document(application: Application) -> dict[str, Any]:
 
 
 def _written_limit(name: str, value: float | None) -> float | None:
-    return seconds(None if value is None else int(value)) if name == "horizon_ms" else value
+    return seconds(None if value is None else int(value)) if name.endswith("_ms") else value
 
 
 def page(applications: Sequence[Application], limit: int) -> dict[str, Any]:

@@ -13,15 +13,18 @@ from decimal import Decimal
 from itertools import islice
 from typing import Annotated, Any, TypedDict, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cassata.errors import CassataError, InvalidEvent, PayloadTooLarge, suggestion
 from cassata.model import (
     BATCH_LENGTH,
     HEADER_COUNT,
+    METADATA_BYTES,
     Attempt,
+    Cursor,
     Event,
+    Filter,
     Headers,
     NewEvent,
     RetryOptions,
@@ -32,15 +35,19 @@ from cassata.model import (
     check_due_at,
     check_event_id,
     check_headers,
+    check_host,
+    check_max_lateness_ms,
     check_method,
     check_multiplier,
     check_retry_count,
+    check_series_id,
+    check_status_code,
     check_timeout_ms,
     check_url,
     new_event_id,
     rfc3339,
 )
-from cassata.scheduler import Cursor, Page
+from cassata.scheduler import Page
 
 PAGE_LENGTH = 1_000
 FIELDS = 32
@@ -216,6 +223,34 @@ def milliseconds(value: Any) -> int:
     return given * 1000 if isinstance(given, int) else math.ceil(Decimal(repr(given)) * 1000)
 
 
+_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_ISO_DURATION = TypeAdapter(timedelta)
+
+
+def read_duration(value: Any) -> int:
+    """Turn seconds (a number), "90s", "1h30m" or an ISO 8601 duration ("PT15M") into milliseconds, rounded up."""
+    if not isinstance(value, str):
+        return milliseconds(value)
+    parts = re.findall(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value)
+    if parts and "".join(figures + unit for figures, unit in parts) == value:
+        return math.ceil(sum(Decimal(figures) * _UNITS_MS[unit] for figures, unit in parts))
+    if not value.startswith("P") or len(value) > 40:
+        raise ValueError(_DURATION_EXPECTED)
+    if re.search("[YM]", value.partition("T")[0]):  # Pydantic would take 365 and 30 days
+        raise ValueError("must not hold months or years, whose length differs: write days")
+    return _from_iso_duration(value)
+
+
+_DURATION_EXPECTED = "must be seconds (a number), or a duration such as '90s', '15m', '1h30m' or 'PT15M'"
+
+
+def _from_iso_duration(value: str) -> int:
+    try:
+        return -(-_ISO_DURATION.validate_python(value) // timedelta(milliseconds=1))
+    except ValidationError:
+        raise ValueError(_DURATION_EXPECTED) from None
+
+
 def _payload(value: Any) -> bytes:
     """A string is sent as it is, anything else as compact JSON."""
     return (value if isinstance(value, str) else _encode_compact(value)).encode()
@@ -280,6 +315,22 @@ def few_fields(value: Any) -> Any:
     return value
 
 
+def read_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, not {kind_of(value)}")
+    return value
+
+
+def read_metadata(value: Any) -> dict[str, Any]:
+    """Read any object that is not too large; null is an empty one."""
+    if value is None:
+        return {}
+    size = len(json.dumps(read_object(value), separators=(",", ":")))
+    if size > METADATA_BYTES:
+        raise ValueError(f"is {size} bytes long as JSON; at most {METADATA_BYTES} are accepted")
+    return cast("dict[str, Any]", value)
+
+
 def kind_of(value: Any) -> str:
     kinds = {bool: "true or false", str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
     return kinds.get(type(value), "null")
@@ -310,33 +361,59 @@ class RetryDocument(Shape):
     maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
 
 
-class EventDocument(Shape):
-    """An event as a client writes it. Its validators turn what was written into what `NewEvent` holds."""
+Url = Annotated[str, AfterValidator(check_url)]
+Expiry = Annotated[int, BeforeValidator(read_instant)]
+Delay = Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)]
 
-    application_id: Annotated[str, AfterValidator(check_application_id)]
-    event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
-    url: Annotated[str, AfterValidator(check_url)]
+
+class RequestDocument(Shape):
+    """What may be left out of a request to send. Its validators turn what was written into what `NewEvent` holds."""
+
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
-    expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-    delay: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)] | None = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
+    max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
+
+
+class EventDocument(RequestDocument):
+    """An event as a client writes it."""
+
+    application_id: Annotated[str, AfterValidator(check_application_id)]
+    event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
+    url: Url
+    expiry: Expiry | None = None
+    delay: Delay | None = None
+
+
+class ChangeDocument(RequestDocument):
+    """What is to be different in an event. What is left out stays as it is; null is what it would be if it had never been given."""
+
+    url: Url = ""
+    expiry: Expiry = 0
+    delay: Delay = 0
 
 
 Place = tuple[str, str]
 """Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
 
 _FIELDS = EventDocument.fields()
-_NEW_EVENT_FIELDS = {"payload": "event", "due_at": "expiry", "delay_ms": "delay", "headers": "request-headers", "timeout_ms": "timeout"}
+_ONE_OF_TWO = "cannot be given together with an expiry: leave one of the two out"
+_NEW_EVENT_FIELDS = {
+    "payload": "event",
+    "due_at": "expiry",
+    "delay_ms": "delay",
+    "headers": "request-headers",
+    "timeout_ms": "timeout",
+    "max_lateness_ms": "max-lateness",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """An event, and where its fields stood in what the client wrote."""
+class Placed:
+    """Where fields stood in what the client wrote."""
 
-    new: NewEvent
     places: Mapping[str, Place]
 
     def invalid(self, error: InvalidEvent) -> InvalidDocument:
@@ -344,6 +421,44 @@ class Written:
         kind = PayloadOverLimit if isinstance(error, PayloadTooLarge) else InvalidDocument
         fields = ((_NEW_EVENT_FIELDS.get(field, hyphenated(field)), detail) for field, detail in error.problems)
         return kind(fault(self.places, (field,) if field else (), detail) for field, detail in fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Placed):
+    """An event."""
+
+    new: NewEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Change(Placed):
+    """What is to be different in an event, by the fields of NewEvent."""
+
+    fields: Mapping[str, Any]
+
+
+def read_change(document: Any) -> Change:
+    """Read what is to be different in an event. Raises InvalidDocument naming everything that is wrong."""
+    if not isinstance(document, dict):
+        raise InvalidDocument([{"pointer": "", "detail": f"must be an object, not {kind_of(document)}"}])
+    check_fields(document)
+    places: dict[str, Place] = {}
+    errors: list[dict[str, str]] = []
+    fields = renamed(document, places, errors)
+    for name in ("url", "expiry", "delay"):
+        if name in fields and fields[name] is None:
+            del fields[name]
+            errors.append(fault(places, (name,), "cannot be null: leave it out, and it stays as it is"))
+    if {"expiry", "delay"} <= fields.keys():
+        errors.append(fault(places, ("delay",), _ONE_OF_TWO))
+    try:
+        shape = ChangeDocument.model_validate(fields)
+    except ValidationError as error:
+        errors += (fault(places, steps, detail) for steps, detail in explained(ChangeDocument, error))
+        raise InvalidDocument(errors) from None
+    if errors:
+        raise InvalidDocument(errors)
+    return Change(places, {name: value for field, name, value in _request_fields(shape) if field in shape.model_fields_set})
 
 
 def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str | None = None) -> Written:
@@ -356,9 +471,9 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
     check_fields(document)
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
-    fields = document if document.keys() <= _FIELDS else _renamed(document, places, errors)
+    fields = document if document.keys() <= _FIELDS else renamed(document, places, errors)
     if path:
-        fields = _with_path(fields, path, places, errors)
+        fields = with_path(fields, path, places, errors)
     if own is not None and fields.get("application-id") is None:
         fields = {**fields, "application-id": own}
     errors += (fault(places, steps, detail) for steps, detail in _missing(fields))
@@ -369,7 +484,7 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
-    return Written(_new_event(shape), places)
+    return Written(places, _new_event(shape))
 
 
 def check_fields(document: dict[str, Any]) -> None:
@@ -380,12 +495,12 @@ def check_fields(document: dict[str, Any]) -> None:
         raise InvalidDocument([{"pointer": "", "detail": str(error)}]) from None
 
 
-def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def renamed(document: dict[str, Any], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     """Put our names for the ancestor's, and remember what was written."""
     fields: dict[str, Any] = {}
     for written, value in document.items():
         name = ALIASES.get(written, written)
-        place = ("pointer", f"/{_escaped(written)}")
+        place = ("pointer", f"/{escaped(written)}")
         if name in fields:
             first = places.get(name, ("pointer", f"/{name}"))[1]
             errors.append({"pointer": place[1], "detail": f"is given already, as {first}: leave one of the two out"})
@@ -396,7 +511,7 @@ def _renamed(document: dict[str, Any], places: dict[str, Place], errors: list[di
     return fields
 
 
-def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
+def with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str, Place], errors: list[dict[str, str]]) -> dict[str, Any]:
     for name, value in path.items():
         if fields.get(name) is None:
             places[name] = ("parameter", name)
@@ -407,14 +522,18 @@ def _with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str
 
 
 def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
-    method = fields.get("method") or "POST"
-    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
-        yield ("event",), f'is required for {method}: write "" for an empty body'
+    yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
     if not given:
         yield ("expiry",), "is required, unless there is a delay"
     if len(given) > 1:
-        yield ("delay",), "cannot be given together with an expiry: leave one of the two out"
+        yield ("delay",), _ONE_OF_TWO
+
+
+def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    method = fields.get("method") or "POST"
+    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+        yield ("event",), f'is required for {method}: write "" for an empty body'
 
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
@@ -448,6 +567,8 @@ def _expectation(details: ErrorDetails) -> str:
             return f"must be true or false, not {given}"
         case "int_type" | "int_from_float":
             return f"must be a whole number, not {given}"
+        case "literal_error":
+            return f"must be {details['ctx']['expected']}"
         case "model_type":
             return f"must be an object, not {given}"
     return details["msg"]
@@ -466,11 +587,11 @@ def fault(places: Mapping[str, Place], steps: Sequence[str | int], detail: str) 
     if not steps:
         return {"pointer": "", "detail": detail}
     first, *rest = steps
-    where, place = places.get(str(first), ("pointer", f"/{_escaped(first)}"))
-    return {where: place + "".join(f"/{_escaped(step)}" for step in rest), "detail": detail}
+    where, place = places.get(str(first), ("pointer", f"/{escaped(first)}"))
+    return {where: place + "".join(f"/{escaped(step)}" for step in rest), "detail": detail}
 
 
-def _escaped(step: str | int) -> str:
+def escaped(step: str | int) -> str:
     return str(step).replace("~", "~0").replace("/", "~1")  # RFC 6901 section 3
 
 
@@ -478,18 +599,24 @@ def _new_event(shape: EventDocument) -> NewEvent:
     return NewEvent(
         application_id=shape.application_id,
         event_id=shape.event_id or new_event_id(),
-        url=shape.url,
-        due_at=shape.expiry,
-        delay_ms=shape.delay,
-        payload=shape.event,
-        method=shape.method or "POST",
-        headers=shape.request_headers or (),
-        timeout_ms=shape.timeout,
-        retry=_retry_options(shape.retry),
+        **{name: value for _, name, value in _request_fields(shape)},
     )
 
 
-def _retry_options(retry: RetryDocument | None) -> RetryOptions | None:
+def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str, str, Any]]:
+    """Tell of each field that both have what it is called in NewEvent, and what it holds."""
+    yield "url", "url", shape.url
+    yield "expiry", "due_at", shape.expiry
+    yield "delay", "delay_ms", shape.delay
+    yield "event", "payload", shape.event
+    yield "method", "method", shape.method or "POST"
+    yield "request_headers", "headers", shape.request_headers or ()
+    yield "timeout", "timeout_ms", shape.timeout
+    yield "retry", "retry", retry_options(shape.retry)
+    yield "max_lateness", "max_lateness_ms", shape.max_lateness
+
+
+def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
     if retry is None or not retry.model_fields_set:
         return None
     return RetryOptions(count=retry.count, initial_ms=retry.initial, multiplier=retry.multiplier, maximum_ms=retry.maximum)
@@ -504,7 +631,7 @@ def batch_items(document: Any) -> list[Any]:
     if isinstance(document, dict):
         unknown = [name for name in islice(document, FIELDS) if name != "events"]
         if unknown:
-            raise InvalidDocument({"pointer": f"/{_escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
+            raise InvalidDocument({"pointer": f"/{escaped(name)}", "detail": "is not a field: known is events"} for name in unknown)
         prefix, document = "/events", document.get("events")
     if not isinstance(document, list):
         raise InvalidDocument([{"pointer": prefix, "detail": f"must be an array of events, not {kind_of(document)}"}])
@@ -538,20 +665,28 @@ def written_event_id(document: Any) -> str | None:
 class Listing(TypedDict, total=False):
     """What `Scheduler.events` is asked for."""
 
-    status: Status
-    due_from: int
-    due_until: int
+    wanted: Filter
     after: Cursor
     limit: int
 
 
-def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str], Cursor]) -> Listing:
-    """Read the query of a list of events. Raises InvalidDocument."""
-    return cast("Listing", read_query(parameters, {**_PARAMETERS, "cursor": ("after", read_cursor)}))
+def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str, Filter], Cursor]) -> Listing:
+    """Read the query of a list of events. A cursor is read for the filter that stands beside it. Raises InvalidDocument."""
+    found = read_query(parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str)})
+    cursor, limit = found.pop("cursor", None), found.pop("limit", None)
+    listing: Listing = {"wanted": Filter(**found)}
+    if limit is not None:
+        listing["limit"] = limit
+    if cursor is not None:
+        try:
+            listing["after"] = read_cursor(cursor, listing["wanted"])
+        except ValueError as error:
+            raise InvalidDocument([{"parameter": "cursor", "detail": str(error)}]) from error
+    return listing
 
 
 def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
-    """Read a query; `known` says of each parameter what it is called inside, and how it is read.
+    """Read a query; `known` says of each parameter what it is called inside, and how it is read. Sets may be given in parts.
 
     Raises InvalidDocument naming each parameter that is wrong.
     """
@@ -562,9 +697,13 @@ def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[
             if name not in known:
                 raise ValueError(f"is not a parameter{nearest(name, known)}")
             field, read = known[name]
-            if field in found:
+            content = read(value)
+            if field not in found:
+                found[field] = content
+            elif isinstance(content, frozenset):
+                found[field] |= content
+            else:
                 raise ValueError("is given twice")
-            found[field] = read(value)
         except ValueError as error:
             errors.append({"parameter": name, "detail": str(error)})
     if errors:
@@ -572,13 +711,18 @@ def read_query(parameters: Iterable[tuple[str, str]], known: Mapping[str, tuple[
     return found
 
 
-def _status(value: str) -> Status:
-    if value not in Status.__members__:
-        raise ValueError(f"must be one of {', '.join(Status.__members__)}")
-    return Status[value]
+def _statuses(value: str) -> frozenset[Status]:
+    names = value.split(",", len(Status))
+    if not set(names) <= Status.__members__.keys():
+        raise ValueError(f"must be one of {', '.join(Status.__members__)}, or several of them with commas between them")
+    return frozenset(Status[name] for name in names)
 
 
-def _instant_parameter(value: str) -> int:
+def _status_code(value: str) -> int:
+    return check_status_code(int(value) if re.fullmatch(r"[0-9]{1,6}", value) else 0)
+
+
+def instant_parameter(value: str) -> int:
     if re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,9})?", value):
         return read_instant(float(value) if "." in value else int(value))
     # A plus sign that is not written as %2B arrives as a space.
@@ -591,12 +735,15 @@ def page_length(value: str) -> int:
     return int(value)
 
 
-_PARAMETERS = {
-    "status": ("status", _status),
-    "expiry-from": ("due_from", _instant_parameter),
-    "expiry-until": ("due_until", _instant_parameter),
-    "limit": ("limit", page_length),
+FILTER_PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "status": ("statuses", _statuses),
+    "expiry-from": ("due_from", instant_parameter),
+    "expiry-until": ("due_until", instant_parameter),
+    "host": ("host", check_host),
+    "last-status": ("last_status", _status_code),
+    "series": ("series_id", check_series_id),
 }
+"""What a filter is made of: by the names that clients write, what it is called in a Filter, and how it is read."""
 
 
 # --- values -> JSON ----------------------------------------------------------------------------------------------------
@@ -612,11 +759,14 @@ def summary(event: Event) -> dict[str, Any]:
         "expiry": instant(event.due_at),
         "next-attempt-at": instant(event.next_attempt_at),
         "last-error": event.last_error,
+        "last-status": event.last_status,
+        "late": event.late,
         "cancel-requested": event.cancel_requested,
         "method": event.method,
         "url": event.url,
         "created-at": instant(event.created_at),
         "finished-at": instant(event.finished_at),
+        "version": event.version,
     }
 
 
@@ -625,9 +775,10 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         **summary(event),
         "request-headers": [f"{name}: {value}" for name, value in event.headers],
-        **_written_payload(event.payload),
+        **written_payload(event.payload),
         "timeout": seconds(event.timeout_ms),
-        "retry": _written_retry(event.retry),
+        "retry": written_retry(event.retry),
+        "max-lateness": seconds(event.max_lateness_ms),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 
@@ -644,7 +795,7 @@ def instant(at: int | None) -> str | None:
     return None if at is None else rfc3339(at)
 
 
-def _written_payload(payload: bytes | None) -> dict[str, str | None]:
+def written_payload(payload: bytes | None) -> dict[str, str | None]:
     if payload is None:
         return {"event": None}
     try:
@@ -653,7 +804,7 @@ def _written_payload(payload: bytes | None) -> dict[str, str | None]:
         return {"event-base64": base64.b64encode(payload).decode()}
 
 
-def _written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
+def written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
     if retry is None:
         return None
     return {

@@ -45,7 +45,7 @@ def test_any_other_code_fails_at_once(code: int) -> None:
 @pytest.mark.parametrize("error", [error for error in ErrorKind if error is not ErrorKind.WORKER_LOST])
 @pytest.mark.parametrize("code", [None, 200, 404, 503])
 def test_an_error_decides_before_the_code(error: ErrorKind, code: int | None) -> None:
-    hopeless = error in {ErrorKind.BLOCKED_ADDRESS, ErrorKind.UNSENDABLE}
+    hopeless = error in {ErrorKind.BLOCKED_ADDRESS, ErrorKind.UNSENDABLE, ErrorKind.TOO_LATE}
 
     assert RetryPolicy().verdict(outcome(code, error)).status is (Status.FAILED if hopeless else Status.SERVICE_UNAVAILABLE)
 

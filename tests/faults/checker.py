@@ -50,6 +50,7 @@ class Figures:
     stuck: list[Id] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
     worker_lost: list[Id] = field(default_factory=list)
+    timed_out: int = 0  # attempts whose answer was not waited for: their destination may well have seen them
     fenced: int = 0
     latest_ms: int = 0
 
@@ -91,6 +92,7 @@ def check(
         early=sorted(key for key, many in seen.items() if key in stored and _lateness(stored[key], many, clock_ahead_ms) < 0),
         stuck=sorted(key for key, each in stored.items() if not each.is_ended and (each.event.wake_at or 0) < overdue),
         contradictions=[f"{'/'.join(key)}: {what}" for key, each in stored.items() for what in _contradictions(each, answered.get(key, 0))],
+        timed_out=sum(log.error == ErrorKind.TIMEOUT for each in stored.values() for log in each.attempts),
         worker_lost=sorted(key for key, each in stored.items() if any(log.error == ErrorKind.WORKER_LOST for log in each.attempts)),
         fenced=sum(map(fenced, worker_logs)),
         latest_ms=max((_lateness(stored[key], many, clock_ahead_ms) for key, many in seen.items() if key in stored), default=0),

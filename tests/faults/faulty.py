@@ -9,6 +9,7 @@ it is given, only the process that gets to create it is hurt, and not the ones t
 | before-record | SIGKILL when an answer of 2xx is in, before that is recorded |
 | poison | SIGSEGV when an event whose id begins with "poison" is about to be sent |
 | before-add, after-add | SIGKILL of a process of the service before, or after, what a client adds is committed |
+| in-advance, after-advance | SIGKILL before, or after, what becomes of series is committed; each is seen to every second |
 | impatient | the service's master takes a process that stands still for 2 s for dead |
 """
 
@@ -23,10 +24,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cassata import worker
+from cassata import store, timetable, worker
 from cassata.cli import main
 from cassata.scheduler import Scheduler
 from cassata.service import server
+from cassata.timetable import Timetable
 
 IMPATIENT_SECONDS = 2
 
@@ -111,6 +113,34 @@ def _around_add(*, before: bool) -> None:
     Scheduler.add_all = add_all  # type: ignore[method-assign]
 
 
+def _in_advance() -> None:
+    _see_to_series_often()
+    countdown, original = Countdown(), store.move_series
+
+    def move_series(*moved: Any) -> None:
+        original(*moved)
+        countdown.tick()
+
+    store.move_series = move_series
+
+
+def _after_advance() -> None:
+    _see_to_series_often()
+    countdown, original = Countdown(), Timetable.advance
+
+    def advance(self: Timetable) -> Any:
+        advanced = original(self)
+        if advanced.series:
+            countdown.tick()
+        return advanced
+
+    Timetable.advance = advance  # type: ignore[method-assign]
+
+
+def _see_to_series_often() -> None:
+    timetable.LEAD_MS, timetable.REACH_MS = 500, 1_000
+
+
 def _impatient() -> None:
     server.SILENT_SECONDS = IMPATIENT_SECONDS
 
@@ -121,6 +151,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "poison": _poison,
     "before-add": lambda: _around_add(before=True),
     "after-add": lambda: _around_add(before=False),
+    "in-advance": _in_advance,
+    "after-advance": _after_advance,
     "impatient": _impatient,
 }
 

@@ -11,9 +11,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from cassata.config import Service
-from cassata.model import NewEvent, Scope
+from cassata.model import Cursor, Filter, NewEvent, Outcome, Scope
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
+from cassata.service.cursors import Cursors
+from cassata.tenants import Changes
 
 EVENT = {"application-id": "shop", "event-id": "e1", "event": {"order": 7}, "delay": 3600, "url": "http://receiver.example/hook"}
 
@@ -303,6 +305,182 @@ def test_a_list_can_be_narrowed_by_status_and_expiry(http: FlaskClient) -> None:
     assert found("expiry-until=1900000000.5") == ["e0"]
 
 
+def test_a_list_can_be_narrowed_by_host_and_by_what_was_answered(http: FlaskClient, scheduler: Scheduler) -> None:
+    for number, url in enumerate(["http://one.test/", "https://One.test:8443/", "http://two.test/"]):
+        http.post("/cassata/add/", json={**EVENT, "event-id": f"e{number}", "url": url, "delay": 0})
+    claimed = scheduler.record_and_claim((), list(scheduler.agenda()), 9, Terms())[1]
+    scheduler.record([Outcome(delivery, 0, 1, status_code=200 + int(delivery.event_id[1:])) for delivery in claimed.deliveries])
+
+    def found(query: str) -> list[str]:
+        return sorted(event["event-id"] for event in http.get(f"/cassata/events/shop?{query}").json["events"])
+
+    assert found("host=ONE.test") == ["e0", "e1"]
+    assert found("host=one.test:8443") == ["e1"]
+    assert found("last-status=202&host=two.test") == ["e2"]
+    assert found("status=FAILED,PENDING") == []
+    assert found("status=FAILED&status=COMPLETED") == ["e0", "e1", "e2"]
+    assert found("series=digest") == []
+    assert {event["last-status"] for event in http.get("/cassata/events/shop").json["events"]} == {200, 201, 202}
+
+
+def test_a_cursor_is_good_for_the_filter_that_it_was_given_for(http: FlaskClient) -> None:
+    for number in range(3):
+        http.post("/cassata/add/", json={**EVENT, "event-id": f"e{number}"})
+    cursor = http.get("/cassata/events/shop?limit=1&status=PENDING&host=receiver.example").json["next-cursor"]
+
+    for query in ("", "&status=PENDING", "&host=receiver.example&status=CANCELLED,PENDING"):
+        refused = http.get(f"/cassata/events/shop?cursor={cursor}{query}")
+        assert (refused.status_code, refused.json["errors"][0]["parameter"]) == (400, "cursor")
+    assert len(http.get(f"/cassata/events/shop?host=RECEIVER.example&status=PENDING&cursor={cursor}").json["events"]) == 2
+
+
+def test_the_cursor_of_a_series_may_be_long(http: FlaskClient, scheduler: Scheduler) -> None:
+    place = Cursor(0, 0, "x" * 128)
+    cursors = Cursors(scheduler.tenants.keyed_hash, "shop", Filter(series_id="x"))
+    written = cursors.written(place)
+
+    assert cursors.read(written) == place
+    assert b"xxxx" not in base64.urlsafe_b64decode(written)
+    assert http.get(f"/cassata/events/shop?series=x&cursor={written}").json == {"events": [], "next-cursor": None}
+
+
+# --- changing an event -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_patched_of_an_event_is_changed_and_nothing_else(http: FlaskClient) -> None:
+    http.post("/cassata/add/", json={**EVENT, "timeout": 5, "retry": {"count": 1}, "request-headers": ["A: b"], "max-lateness": 60})
+    before = http.get("/cassata/event/shop/e1").json
+
+    answered = http.patch("/cassata/event/shop/e1", json={"eventJson": "new", "timeout": None, "max-lateness": 1.5})
+
+    assert answered.status_code == 200
+    found = http.get("/cassata/event/shop/e1").json
+    assert found == {**before, "event": "new", "timeout": None, "max-lateness": 1.5, "version": found["version"]}
+    assert answered.json.items() <= found.items()
+    http.patch("/cassata/event/shop/e1", json={"retry": None, "request-headers": None, "method": "PUT", "url": "http://x/", "event": None})
+    found = http.get("/cassata/event/shop/e1").json
+    assert (found["retry"], found["request-headers"], found["method"], found["url"], found["event"]) == (
+        None,
+        [],
+        "PUT",
+        "http://x/",
+        "null",
+    )
+    http.patch("/cassata/event/shop/e1", json={"expiry": 1_900_000_000, "method": None})
+    found = http.get("/cassata/event/shop/e1").json
+    assert (found["expiry"], found["next-attempt-at"], found["method"]) == (*["2030-03-17T17:46:40.000Z"] * 2, "POST")
+
+
+def test_a_change_of_nothing_is_no_new_version(http: FlaskClient) -> None:
+    added = http.post("/cassata/add/", json=EVENT)
+    for body in ({}, {"event": EVENT["event"]}, {"url": EVENT["url"], "method": "POST"}):
+        assert http.patch("/cassata/event/shop/e1", json=body).json == added.json
+
+
+def test_every_answer_about_an_event_carries_its_version_as_etag(http: FlaskClient) -> None:
+    answers = [
+        http.post("/cassata/add/", json=EVENT),
+        http.put("/cassata/event/shop/e1", json={name: EVENT[name] for name in ("event", "delay", "url")}),
+        http.get("/cassata/event/shop/e1"),
+        http.get("/cassata/status/shop/e1"),
+        http.get("/cassata/status/shop/e1", headers={"Accept": "text/plain"}),
+    ]
+    assert len({answer.headers["ETag"] for answer in answers}) == 1
+    changed = http.patch("/cassata/event/shop/e1", json={"event": "new"})
+    assert changed.headers["ETag"] == f'"{changed.json["version"]}"' != answers[0].headers["ETag"]
+
+
+@pytest.mark.parametrize(
+    ("if_match", "status"),
+    [("{}", 200), ('"x", {}', 200), ("*", 200), (None, 200), ('"x"', 412), ("W/{}", 412), ("", 412), ('"', 412), ("\xff", 412)],
+)
+def test_a_change_may_be_guarded_by_a_version(http: FlaskClient, if_match: str | None, status: int) -> None:
+    tag = http.post("/cassata/add/", json=EVENT).headers["ETag"]
+    headers = {} if if_match is None else {"If-Match": if_match.format(tag)}
+
+    answered = http.patch("/cassata/event/shop/e1", json={"event": "new"}, headers=headers)
+
+    assert answered.status_code == status
+    assert (http.get("/cassata/event/shop/e1").json["event"] == "new") == (status == 200)
+    if status == 412:
+        assert answered.json["type"] == "urn:cassata:problem:event-changed"
+        # What is asked for already is so, whoever has changed it: a request whose answer was lost may be repeated.
+        assert http.patch("/cassata/event/shop/e1", json={"event": EVENT["event"]}, headers=headers).status_code == 200
+
+
+def test_the_version_of_a_deleted_event_is_not_that_of_the_next_one_with_its_id(http: FlaskClient, scheduler: Scheduler) -> None:
+    tag = http.post("/cassata/add/", json=EVENT).headers["ETag"]
+    http.delete("/cassata/delete/shop/e1")
+    first = scheduler.event("shop", "e1")[0]
+    while scheduler.clock.estimate() == first.created_at:
+        pass
+    again = http.post("/cassata/add/", json=EVENT)
+    assert (again.status_code, again.headers["ETag"] != tag) == (201, True)
+    assert http.patch("/cassata/event/shop/e1", json={"event": "new"}, headers={"If-Match": tag}).status_code == 412
+
+
+def test_an_event_that_does_not_wait_cannot_be_changed(http: FlaskClient, scheduler: Scheduler) -> None:
+    def answer() -> tuple[int, str, str | None]:
+        refused = http.patch("/cassata/event/shop/e1", json={"event": "new"})
+        return refused.status_code, refused.json["type"].rpartition(":")[2], refused.json.get("event-status")
+
+    assert answer() == (404, "unknown-event", None)
+    http.post("/cassata/add/", json={**EVENT, "delay": 0})
+    (delivery,) = scheduler.record_and_claim((), list(scheduler.agenda()), 9, Terms())[1].deliveries
+    assert answer() == (409, "event-under-way", "PROCESSING")
+    scheduler.record([Outcome(delivery, 0, 1, status_code=200)])
+    assert answer() == (409, "event-finished", "COMPLETED")
+
+
+@pytest.mark.parametrize(
+    ("document", "pointers"),
+    [
+        ([], [""]),
+        ({"expiry": None, "delay": None, "url": None}, ["/delay", "/expiry", "/url"]),
+        ({"expiry": 1_900_000_000, "delay": 5}, ["/delay"]),
+        ({"destinationUrl": "ftp://x/"}, ["/destinationUrl"]),
+        ({"url": "http://x/", "destinationUrl": "http://y/"}, ["/url"]),  # in the order of their names
+        ({"expiry": 1_724_141_245_000}, ["/expiry"]),
+        ({"delay": 10**9}, ["/delay"]),
+        ({"expiry": "2999-01-01T00:00:00Z"}, ["/expiry"]),
+        ({"event-id": "e2"}, ["/event-id"]),
+        ({"status": "COMPLETED"}, ["/status"]),
+        ({"retry": {"count": -1, "x": 1}, "timeout": 0, "max-lateness": 0}, ["/max-lateness", "/retry/count", "/retry/x", "/timeout"]),
+        ({"headers": ["Host: x"]}, ["/headers/0"]),
+        ({"request-headers": ["A: " + "b" * 9000]}, ["/request-headers"]),
+        ({"method": "TRACE"}, ["/method"]),
+        ({"eventJson": "x" * 300_000}, ["/eventJson"]),
+    ],
+)
+def test_a_wrong_change_is_named_and_changes_nothing(http: FlaskClient, document: Any, pointers: list[str]) -> None:
+    http.post("/cassata/add/", json=EVENT)
+    before = http.get("/cassata/event/shop/e1").json
+
+    refused = http.patch("/cassata/event/shop/e1", json=document)
+
+    assert refused.status_code == (413 if "eventJson" in str(document)[:20] else 400)
+    assert sorted(error["pointer"] for error in refused.json["errors"]) == pointers
+    assert http.get("/cassata/event/shop/e1").json == before
+
+
+def test_what_an_application_may_not_have_any_more_it_may_keep(http: FlaskClient, scheduler: Scheduler) -> None:
+    http.post("/cassata/add/", json={**EVENT, "event": "x" * 100})
+    scheduler.tenants.change("shop", Changes(limits={"payload_bytes": 10, "horizon_ms": 60_000}))
+
+    assert http.patch("/cassata/event/shop/e1", json={"url": "http://x/"}).status_code == 200
+    assert http.patch("/cassata/event/shop/e1", json={"event": "y" * 11}).status_code == 413
+    assert http.patch("/cassata/event/shop/e1", json={"delay": 61}).status_code == 400
+
+
+def test_the_request_that_added_an_event_is_the_same_after_a_change(http: FlaskClient) -> None:
+    body = {name: EVENT[name] for name in ("event", "delay", "url")}
+    http.put("/cassata/event/shop/e1", json=body)
+    changed = http.patch("/cassata/event/shop/e1", json={"event": "new"})
+
+    again = http.put("/cassata/event/shop/e1", json=body)
+    assert (again.status_code, again.json) == (200, changed.json)
+
+
 def test_an_application_without_events_has_an_empty_list(http: FlaskClient) -> None:
     assert http.get("/cassata/events/nobody").json == {"events": [], "next-cursor": None}
 
@@ -322,6 +500,23 @@ def test_an_application_without_events_has_an_empty_list(http: FlaskClient) -> N
         ("expiry-from=1724141245000", "expiry-from"),
         ("expiry-until=2030-01-01T00:00:00", "expiry-until"),
         ("expiry-until=1e400", "expiry-until"),
+        ("status=PENDING,", "status"),
+        ("status=PENDING&status=GONE", "status"),
+        ("host=", "host"),
+        ("host=one.test/hook", "host"),
+        ("host=http://one.test", "host"),
+        ("host=user@one.test", "host"),
+        ("host=one.test:0", "host"),
+        ("host=one.test:99999", "host"),
+        ("host=a&host=b", "host"),
+        ("host=" + "a" * 5000, "host"),
+        ("host=[", "host"),
+        ("host=%D9%A1", "host"),
+        ("last-status=99", "last-status"),
+        ("last-status=2xx", "last-status"),
+        ("last-status=" + "9" * 5000, "last-status"),
+        ("series=a%20b", "series"),
+        ("series=" + "a" * 112, "series"),
         ("cursor=!!", "cursor"),
         ("cursor=MQ==", "cursor"),
         ("cursor=" + "A" * 5000, "cursor"),

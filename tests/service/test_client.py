@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cassata import model
-from cassata.client import Client, ClientError, Conflict, Event, InvalidRequest, NewEvent, NotFound, ServiceUnavailable
+from cassata.client import Client, ClientError, Conflict, Event, InvalidRequest, NewEvent, NotFound, Outdated, ServiceUnavailable
 from cassata.model import Outcome, Status
 from cassata.receiver import Receiver
 from cassata.scheduler import Scheduler, Terms
@@ -142,6 +142,36 @@ def test_a_cancel_whose_answer_was_lost_succeeds(client: Client, middleman: Midd
     assert client.cancel("shop", event.event_id) is True
 
 
+def test_an_event_can_be_changed_as_the_version_that_was_seen(client: Client) -> None:
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x", timeout=5, headers={"A": "b"})
+
+    changed = client.change("shop", event.event_id, version=event.version, delay=timedelta(hours=2), payload={"a": 1}, timeout=None)
+
+    assert changed.version != event.version
+    found = client.event("shop", event.event_id)
+    assert (found.payload, found.timeout, found.headers, found.version) == (b'{"a":1}', None, ("A: b",), changed.version)
+    with pytest.raises(Outdated):
+        client.change("shop", event.event_id, version=event.version, payload="z")
+    assert client.change("shop", event.event_id, headers=["C: d"], retry={"count": 0}, method="PUT", max_lateness=9).method == "PUT"
+    client.cancel("shop", event.event_id)
+    with pytest.raises(Conflict):
+        client.change("shop", event.event_id, payload="z")
+    for wrong in ({"at": NAIVE}, {"payload": None}):
+        with pytest.raises(ValueError, match=r"."):
+            client.change("shop", event.event_id, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_change_whose_answer_was_lost_is_no_conflict_with_itself(client: Client, middleman: Middleman) -> None:
+    event = schedule(client, "shop", URL, delay=HOUR, payload="x")
+    middleman.spoil = [losing_the_answer(middleman)]
+
+    changed = client.change("shop", event.event_id, version=event.version, payload="y")
+
+    assert middleman.seen[1:] == [f"PATCH /cassata/event/shop/{event.event_id}"] * 2
+    assert client.event("shop", event.event_id).payload == b"y"
+    assert changed.version == client.status("shop", event.event_id).version
+
+
 def test_a_service_that_is_not_there_is_unavailable() -> None:
     with Client("http://127.0.0.1:1", retries=0) as client, pytest.raises(ServiceUnavailable, match="refused"):
         client.status("shop", "e1")
@@ -194,6 +224,18 @@ def test_iter_events_fetches_as_many_pages_as_there_are(client: Client, middlema
 
     assert [event.event_id for event in found] == [f"e{number}" for number in range(1, 6)]
     assert middleman.seen[1:] == ["GET /cassata/events/shop"] * 3
+
+
+def test_iter_events_goes_on_where_a_page_holds_nothing(client: Client, middleman: Middleman, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cassata.scheduler.EXAMINED", 2)
+    client.schedule_all(
+        [NewEvent("shop", URL if n < 6 else "http://other.test/", delay=60 + n, payload="x", event_id=f"e{n}") for n in range(8)]
+    )
+
+    found = client.iter_events("shop", host="other.test", status={Status.PENDING, Status.FAILED})
+
+    assert [event.event_id for event in found] == ["e6", "e7"]
+    assert len(middleman.seen) > 4
 
 
 def test_the_log_of_attempts_and_a_finished_event_are_told(client: Client, sqlite_scheduler: Scheduler) -> None:

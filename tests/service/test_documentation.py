@@ -1,4 +1,4 @@
-"""docs/http-api.md says what the service does: its examples are run in order, its tables compared with the code."""
+"""docs/http-api.md and docs/series.md say what the service does: their examples are run in order, their tables compared with the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +17,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import create_engine, text
 
-from cassata import config, model
+from cassata import config, model, recurrence
 from cassata.client import Client
 from cassata.scheduler import Scheduler
-from cassata.service import problems, tenancy_wire, wire
+from cassata.series import SeriesStatus
+from cassata.service import problems, series_wire, tenancy_wire, wire
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "http-api.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "http-api.md").read_text()
+SERIES_PAGE = (DOCS / "series.md").read_text()
 EXAMPLE = re.compile(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", re.DOTALL)
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -33,7 +37,7 @@ def scheduler(sqlite_scheduler: Scheduler) -> Scheduler:
 
 def asked(http: FlaskClient, command: str) -> Any:
     """Carry out a curl command line."""
-    words = iter(shlex.split(command)[1:])
+    words = iter(shlex.split(command.replace("\\\n", " "))[1:])
     method, headers, body, address = "GET", {}, None, ""
     for word in words:
         match word:
@@ -55,14 +59,16 @@ def comparable(document: Any) -> Any:
     text = json.dumps(document)
     text = INSTANT.sub(lambda found: found[0] if found[0] > "2029" else "an instant", text)
     text = re.sub(r'"next-cursor": "[^"]+"', '"next-cursor": "a cursor"', text)
+    text = re.sub(r'"version": "[0-9a-f]+-', '"version": "', text)
     text = re.sub(r"whsec_[A-Za-z0-9+/]{43}=", "a secret", text)
     text = re.sub(r'csk_[a-z0-9]{8}_[\w-]{55}|(?<="prefix": ")[a-z0-9]{8}', "a key", text)
     return json.loads(text)
 
 
-def test_every_example_is_answered_as_printed(http: FlaskClient) -> None:
-    examples = EXAMPLE.findall(PAGE)
-    assert len(examples) == PAGE.count("```sh") == 13
+@pytest.mark.parametrize(("page", "count"), [(PAGE, 16), (SERIES_PAGE, 7)], ids=["http-api", "series"])
+def test_every_example_is_answered_as_printed(http: FlaskClient, page: str, count: int) -> None:
+    examples = EXAMPLE.findall(page)
+    assert len(examples) == page.count("```sh") == count
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
 
@@ -146,10 +152,40 @@ def test_every_field_and_limit_of_an_application_is_documented() -> None:
         assert setting in {field.alias for field in type(getattr(settings, section)).model_fields.values()}
 
 
+def test_every_field_and_parameter_of_a_series_is_documented() -> None:
+    documented = [name for row in table_under("Series") for name in re.findall(r"`([a-z-]+)`", row[0])]
+    assert sorted(documented) == sorted(series_wire.SeriesDocument.fields())
+    assert {row[0].strip("`") for row in table_under("Instances", level=3)} == {"from", "until", "limit", "cursor"}
+    for status in SeriesStatus.__members__:
+        assert f"`{status}`" in PAGE
+        assert f"`{status}`" in SERIES_PAGE
+
+
+def clock_changes() -> Iterator[list[str]]:
+    section = SERIES_PAGE.partition("## When clocks are put forward and back")[2]
+    for row in re.findall(r"^\| \w.*$", section, re.MULTILINE)[1:]:
+        yield [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+@pytest.mark.parametrize("row", list(clock_changes()), ids=lambda row: f"{row[1]} {row[2]}")
+def test_what_is_told_of_clocks_that_are_changed_is_what_is_computed(row: list[str]) -> None:
+    _, zone, written, told = row
+    instants = [datetime.fromisoformat(instant) for instant in told.split(", ")]
+    cron = re.fullmatch(r"`([^R][^`]*)`", written)
+    lines = re.fullmatch(r"`(RRULE[^`]*)` from (.*)", written)
+    rule = {"cron": cron[1]} if cron else {"recurrence": lines[1], "scheduled-at": lines[2]} if lines else {}
+    begin = instants[0].replace(tzinfo=None).isoformat()
+    at = recurrence.local_instant(begin, zone) / 1000
+    asked = series_wire.read_preview({**rule, "timezone": zone, "from": at, "limit": len(instants)})
+    found = series_wire.preview(asked, 0)["occurrences"]
+    assert [datetime.fromisoformat(occurrence["local-time"]) for occurrence in found] == instants
+    assert [occurrence["local-time"][:16] for occurrence in found] == [instant[:16] for instant in told.split(", ")]
+
+
 def test_every_status_error_and_parameter_is_documented() -> None:
     assert [row[0].strip("`") for row in table_under("Status")] != []
     assert {row[0].strip("`") for row in table_under("Status")} == set(model.Status.__members__)
-    assert {row[0].strip("`") for row in table_under("List")} == {"status", "expiry-from", "expiry-until", "limit", "cursor"}
+    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "limit", "cursor"}
     for kind in model.ErrorKind:
         assert f"`{kind.value}`" in PAGE
 

@@ -49,6 +49,19 @@ def test_an_event_can_be_added_shown_listed_and_deleted(run: Run) -> None:
     assert json.loads(run("list", "shop", "--status", "PENDING", "-o", "json").stdout) == []
 
 
+def test_a_list_may_be_of_some_events_only(run: Run) -> None:
+    for number, url in enumerate(["http://one.test/", "http://two.test:81/"]):
+        assert run("add", url, "--app", "shop", "--in", "1h", "--payload", "x", "--id", f"e{number}").exit_code == 0
+
+    def found(*words: str) -> list[str]:
+        return [each["event-id"] for each in json.loads(run("list", "shop", *words, "-o", "json").stdout)]
+
+    assert found("--host", "two.test") == ["e1"]
+    assert found("--status", "pending", "--status", "failed") == ["e0", "e1"]
+    assert found("--last-status", "200") == found("--series", "s") == []
+    assert run("list", "shop", "--host", "a/b").stderr.startswith("Error: --host: must be a host such as")
+
+
 @pytest.mark.parametrize(
     ("written", "expiry"),
     [("1900000000.5", "2030-03-17T17:46:40.500Z"), ("2030-01-31T12:00:00+02:00", "2030-01-31T10:00:00.000Z")],
@@ -112,6 +125,27 @@ def test_the_status_of_a_cancelled_event_says_that_it_may_be_cancelled(run: Run)
     assert "CANCELLED" in run("get", "shop", "e1").stdout
 
 
+def test_an_event_can_be_changed(run: Run) -> None:
+    add(run, "--in", "1h", "--payload", "x", "--id", "e1", "--timeout", "5", "--header", "A: b")
+    version = json.loads(run("get", "shop", "e1", "-o", "json").stdout)["version"]
+
+    words = ("--at", "1900000000", "--payload", "y", "--url", "http://other.test/", "--retry-count", "1", "--reset", "timeout")
+    changed = run("change", "shop", "e1", *words, "--reset", "header", "--max-lateness", "1h", "--if-version", version)
+
+    assert (changed.exit_code, "2030-03-17 17:46:40Z" in changed.stdout) == (0, True), changed.stderr
+    found = json.loads(run("get", "shop", "e1", "-o", "json").stdout)
+    assert (found["event"], found["url"], found["timeout"], found["request-headers"]) == ("y", "http://other.test/", None, [])
+    assert (found["retry"]["count"], found["max-lateness"]) == (1, 3600)
+    outdated = run("change", "shop", "e1", "--payload", "z", "--if-version", version)
+    assert (outdated.exit_code, outdated.stderr.startswith("Error: event 'e1' of 'shop' has been changed")) == (1, True)
+    assert run("change", "shop", "e1", "--max-lateness", "0").stderr == "Error: --max-lateness: must be from 1 to 3,153,600,000 seconds\n"
+
+
+@pytest.mark.parametrize("words", [(), ("--at", "1", "--in", "1"), ("--payload", "x", "--payload-file", "-"), ("--reset", "url")])
+def test_a_change_of_nothing_or_of_two_kinds_is_a_wrong_usage(run: Run, words: tuple[str, ...]) -> None:
+    assert run("change", "shop", "e1", *words).exit_code == 2
+
+
 def test_a_list_of_no_events_says_so(run: Run) -> None:
     assert run("list", "shop").stdout == "no events of 'shop'\n"
     assert run("list", "shop", "-o", "json").stdout == "[]\n"
@@ -120,7 +154,22 @@ def test_a_list_of_no_events_says_so(run: Run) -> None:
 def an_event(status: str = "PENDING", *, event_id: str = "a5f8499f65c8400d903ddabec1002a3a", last_error: str | None = None) -> Event:
     at = datetime(2026, 11, 21, 3, 21, 2, 750_000, tzinfo=UTC)
     return Event(
-        "shop", event_id, Status[status], 3, at, None, last_error, False, "POST", "http://receiver.example/" + "x" * 200, at, None, {}
+        "shop",
+        event_id,
+        Status[status],
+        3,
+        at,
+        None,
+        last_error,
+        None,
+        False,
+        False,
+        "POST",
+        "http://receiver.example/" + "x" * 200,
+        at,
+        None,
+        "1-0",
+        {},
     )
 
 

@@ -28,6 +28,7 @@ from cassata.service.connections import LINGER_SECONDS
 from tests.conftest import Running
 
 GOOD = {"application-id": "shop", "event-id": "e1", "event": "x", "delay": 3600, "url": "http://receiver.example/"}
+GOOD_SERIES = {"series-id": "e1", "url": GOOD["url"], "event": "x", "recurrence": "RRULE:FREQ=DAILY", "scheduled-at": 1_900_000_000}
 DRIVER_WORDS = ("Traceback (most", "sqlalchemy", "sqlite3", "pymysql", "[SQL:", 'File "/', "_sqlite", "errno")
 
 # --- one attack ---------------------------------------------------------------------------------------------------------
@@ -121,7 +122,9 @@ def siege(request: pytest.FixtureRequest) -> Iterator[Siege]:
     authentication, database = request.param.split("-")
     scheduler = Scheduler.open(request.getfixturevalue(f"{database}_url"))
     app = create_app(scheduler, Service(authentication=authentication))
-    create_app(scheduler, Service()).test_client().post("/cassata/add/", json=GOOD)
+    http = create_app(scheduler, Service()).test_client()
+    http.post("/cassata/add/", json=GOOD)
+    http.post("/cassata/series/shop", json=GOOD_SERIES)
     siege = Siege(app, scheduler)
     siege.known = siege.fingerprint()
     yield siege
@@ -224,18 +227,38 @@ def table(app: Flask) -> Iterator[Attack]:
             if method not in {"GET", "HEAD", "OPTIONS", "DELETE"}:
                 yield from (Attack(method, good, body=body) for body in HOSTILE_BODIES)
                 yield from (Attack(method, good, body=body, content_type="application/x-ndjson") for body in HOSTILE_BODIES)
-                yield from (Attack(method, good, body=hostile_document(value)) for value in HOSTILE_TEXTS)
+                hostile = hostile_series if "series" in rule else hostile_document
+                yield from (Attack(method, good, body=hostile(value)) for value in HOSTILE_TEXTS)
         for n, value in enumerate(HOSTILE_TEXTS):  # each value under every fourth name, since most routes read none
             yield from (Attack("GET", good, query=f"{name}={wsgi(value)}") for name in PARAMETERS[n % 4 :: 4])
         yield Attack("TEAPOT", good)
         yield from (Attack("GET", good, query=f"cursor={forgery}") for forgery in FORGERIES)
         yield Attack("GET", good, query="&".join(["limit=1"] * 1_000))
-    for name in PARAMETERS[:5]:
+    for name in PARAMETERS[:8]:
         yield from (Attack("GET", "/cassata/events/shop", query=f"{name}={wsgi(value)}") for value in HOSTILE_TEXTS)
     yield from (Attack("BREW", path) for path in ("*", "/", "//", "/%", "/cassata/../livez", "/./livez", "/\x00", "livez", ""))
 
 
-PARAMETERS = ["status", "expiry-from", "expiry-until", "limit", "cursor", "order", "application-id", "after", "key", "\xff", "%", ""]
+PARAMETERS = [
+    "status",
+    "expiry-from",
+    "expiry-until",
+    "limit",
+    "cursor",
+    "host",
+    "last-status",
+    "series",
+    "from",
+    "until",
+    "purge",
+    "order",
+    "application-id",
+    "after",
+    "key",
+    "\xff",
+    "%",
+    "",
+]
 FORGERIES = [
     "MQ==",
     "MS4y",
@@ -257,6 +280,13 @@ def hostile_document(value: str) -> bytes:
     return json.dumps(document | {"request-headers": {value: value}, "retry": {value: value}, "timeout": value}).encode()
 
 
+def hostile_series(value: str) -> bytes:
+    """A series with that value in every field, but for what would have it refused before they are looked at."""
+    fields = ("timezone", "start", "ends-at", "until", "count", "catch-up", "catch-up-window", "overlap", "jitter", "name", "description")
+    document = GOOD_SERIES | dict.fromkeys(fields, value) | {"metadata": {value: value}}
+    return json.dumps(document | {"series-id": "s1", "recurrence": f"RRULE:FREQ=DAILY;BYDAY={value}\n{value}", "limit": value}).encode()
+
+
 # --- what Hypothesis thinks of ------------------------------------------------------------------------------------------
 
 FIELDS = [
@@ -276,6 +306,8 @@ FIELDS = [
         "expires",
         "overlap",
     ),
+    *("series-id", "cron", "recurrence", "every", "timezone", "scheduled-at", "start", "ends-at", "until", "from", "limit"),
+    *("catch-up", "catch-up-window", "overlap", "jitter", "description", "max-lateness"),
     *("secret", *(name.replace("_", "-") for name in model.LIMIT_RANGES)),
 ]
 JSON: Any = st.recursive(
@@ -283,7 +315,9 @@ JSON: Any = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-NEAR_MISSES = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4).map(lambda changes: {**GOOD, **changes})
+NEAR_MISSES = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4).flatmap(
+    lambda changes: st.sampled_from([GOOD, GOOD_SERIES]).map(lambda good: {**good, **changes})
+)
 BODIES = (JSON | NEAR_MISSES | st.lists(NEAR_MISSES, max_size=3)).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100)
 TEXTS = st.sampled_from(HOSTILE_TEXTS) | st.text(max_size=30) | st.just("shop") | st.just("e1")
 TYPES = st.sampled_from(
@@ -298,7 +332,13 @@ def attacks(draw: st.DrawFn, app: Flask) -> Attack:
     rule = draw(st.sampled_from(rules_of(app)))
     method = draw(st.sampled_from(methods_of(app, rule)))
     path = filled(rule, *draw(st.lists(TEXTS, min_size=2, max_size=2)))
-    query = wsgi(draw(st.just("") | TEXTS | st.tuples(st.sampled_from(["limit", "cursor", "status", "expiry-from"]), TEXTS).map("=".join)))
+    query = wsgi(
+        draw(
+            st.just("")
+            | TEXTS
+            | st.tuples(st.sampled_from(["limit", "cursor", "status", "expiry-from", "from", "purge"]), TEXTS).map("=".join)
+        )
+    )
     return Attack(method, path, query, draw(BODIES), draw(TYPES), tuple(draw(HEADERS)))
 
 

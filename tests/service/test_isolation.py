@@ -5,7 +5,9 @@ The routes are read from the application, so that a new one is covered as soon a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -18,8 +20,11 @@ from sqlalchemy import create_engine, text
 from werkzeug.test import TestResponse
 
 from cassata.config import Service
+from cassata.errors import UnknownSeries
 from cassata.model import NewEvent, Scope
+from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.series import NewSeries
 from cassata.service import create_app
 from cassata.service.auth import Route
 from cassata.tenants import Changes
@@ -28,7 +33,8 @@ pytestmark = pytest.mark.tenants
 
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs"}
 CANARY = "canary-of-the-shop"
-TABLES = ("applications", "api_keys", "events", "attempts")
+INSTANCE = "s0_20300317T174640Z"
+TABLES = ("applications", "api_keys", "events", "attempts", "series")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +117,11 @@ class House:
         self.scheduler.tenants.change("shop", Changes(active=True, metadata={"note": CANARY}))
         due = {"due_at": 1_900_000_000_000, "payload": CANARY.encode()}
         self.scheduler.put(NewEvent("shop", f"http://{CANARY}.example/", event_id="e0", **due))
+        with contextlib.suppress(UnknownSeries):
+            self.scheduler.timetable.delete("shop", "s0")
+        rule = Rule(every_ms=60_000, start_at=1_900_000_000_000)
+        series = NewSeries("shop", rule, f"http://{CANARY}.example/", series_id="s0", payload=CANARY.encode(), description=CANARY)
+        self.scheduler.timetable.create(series)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,8 @@ class Call:
     endpoint: str
 
     def path(self, application_id: str, event_id: str, prefix: str) -> str:
-        return self.rule.replace("<application_id>", application_id).replace("<event_id>", event_id).replace("<prefix>", prefix)
+        ids = {"application_id": application_id, "event_id": event_id, "prefix": prefix, "series_id": "s0", "instance_id": INSTANCE}
+        return re.sub("<([a-z_]+)>", lambda found: ids[found[1]], self.rule)
 
     @property
     def names_its_application(self) -> bool:
@@ -141,6 +153,13 @@ class Call:
                 return [{"application-id": application_id, "event-id": f"b{number}", **event}]
             case "put":
                 return {"url": f"http://{CANARY}.example/", "expiry": 1_900_000_000, "event": CANARY}  # as it is
+            case "create_series" | "preview_series" | "change_following":
+                return {"series-id": f"s-{number}", "every": 60, "scheduled-at": 1_900_000_000, "event": "x", "url": event["url"]}
+            case "put_series":
+                rule = {"every": 60, "scheduled-at": 1_900_000_000}
+                return {**rule, "url": f"http://{CANARY}.example/", "event": CANARY, "description": CANARY}  # as it is
+            case "change_instance":
+                return {"event": "changed"}
             case "create_application":
                 return {"application-id": f"new-{number}"}
             case "rotate_secret":
@@ -260,7 +279,7 @@ def test_a_foreign_application_is_decided_on_before_any_table_is_looked_into(hou
     def look(*_: object, **__: object) -> None:
         raise AssertionError("the database was asked")
 
-    for room in (house.scheduler._transactions, house.scheduler.tenants._transactions):
+    for room in (house.scheduler._transactions, house.scheduler.tenants._transactions, house.scheduler.timetable._transactions):
         monkeypatch.setattr(room, "read", look)
         monkeypatch.setattr(room, "write", look)
     for call in calls(house.app):

@@ -26,6 +26,7 @@ NO_LIMITS = dict.fromkeys(
         "max-in-flight",
         "deliveries-per-second",
         "max-in-flight-per-host",
+        "max-lateness",
     ]
 )
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()

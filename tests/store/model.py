@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cassata.model import FINISHED, WAITING, ErrorKind, NewEvent, Status, destination_of
 from cassata.scheduler import LOST_LEASES, Terms
@@ -220,6 +220,26 @@ class Model:
             self.rows[key] = row._replace(cancel_requested=True)
         return "EventFinished" if row.status in {Status.COMPLETED, Status.FAILED} else self.rows[key].status.name
 
+    def revise(self, key: Key, changes: Mapping[str, Any], is_current: bool, now: int) -> str:
+        """Change what an event asks for; `is_current` says whether whoever does so has seen its newest version."""
+        row = self.rows.get(key)
+        if row is None:
+            return "UnknownEvent"
+        if row.status not in WAITING:
+            return "EventUnderWay" if row.status is Status.PROCESSING else "EventFinished"
+        before = replace(self.requests[key], due_at=row.due_at, delay_ms=None)
+        other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
+        asked = replace(before, **{**other_time, **changes})
+        if asked == before:
+            return "changed"
+        if not is_current:
+            return "EventChanged"
+        due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
+        wake_at = row.wake_at if due_at == row.due_at else max(due_at, now)
+        self.rows[key] = row._replace(due_at=due_at, wake_at=wake_at, fence=row.fence + 1, payload=asked.payload)
+        self.requests[key] = asked
+        return "changed"
+
     def change(self, application_id: str, active: bool | None, limits: Mapping[str, int | None]) -> str:
         tenant = self.tenants.get(application_id)
         if tenant is None:
@@ -268,6 +288,8 @@ class Model:
         if answer.error is None and answer.status_code is not None and 200 <= answer.status_code < 300:
             return _ended(row, Status.COMPLETED, now)
         is_proxys = answer.error is ErrorKind.PROXY_FAILED
+        if answer.error is ErrorKind.TOO_LATE:
+            return _ended(row._replace(attempts=row.attempts - 1), Status.FAILED, now)
         if not is_proxys and (not _may_pass(answer) or claim.number > self._retries(claim.key)):
             return _ended(row, Status.FAILED, now)
         counted = row._replace(attempts=row.attempts - is_proxys)
@@ -280,8 +302,12 @@ class Model:
         return RETRIES if retry is None or retry.count is None else retry.count
 
     def attempts_allowed(self, key: Key) -> int:
-        """Return the most claims that an event may see: leases lost in a row may come on top of what its retries allow."""
-        return self._retries(key) + 1 + LOST_LEASES - 1
+        """Return the most attempts that may be counted: leases lost in a row may come on top of what the retries allow.
+
+        What the proxy fails ends such a row, and counts for nothing: the same may come once more on top.
+        """
+        failed_by_proxy = sum(line.error == ErrorKind.PROXY_FAILED for line in self.log[key].values())
+        return self._retries(key) + 1 + (LOST_LEASES - 1) * (1 + failed_by_proxy)
 
     def release(self, claims: Iterable[Claim], now: int) -> int:
         mine = [claim for claim in claims if self.owns(claim)]
@@ -395,7 +421,7 @@ class Look:
             assert row.wake_at <= self.now + self.asking.look_ahead, f"{key} was postponed before it was due"
             assert now_shown.wake_at > self.now, f"{key} was postponed to the past"
             assert self._is_held_back(key), f"{key} was postponed for no reason"
-        assert now_shown.wake_at >= row.due_at
+        assert now_shown.wake_at >= row.wake_at, f"{key} was brought forward: {row} -> {now_shown}"
         self.model.rows[key] = now_shown
 
     def _is_held_back(self, key: Key) -> bool:
@@ -494,7 +520,7 @@ def check_shape(seen: Seen, model: Model) -> None:
         assert row.attempts <= model.attempts_allowed(key), f"{key} has had {row.attempts} attempts"
         assert row.status is not Status.FAILED or seen.reasons[key], f"{key} has failed, and nothing says why"
         log = seen.log.get(key, {})
-        counted = [line for line in log.values() if line.error != ErrorKind.PROXY_FAILED]
+        counted = [line for line in log.values() if line.error not in {ErrorKind.PROXY_FAILED, ErrorKind.TOO_LATE}]
         assert len(counted) == row.attempts - (row.status is Status.PROCESSING), f"{key} has {row.attempts} attempts, and logged are {log}"
         assert max(log, default=0) <= row.fence
         assert row.wake_at is None or row.status is Status.PROCESSING or row.wake_at >= row.due_at
@@ -509,7 +535,9 @@ def check_step(before: Seen, after: Seen) -> None:
             continue  # added anew
         assert old.status not in FINISHED or new == old, f"{key} had ended, and was changed"
         assert new.fence in {old.fence, old.fence + 1}, f"the fence of {key} went from {old.fence} to {new.fence}"
-        assert (new.due_at, new.created_at, new.request_hash) == (old.due_at, old.created_at, old.request_hash)
+        assert (new.created_at, new.request_hash) == (old.created_at, old.request_hash)
+        is_changed = old.status is new.status and new.status in WAITING and new.fence == old.fence + 1
+        assert is_changed or (new.due_at, new.payload) == (old.due_at, old.payload), f"{key} became another event"
         assert after.log.get(key, {}).items() >= before.log.get(key, {}).items(), f"the log of {key} was changed"
         if new.fence == old.fence and old.status is not Status.PROCESSING:
             assert new == old._replace(wake_at=new.wake_at), f"{key} was changed without a claim"

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from cassata import database, store
 from cassata.errors import DuplicateEvent, EventFinished, InvalidEvent, PayloadTooLarge, UnknownEvent
-from cassata.model import Event, NewEvent, RetryOptions, Status
+from cassata.model import Event, Filter, NewEvent, RetryOptions, Status
 from cassata.scheduler import Scheduler
 from tests.words import NOON, Hand, ManualClock, new_event
 
@@ -305,11 +305,11 @@ def test_a_list_can_be_narrowed_by_status_and_expiry(scheduler: Scheduler, hand:
         hand.answer(delivery)
 
     def listed(**narrowing: Any) -> list[str]:
-        return [event.event_id for event in scheduler.events("shop", **narrowing).events]
+        return [event.event_id for event in scheduler.events("shop", Filter(**narrowing)).events]
 
-    assert listed(status=Status.COMPLETED) == ["e-1", "e0"]
+    assert listed(statuses=frozenset({Status.COMPLETED})) == ["e-1", "e0"]
     assert listed(due_from=NOON, due_until=NOON + 2) == ["e0", "e1"]
-    assert listed(status=Status.PENDING, due_from=NOON + 2) == ["e2", "e3"]
+    assert listed(statuses=frozenset({Status.PENDING}), due_from=NOON + 2) == ["e2", "e3"]
     assert scheduler.events("nobody").events == []
 
 

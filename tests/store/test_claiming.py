@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pymysql
@@ -204,7 +204,7 @@ def test_a_released_event_is_as_it_was_before(scheduler: Scheduler, hand: Hand) 
 
     assert scheduler.release([delivery]) == 1
 
-    assert scheduler.status("shop", "e1") == before
+    assert replace(scheduler.status("shop", "e1"), fence=before.fence) == before
     assert hand.answer(delivery) == 0  # it was given up
     assert len(hand.claim(look_ahead_ms=200)) == 1
 
@@ -651,3 +651,36 @@ def test_two_claims_of_one_event_recorded_together_keep_the_one_that_counts(sche
 
     assert (recorded.kept, recorded.fenced) == (1, 1)
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
+
+
+def test_what_waits_untried_long_after_its_time_is_late(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event("tried"), new_event("sent", due_at=NOON), new_event("gone", due_at=NOON + 1)])
+    failed, _ = hand.claim()
+    hand.fail(failed)
+    scheduler.cancel("shop", "gone")
+    scheduler.add_all([new_event("due"), new_event("old", due_at=1), new_event("later", due_at=NOON + 1)])
+
+    def late() -> set[str]:
+        return {event.event_id for event in scheduler.events("shop").events if event.late}
+
+    hand.clock.advance(60_000)
+    assert late() == set()
+    hand.clock.advance(1)
+    assert late() == {"due", "old"}  # from when it was added on, if its time was over by then
+    assert (scheduler.status("shop", "due").late, scheduler.event("shop", "tried")[0].late) == (True, False)
+
+
+def test_the_code_of_the_newest_whole_answer_is_kept(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add_all([new_event(f"e{code}") for code in (200, 202, 404, 503)])
+    claimed = hand.claim()
+    scheduler.record([outcome(delivery, int(delivery.event_id[1:])) for delivery in claimed])
+    assert {event.last_status: event.status for event in scheduler.events("shop").events} == {
+        200: Status.COMPLETED,
+        202: Status.COMPLETED,
+        404: Status.FAILED,
+        503: Status.SERVICE_UNAVAILABLE,
+    }
+
+    hand.clock.advance(3_600_000)
+    hand.fail(hand.claim_one(), ErrorKind.TIMEOUT)
+    assert scheduler.status("shop", "e503").last_status == 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pymysql
@@ -12,8 +13,12 @@ import requests
 
 from cassata import database, schema
 from cassata.errors import DatabaseUnavailable
+from cassata.model import LATEST_INSTANT
 from cassata.receiver import Receiver
+from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.series import NewSeries, Overlap
+from cassata.tenants import Changes
 from tests.conftest import MariaDB, Running, wait_until
 from tests.words import new_event
 
@@ -111,6 +116,29 @@ def test_limits_and_breakers_need_no_more_either(
     assert requests.post(f"{shop}/keys", timeout=30).status_code == 201
     assert [service.stop(), worker.stop()] == [0, 0]
     assert "denied" not in service.output() + worker.output()
+
+
+def test_series_are_the_services_to_keep_and_the_workers_to_advance(users: Users) -> None:
+    service, worker = (Scheduler.open(users.url(user)) for user in ("service", "worker"))
+    every_second = NewSeries("shop", Rule(every_ms=1_000), "http://127.0.0.1/", series_id="s")
+    service.timetable.create(every_second)
+    service.timetable.create(replace(every_second, series_id="t", overlap=Overlap.SKIP))
+
+    assert worker.timetable.advance().fired > 1
+    first, *_, last = service.timetable.instances("shop", "s", 0, LATEST_INSTANT, limit=30)
+    service.timetable.cancel_instance("shop", "s", first.instance_id)
+    service.timetable.change_instance("shop", "s", last.instance_id, {"payload": b"x"})
+    service.timetable.replace(replace(every_second, payload=b"y"))
+    service.timetable.pause("shop", "s")
+    service.timetable.resume("shop", "s")
+    service.timetable.change_following("shop", "s", last.instance_id, replace(every_second, series_id="u"))
+    service.timetable.run_now("shop", "u")
+    service.tenants.change("shop", Changes(active=False))
+    worker.timetable.advance()
+    service.timetable.cancel("shop", "t")
+    service.timetable.delete("shop", "s")
+    service.close()
+    worker.close()
 
 
 def test_applications_and_keys_are_the_services_to_keep(users: Users) -> None:

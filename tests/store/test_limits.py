@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from cassata import database, store, tenants
+from cassata import database, destinations, store, tenants
 from cassata.courier.retry import RetryPolicy
 from cassata.destinations import MOST_OPEN, BreakerPolicy
 from cassata.errors import ApplicationInactive, DatabaseUnavailable, InvalidEvent, LimitReached, PayloadTooLarge, UnknownApplication
 from cassata.limits import Hands
-from cassata.model import Delivery, ErrorKind, Limits, Outcome, Status
+from cassata.model import Delivery, ErrorKind, Filter, Limits, Outcome, Status
 from cassata.scheduler import BREAKER_MEMORY_MS, CLEANING_SECONDS, Claimed, Scheduler, Terms
 from cassata.tenants import Changes
+from tests.store.worlds import Faults, Kind, Mishap
 from tests.words import NOON, Hand, ManualClock, ids, new_event, outcome
 
 DEAD = "http://dead.test/hook"
@@ -122,6 +123,20 @@ def test_an_application_is_made_by_its_first_add_only_where_that_is_allowed(data
     strict.tenants.create("shop")
     strict.add(new_event())
     strict.close()
+
+
+@pytest.mark.parametrize("kind", [Kind.STALE, Kind.CONFLICT])
+def test_an_add_that_has_to_be_begun_again_is_asked_about_again(scheduler: Scheduler, other: Scheduler, kind: Kind) -> None:
+    """The statement that goes wrong is the very one that would have told that the application takes nothing."""
+    limited(scheduler, "full", max_pending=1)
+    add(scheduler, 1, "full")
+    add(scheduler, 1, "idle")
+    other.tenants.change("idle", Changes(active=False))
+    faults = Faults(scheduler._engines)
+
+    for application_id, refusal in (("idle", ApplicationInactive), ("full", LimitReached)):
+        with faults.arranged(Mishap(kind)), pytest.raises(refusal):
+            scheduler.add(new_event("late", application_id))
 
 
 # --- in flight ---------------------------------------------------------------------------------------------------------
@@ -585,7 +600,7 @@ def test_for_a_narrow_host_as_much_is_claimed_as_it_takes_soon_and_the_rest_is_p
     assert "wide" in ids(claimed)
     assert 2 < len(claimed) < 100, "they wait in memory for those that are under way"
     assert sorted(ids(under_way)) == ["e0", "e1", "wide"]
-    waiting = scheduler.events("shop", status=Status.PENDING, limit=300).events
+    waiting = scheduler.events("shop", Filter(frozenset({Status.PENDING})), limit=300).events
     assert len({event.wake_at for event in waiting}) == len(waiting), "each has a turn of its own"
     assert all(event.attempts == 0 and (event.wake_at or 0) > NOON for event in waiting)
 
@@ -599,7 +614,37 @@ def test_what_is_put_off_wakes_its_application_in_time(scheduler: Scheduler) -> 
     claimed = Worker(scheduler, "one").take()
 
     (wake_at,) = claimed.wakes.values()
-    assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", status=Status.PENDING).events)
+    assert wake_at == min(event.wake_at or 0 for event in scheduler.events("shop", Filter(frozenset({Status.PENDING}))).events)
+
+
+def test_what_is_put_off_before_it_is_due_is_not_sent_early(
+    scheduler: Scheduler, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn at its host takes 10 ms: so soon it would look again, long before its time."""
+    monkeypatch.setattr(destinations, "AHEAD_MS", 0)
+    limited(scheduler, max_in_flight_per_host=1)
+    scheduler.add_all([new_event("now"), new_event("later", delay_ms=150)])
+    worker = Worker(scheduler, "one", Terms(look_ahead_ms=200))
+
+    claimed = worker.claim()
+
+    assert ids(claimed) == ["now"]
+    assert scheduler.status("shop", "later").wake_at == NOON + 150
+    clock.advance(20)
+    (later,) = worker.claim(outcomes=tuple(map(outcome, claimed)))
+    assert later.send_at == NOON + 150
+
+
+def test_what_a_breaker_holds_back_before_it_is_due_is_not_sent_early(scheduler: Scheduler, clock: ManualClock) -> None:
+    worker = Worker(scheduler, "one", Terms(look_ahead_ms=200))
+    open_the_breaker(scheduler, worker)
+    clock.instant = scheduler.breakers("shop")[0].retry_at - 10
+    scheduler.add(new_event("later", url=DEAD, delay_ms=150))
+    due_at = clock.instant + 150
+
+    assert worker.claim() == []
+
+    assert scheduler.status("shop", "later").wake_at == due_at
 
 
 def test_a_probe_goes_out_only_where_its_host_has_room(scheduler: Scheduler, clock: ManualClock) -> None:

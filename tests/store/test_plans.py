@@ -10,8 +10,10 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from cassata import database, store
-from cassata.model import Status
-from cassata.scheduler import Cursor, Scheduler, Terms
+from cassata.model import UNFINISHED, Cursor, Filter, Status
+from cassata.recurrence import Rule
+from cassata.scheduler import Scheduler, Terms
+from cassata.series import NewSeries
 from tests.words import NOON, ManualClock, new_event, outcome
 
 ROWS = 3_000
@@ -33,8 +35,14 @@ def filled(mariadb: Any) -> Iterator[tuple[database.Engines, Scheduler, ManualCl
     for _ in range(10):
         claimed = scheduler.record_and_claim((), agenda, 100, Terms())[1]
         scheduler.record([outcome(delivery) for delivery in claimed.deliveries])
+    for number in range(300):
+        rule = Rule(every_ms=60_000, start_at=NOON + (0 if number % 10 == 0 else 86_400_000 + number * 1_000))
+        scheduler.timetable.create(NewSeries(f"app-{number % 30}", rule, "http://127.0.0.1/", series_id=f"s{number}"))
+    for number in range(300, 400):
+        rule = Rule(every_ms=1_000, start_at=NOON - 3_600_000, count=1)  # these have ended
+        scheduler.timetable.create(NewSeries(f"app-{number % 30}", rule, "http://127.0.0.1/", series_id=f"s{number}"))
     with engines.write.begin() as conn:
-        conn.execute(text("ANALYZE TABLE events, attempts, applications"))
+        conn.execute(text("ANALYZE TABLE events, attempts, applications, series"))
     yield engines, scheduler, clock
     scheduler.close()
     mariadb.drop_database(name)
@@ -74,9 +82,12 @@ ACTS: Acts = {
     "status": lambda scheduler: scheduler.status("app-7", "e7"),
     "event": lambda scheduler: scheduler.event("app-7", "e7"),
     "cancel": lambda scheduler: scheduler.cancel("app-19", "e2989"),
+    "change": lambda scheduler: scheduler.change("app-18", "e2988", {"payload": b"new", "delay_ms": 5_000}),
+    "search what waits": lambda scheduler: scheduler.events("app-7", Filter(UNFINISHED, due_until=NOON + 9_999), after=Cursor(NOON, 40)),
+    "search what was answered": lambda scheduler: scheduler.events("app-7", Filter(host="127.0.0.1", last_status=200)),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
-    "list by status": lambda scheduler: scheduler.events("app-7", status=Status.PENDING, due_from=NOON, due_until=NOON + 99_999_999),
+    "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
 }  # fmt: skip
 
 
@@ -110,7 +121,15 @@ def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, 
 
 
 @pytest.mark.parametrize(
-    ("act", "index"), [("claim", "events_wake"), ("list", "events_due"), ("list by status", "events_due"), ("added", "PRIMARY")]
+    ("act", "index"),
+    [
+        ("claim", "events_wake"),
+        ("list", "events_due"),
+        ("list by status", "events_due"),
+        ("search what waits", "events_wake"),
+        ("search what was answered", "events_due"),
+        ("added", "PRIMARY"),
+    ],
 )
 def test_no_statement_that_could_read_too_much_may_choose_its_index(
     filled: tuple[database.Engines, Scheduler, ManualClock], act: str, index: str
@@ -183,3 +202,48 @@ def test_when_many_applications_have_more_is_found_without_reading_what_they_hav
     assert many.items() >= one.items()
     assert "Using index for group-by" in explain(engines, *seen[0])[0]["Extra"]
     assert "optimized away" in explain(engines, *seen[1])[0]["Extra"]
+
+
+SERIES_ACTS: Acts = {
+    "next wake": lambda scheduler: scheduler.timetable.next_wake(),
+    "advance": lambda scheduler: scheduler.timetable.advance(),
+    "get": lambda scheduler: scheduler.timetable.get("app-7", "s7"),
+    "list": lambda scheduler: scheduler.timetable.series("app-7", after="s100"),
+    "instances": lambda scheduler: scheduler.timetable.instances("app-0", "s0", NOON, NOON + 600_000),
+    "change one": lambda scheduler: scheduler.timetable.change_instance("app-0", "s0", "s0_20270115T090000Z", {"payload": b"x"}),
+    "cancel one": lambda scheduler: scheduler.timetable.cancel_instance("app-0", "s0", "s0_20270115T090100Z"),
+    "pause": lambda scheduler: scheduler.timetable.pause("app-0", "s0"),
+    "resume": lambda scheduler: scheduler.timetable.resume("app-0", "s0"),
+    "cancel": lambda scheduler: scheduler.timetable.cancel("app-0", "s0"),
+    "delete": lambda scheduler: scheduler.timetable.delete("app-0", "s0"),
+}
+
+
+@pytest.mark.parametrize("act", SERIES_ACTS)
+def test_no_statement_about_series_sorts_or_scans(filled: tuple[database.Engines, Scheduler, ManualClock], act: str) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        SERIES_ACTS[act](scheduler)
+
+    examined = [(s, p) for s, p in seen if s.lstrip().startswith(("SELECT", "UPDATE", "DELETE")) and ("series" in s or "events" in s)]
+    assert examined
+    for statement, parameters in examined:
+        for step in explain(engines, statement, parameters):
+            assert step["type"] not in {"ALL", "index"}, (statement, step)
+            no_table = ("optimized away", "no matching row", "Impossible WHERE", "Deleting all rows")
+            assert step["key"] is not None or any(reason in str(step["Extra"]) for reason in no_table), (statement, step)
+            assert "filesort" not in str(step["Extra"]), (statement, step)
+            assert "temporary" not in str(step["Extra"]), (statement, step)
+
+
+def test_due_series_are_found_at_the_end_of_an_index(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, clock = filled
+    with statements(engines) as seen, engines.write.connect() as conn:
+        scheduler.timetable.next_wake()
+        store.lock_due_series(conn, clock.instant, 5)
+        conn.rollback()
+
+    (wake,), (due,) = (explain(engines, *each) for each in seen)
+    assert "optimized away" in wake["Extra"]
+    assert (due["key"], due["type"]) == ("series_wake", "range")
+    assert int(due["rows"]) <= 50

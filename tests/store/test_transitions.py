@@ -64,6 +64,11 @@ def spend_the_retries(hand: Hand, held: Reached) -> None:
         held = next(iter(hand.claim()), None)
 
 
+def be_too_late(hand: Hand, held: Reached) -> None:
+    if held is not None:
+        hand.fail(held, ErrorKind.TOO_LATE)
+
+
 def release(hand: Hand, held: Reached) -> None:
     if held is not None:
         hand.scheduler.release([held])
@@ -74,6 +79,10 @@ def release_a_retry(hand: Hand, held: Reached) -> None:
     hand.answer(held, 503)
     hand.clock.advance(3_600_000)
     hand.scheduler.release(hand.claim())
+
+
+def change(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.change("shop", "e1", {"payload": b"changed"})
 
 
 def cancel(hand: Hand, _held: Reached) -> None:
@@ -95,8 +104,11 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("refused", Status.FAILED): answer(302),
     ("retries spent", Status.FAILED): spend_the_retries,
     ("worker lost", Status.FAILED): lose_too_many_leases,
+    ("too late", Status.FAILED): be_too_late,
     ("release", Status.PENDING): release,
     ("release", Status.SERVICE_UNAVAILABLE): release_a_retry,
+    ("change", Status.PENDING): change,
+    ("change", Status.SERVICE_UNAVAILABLE): change,
     ("cancel", Status.CANCELLED): cancel,
     ("cancel requested", Status.CANCELLED): cancel_while_it_is_sent,
 }
@@ -116,7 +128,7 @@ def test_every_transition_can_be_walked(hand: Hand, transition: Transition) -> N
 
 
 SIMPLE = {"add": add, "claim": claim, "lost lease": lose_the_lease, "delivered": answer(201), "refused": answer(404), "retry": answer(500),
-          "release": release, "cancel": cancel}  # fmt: skip
+          "release": release, "cancel": cancel, "change": change}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", Status)

@@ -12,7 +12,7 @@ import pytest
 
 from cassata import database, telemetry
 from cassata.errors import DatabaseUnavailable
-from cassata.model import Delivery, Outcome, Status
+from cassata.model import Delivery, ErrorKind, Outcome, Status
 from cassata.scheduler import Scheduler, Terms
 from cassata.tenants import Changes
 from cassata.worker import LATE_COMMIT_SECONDS, LOOK_SHARE, SUBMIT_STEP, Agenda, Outage, WorkerThread
@@ -466,3 +466,101 @@ def test_a_thread_whose_slots_are_all_given_up_waits_and_does_not_spin(bench: Be
     thread.step()
 
     assert min(polls) > 0
+
+
+# --- too late ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_too_late_when_it_is_claimed_fails_unsent_and_has_had_no_attempt(
+    bench: Bench, told: list[tuple[str, dict[str, Any]]]
+) -> None:
+    bench.scheduler.add_all([new_event("late", max_lateness_ms=5_000), new_event("in-time", max_lateness_ms=5_001), new_event("patient")])
+    bench.clock.advance(5_001)
+    thread, pigeon = bench.thread()
+
+    step_until(thread, lambda: bench.status("late") is Status.FAILED)
+
+    assert sorted(delivery.event_id for delivery in pigeon.sent) == ["in-time", "patient"]
+    event, (attempt,) = bench.scheduler.event("shop", "late")
+    assert event.attempts == 0
+    assert event.last_error == "too late: 5.0 s after its expiry, and 5 s are allowed"
+    assert attempt.error is ErrorKind.TOO_LATE
+    assert [(fact, values["event_id"]) for fact, values in told if fact.startswith("event ")] == [("event too late", "late")]
+
+
+def test_what_has_become_too_late_while_it_waited_in_memory_is_not_sent(bench: Bench) -> None:
+    bench.scheduler.tenants.create("shop", Changes(limits={"max_lateness_ms": 2_000}))
+    bench.scheduler.add(new_event(due_at=NOON + 90))
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: bench.status() is Status.PROCESSING)
+
+    bench.clock.advance(90 + 2_001)
+    step_until(thread, lambda: bench.status() is Status.FAILED)
+
+    assert pigeon.sent == []
+
+
+def test_an_events_own_lateness_comes_before_its_applications(bench: Bench) -> None:
+    bench.scheduler.tenants.create("shop", Changes(limits={"max_lateness_ms": 1_000}))
+    bench.scheduler.add(new_event(max_lateness_ms=60_000))
+    bench.clock.advance(59_000)
+    thread, pigeon = bench.thread()
+
+    step_until(thread, lambda: bool(pigeon.sent))
+
+
+def test_a_retry_that_comes_too_late_is_not_sent(bench: Bench) -> None:
+    bench.scheduler.add(new_event(max_lateness_ms=1_000))
+    thread, pigeon = bench.thread()
+    step_until(thread, lambda: len(pigeon.sent) == 1)
+    pigeon.answer_all(503)
+    step_until(thread, lambda: bench.status() is Status.SERVICE_UNAVAILABLE)
+
+    bench.clock.advance(60_000)
+    step_until(thread, lambda: bench.status() is Status.FAILED)
+
+    event, log = bench.scheduler.event("shop", "e1")
+    assert (len(pigeon.sent), event.attempts, len(log)) == (1, 1, 2)
+
+
+def test_a_place_with_a_limit_has_room_again_after_what_was_too_late(bench: Bench) -> None:
+    bench.scheduler.tenants.create("shop", Changes(limits={"max_in_flight_per_host": 1}))
+    bench.scheduler.add_all([new_event("late", max_lateness_ms=1_000), new_event("next", due_at=NOON + 1)])
+    bench.clock.advance(2_000)
+    thread, pigeon = bench.thread()
+
+    for _ in range(20):
+        bench.clock.advance(100)
+        thread.step()
+
+    assert [delivery.event_id for delivery in pigeon.sent] == ["next"]
+
+
+# --- changed events ------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_is_moved_ahead_is_sent_at_its_new_time(bench: Bench) -> None:
+    bench.scheduler.add_all([new_event(due_at=NOON + 3_600_000), new_event("other", due_at=NOON + 500)])
+    bench.agenda = Agenda(interval=0.01)
+    thread, pigeon = bench.thread()
+    thread.step()
+
+    bench.scheduler.change("shop", "e1", {"due_at": NOON + 200, "payload": b"new"})
+    bench.clock.advance(200)
+    step_until(thread, lambda: bool(pigeon.sent))
+
+    assert [(delivery.event_id, delivery.payload) for delivery in pigeon.sent] == [("e1", b"new")]
+
+
+def test_where_looks_are_dear_a_changed_event_is_found_by_the_next_one(bench: Bench) -> None:
+    """By its row number it is not new."""
+    bench.scheduler.add_all([new_event(due_at=NOON + 3_600_000), new_event("e2", due_at=NOON + 3_600_000)])
+    bench.agenda = Agenda(interval=0.001, longest=0.2)
+    thread, pigeon = bench.thread()
+    bench.agenda.replace(bench.scheduler.agenda(), cost=10, newest=bench.scheduler.newest_row())
+    bench.agenda.replace(bench.scheduler.agenda(), cost=10, newest=bench.scheduler.newest_row())
+    assert bench.agenda.is_dear
+    assert bench.agenda.surely_known is not None
+
+    bench.scheduler.change("shop", "e1", {"delay_ms": 0})
+    step_until(thread, lambda: bool(pigeon.sent))
