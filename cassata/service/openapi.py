@@ -12,9 +12,21 @@ from flask import Flask
 
 from cassata import __version__
 from cassata.model import Status
+from cassata.series import SeriesStatus
 from cassata.service import problems
 from cassata.service.auth import Gate, Route
-from cassata.service.schemas import APPLICATION_ID, EVENT_ID, KEY_PREFIX, SCHEMAS, STATUS, WRITTEN_INSTANT, Schema, of
+from cassata.service.schemas import (
+    APPLICATION_ID,
+    EVENT_ID,
+    INSTANCE_ID,
+    KEY_PREFIX,
+    OPERATION_ID,
+    SCHEMAS,
+    SERIES_ID,
+    WRITTEN_INSTANT,
+    Schema,
+    of,
+)
 from cassata.service.wire import PAGE_LENGTH
 
 VERSION = "3.1.0"
@@ -25,15 +37,37 @@ LINES = "application/x-ndjson"
 _PATH = {
     "application_id": APPLICATION_ID,
     "event_id": EVENT_ID,
+    "series_id": SERIES_ID,
+    "instance_id": INSTANCE_ID,
+    "operation_id": OPERATION_ID,
     "prefix": KEY_PREFIX,
 }
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": PAGE_LENGTH, "default": 100}
 _PAGES = {"limit": ("How many there are on a page.", _LIMIT), "cursor": ("The `next-cursor` of the page before.", {"type": "string"})}
+_FROM_UNTIL = {
+    "from": ("Only those that are then or later; now, if it is not given.", WRITTEN_INSTANT),
+    "until": ("Only those that are earlier.", WRITTEN_INSTANT),
+}
+_FLAG: Schema = {"type": "string", "enum": ["true", "false"]}
+_STATUSES = "|".join(status.name for status in Status)
 _EVENTS = {
-    "status": ("Only events of this status.", {**STATUS, "enum": [status.name for status in Status]}),
+    "status": ("Only events of this status, or of several with commas between them.", {"type": "string", "pattern": f"^({_STATUSES})(,({_STATUSES}))*$"}),
     "expiry-from": ("Only events that expire then or later.", WRITTEN_INSTANT),
     "expiry-until": ("Only events that expire earlier.", WRITTEN_INSTANT),
+    "host": ("Only events that are sent there: a host, or a host and port.", {"type": "string"}),
+    "last-status": ("Only events whose newest answer had this status code.", {"type": "integer", "minimum": 100, "maximum": 999}),
+    "series": ("Only occurrences of this series.", SERIES_ID),
+    "full": ("With what is sent.", _FLAG),
     **_PAGES,
+}
+_SERIES = {"status": ("Only series of this status.", {"type": "string", "enum": [status.name for status in SeriesStatus]}), **_PAGES}
+_PURGE = {"purge": ("Delete it, with all that is known of it, instead of only cancelling it.", _FLAG)}
+
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Only if it is still this version: an `ETag` (RFC 9110 section 13.1.1).",
+    "schema": {"type": "string", "examples": ['"7"']},
 }
 
 Query = dict[str, tuple[str, Schema]]
@@ -52,11 +86,14 @@ class Call:
     needs_body: bool = True
     query: Query | None = None
     refusals: tuple[int, ...] = ()
+    versioned: bool = False
+    """Whether If-Match is heeded; ETags are told anyway."""
     text: str | None = None
     """The media type of an answer that may, or does (`answers` None), come as text."""
 
 
-_ADD, _LOOK, _TENANTS, _KEYS, _HEALTH = "Add and delete", "Look", "Applications", "Keys and secrets", "Health"
+_ADD, _LOOK, _RULES, _MANY = "Add, change and delete", "Look", "Series", "Many events"
+_TENANTS, _KEYS, _HEALTH = "Applications", "Keys and secrets", "Health"
 
 CALLS: dict[str, Call] = {
     "add": Call(_ADD, "Add an event", {201: "Event"}, "NewEvent", refusals=(404, 409, 413, 429)),
@@ -65,7 +102,36 @@ CALLS: dict[str, Call] = {
     "delete": Call(_ADD, "Cancel an event", {200: "Deleted", 202: "CancelRequested"}, refusals=(409,)),
     "status": Call(_LOOK, "Tell where an event is in its life", {200: "Event"}, text="text/plain"),
     "event": Call(_LOOK, "Tell everything about an event", {200: "EventDetails"}),
-    "events": Call(_LOOK, "List events by expiry", {200: "Events"}, query=_EVENTS),
+    "events": Call(_LOOK, "List events", {200: "Events"}, query=_EVENTS),
+    "change": Call(_ADD, "Change an event that waits", {200: "Event"}, "EventChanges", refusals=(409, 412, 413), versioned=True),
+    "retry": Call(_ADD, "Send an event that has ended once more", {200: "Event"}, refusals=(409,)),
+    "series_list": Call(_RULES, "List series", {200: "SeriesPage"}, query=_SERIES),
+    "create_series": Call(_RULES, "Make a series", {201: "SeriesDetails", 200: "SeriesDetails"}, "NewSeries", refusals=(409, 413)),
+    "preview_series": Call(_RULES, "Tell the next instants of a rule", {200: "Occurrences"}, "Preview"),
+    "put_series": Call(
+        _RULES,
+        "Make a series, repeatably; with If-Match, change it",
+        {201: "SeriesDetails", 200: "SeriesDetails"},
+        "NewSeries",
+        refusals=(409, 412, 413),
+        versioned=True,
+    ),
+    "series": Call(_RULES, "Show a series", {200: "SeriesDetails"}),
+    "cancel_series": Call(_RULES, "Cancel a series", {200: "CancelledSeries"}, query=_PURGE, refusals=(400, 409, 412), versioned=True),
+    "pause_series": Call(_RULES, "Pause a series", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
+    "resume_series": Call(_RULES, "Let a series go on", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
+    "run_series": Call(_RULES, "Send what a series sends, now", {201: "Event"}, refusals=(409, 413, 429)),
+    "instances": Call(_RULES, "List the instances of a series, past and future", {200: "Instances"}, query={**_FROM_UNTIL, **_PAGES}),
+    "change_instance": Call(_RULES, "Change one instance", {200: "Instance"}, "EventChanges", refusals=(409, 412, 413), versioned=True),
+    "cancel_instance": Call(_RULES, "Cancel one instance", {200: "Instance"}, refusals=(409, 412), versioned=True),
+    "change_following": Call(
+        _RULES, "Change an instance and all that follow", {201: "SeriesDetails"}, "NewSeries", refusals=(409, 412, 413), versioned=True
+    ),
+    "cancel_following": Call(_RULES, "Cancel an instance and all that follow", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
+    "begin_operation": Call(_MANY, "Change many events, or count them", {202: "Operation", 200: "Count"}, "NewOperation", refusals=(409,)),
+    "operations": Call(_MANY, "List operations", {200: "Operations"}, query=_PAGES),
+    "operation": Call(_MANY, "Show how far an operation has come", {200: "Operation"}),
+    "cancel_operation": Call(_MANY, "Stop an operation", {200: "Operation"}, refusals=(409,)),
     "applications": Call(_TENANTS, "List applications", {200: "Applications"}, query=_PAGES),
     "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(409,)),
     "application": Call(_TENANTS, "Show an application", {200: "Application"}),
@@ -90,7 +156,7 @@ CALLS: dict[str, Call] = {
 """By endpoint: every one that the service has; a test counts them."""
 
 _TOLD = {201: "It was made.", 202: "It was asked for."}
-_SCHEMAS = {**SCHEMAS, "Document": {"type": "object", "description": "An OpenAPI document."}}
+_SCHEMAS: dict[str, Schema] = {**SCHEMAS, "CancelledSeries": {"description": "The series, or ok.", "anyOf": [of("SeriesDetails"), of("Deleted")]}, "Document": {"type": "object", "description": "An OpenAPI document."}}
 
 _DESCRIPTION = """Cassata sends HTTP requests at the time you ask for, at least once.
 
@@ -155,7 +221,7 @@ def _operation(endpoint: str, method: str, rule: str, route: Route | None) -> di
         needs = f"Needs {whose} with the scope `{route.scope}`."
         described["description"] = " ".join(filter(None, [described.get("description"), needs]))
         described["security"] = [{}, {"key": []}]
-    if parameters := [*_path_parameters(rule), *_query_parameters(call.query or {})]:
+    if parameters := [*_path_parameters(rule), *_query_parameters(call.query or {}), *([_IF_MATCH] if call.versioned else [])]:
         described["parameters"] = parameters
     if call.body:
         described["requestBody"] = _body(call)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from cassata import model
-from cassata.model import LIMIT_RANGES, ErrorKind, Scope, Status
+from cassata.model import LIMIT_RANGES, Action, ErrorKind, OperationStatus, Scope, Status
+from cassata.series import DESCRIPTION_CHARACTERS, CatchUp, Overlap, SeriesStatus
 from cassata.service import wire
+from cassata.service.series_wire import LONGEST_PREVIEW, USUAL_PREVIEW
 from cassata.service.tenancy_wire import LIMITS, LONGEST_OVERLAP_MS, OVERLAP_MS
 
 Schema = dict[str, Any]
@@ -90,6 +92,19 @@ WRITTEN_INSTANT: Schema = {
     "pattern": INSTANT_PATTERN,
     "examples": ["2030-01-31T12:00:00Z", 1900000000],
 }
+SERIES_ID = text("A series of the application.", pattern=ID_PATTERN, minLength=1, maxLength=model.SERIES_ID_LENGTH, examples=["digest"])
+INSTANCE_ID = text("An instance of the series.", examples=["digest_20300131T080000Z"])
+OPERATION_ID = text("An operation.", pattern=ID_PATTERN, minLength=1, maxLength=model.OPERATION_ID_LENGTH, examples=["op-1"])
+DURATION: Schema = {
+    "description": "Seconds (a number), or a text such as `90s`, `1h30m` or `PT15M`.",
+    "type": ["number", "string"],
+    "examples": ["1h30m", 900],
+}
+WRITTEN_MOMENT = {
+    "description": "As an instant of an event; without an offset it is in the rule's `timezone`.",
+    "type": ["number", "string"],
+    "examples": ["2030-01-31T09:00:00"],
+}
 _HEADER_VALUE = r"^[\t\x20-\x7e\xa0-\xff]*$"
 REQUEST_HEADERS: Schema = {
     "description": "Headers of the request, as `Name: value` or by name. `Host`, `Content-Length` and others of the connection, `Proxy-*`, "
@@ -113,6 +128,13 @@ RETRY = given(
     },
 )
 
+
+def _range_of(name: str) -> Schema:
+    """Return the range of a limit that is a duration, in seconds."""
+    least, most = LIMIT_RANGES[name]
+    return {"minimum": least // 1000, "maximum": most // 1000}
+
+
 _SHORTEST, _LONGEST = (bound / 1000 for bound in model.TIMEOUT_RANGE_MS)
 _EVENT_FIELDS: dict[str, Schema] = {
     "application-id": APPLICATION_ID,
@@ -128,6 +150,9 @@ _EVENT_FIELDS: dict[str, Schema] = {
     "request-headers": REQUEST_HEADERS,
     "timeout": or_null(number("Seconds that the whole request may take.", minimum=_SHORTEST, maximum=_LONGEST)),
     "retry": or_null(of("Retry")),
+    "max-lateness": or_null(
+        number("How many seconds late it may be sent at most; what is later fails unsent.", **_range_of("max_lateness_ms"))
+    ),
 }
 _WHEN = {
     "anyOf": [
@@ -141,6 +166,11 @@ _WITH_BODY = {
         {"required": ["method"], "properties": {"method": {"enum": sorted(set(model.METHODS) - wire.METHODS_WITH_BODY)}}},
     ]
 }
+_CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id"}} | {
+    "expiry": {**WRITTEN_INSTANT, "description": "When to send it instead: this, `delay`, or neither."},
+    "delay": number("In how many seconds to send it instead.", minimum=0),
+}
+_NOT_BOTH = {"not": {"required": ["expiry", "delay"]}}
 _EVENT_EXAMPLE = {"url": "https://example.com/hook", "event": {"order": 7}, "expiry": "2030-01-31T12:00:00Z"}
 
 
@@ -167,14 +197,22 @@ _SUMMARY: dict[str, Schema] = {
     "url": text("Where it is sent.", format="uri"),
     "created-at": instant("When it was added."),
     "finished-at": or_null(instant("When it ended.")),
+    "last-status": or_null(whole("The status code of the newest answer.")),
+    "late": truth("It waits untried long after its time (`service.lateAfterSeconds`)."),
+    "version": text("Which version it is: the `ETag`, without its quotes."),
 }
-_DETAILS: dict[str, Schema] = {
-    **_SUMMARY,
+_REQUEST: dict[str, Schema] = {
     "request-headers": array("Its own headers.", {"type": "string"}),
     "event": or_null(text("The body as text; null if there is none. Bytes that are not UTF-8 stand in `event-base64` instead.")),
     "event-base64": text("The body, if it is not UTF-8.", contentEncoding="base64"),
     "timeout": or_null(number("Seconds that the whole request may take; null: as the worker is configured.")),
     "retry": or_null(of("Retry")),
+    "max-lateness": or_null(number("How many seconds late it may be sent at most.")),
+}
+_DETAILS = {
+    **_SUMMARY,
+    **_REQUEST,
+    "replayed-at": or_null(instant("When it was last put back to be sent once more.")),
     "attempt-log": array("The attempts that have ended, the oldest first.", of("Attempt")),
 }
 _ATTEMPT: dict[str, Schema] = {
@@ -200,8 +238,8 @@ _RESULT: dict[str, Schema] = {
 
 def _limit(written: str, name: str) -> Schema:
     least, most = LIMIT_RANGES[name]
-    if name == "horizon_ms":
-        return number("In seconds.", minimum=least // 1000, maximum=most // 1000)
+    if name.endswith("_ms"):
+        return number(f"{written.replace('-', ' ')}, in seconds.", **_range_of(name))
     if name in model.WHOLE_LIMITS:
         return whole(written.replace("-", " ") + ".", minimum=least, maximum=most)
     return number(written.replace("-", " ") + ".", minimum=least, maximum=most)
@@ -234,6 +272,120 @@ _KEY: dict[str, Schema] = {
     "expires-at": or_null(instant("Until when it is good.")),
     "revoked-at": or_null(instant("When it was revoked.")),
 }
+
+# --- series --------------------------------------------------------------------------------------------------------------
+
+_RULE: dict[str, Schema] = {
+    "cron": or_null(text("A cron expression of five fields, or six with seconds first, or `@daily` and its like.", examples=["0 9 * * MON"])),
+    "recurrence": {
+        "description": "Lines of RFC 5545: `RRULE:...`, `RDATE:...`, `EXDATE:...`.",
+        "type": ["string", "array", "null"],
+        "items": {"type": "string"},
+        "maxItems": wire.FIELDS,
+        "examples": ["RRULE:FREQ=WEEKLY;BYDAY=MO"],
+    },
+    "every": or_null({**DURATION, "description": "A fixed distance."}),
+    "timezone": or_null(text("The zone of the rule, as IANA names it.", default="UTC", examples=["Europe/Rome"])),
+    "scheduled-at": or_null({**WRITTEN_MOMENT, "description": "When the first one is, or may be."}),
+    "start": or_null({**WRITTEN_MOMENT, "description": "The same as `scheduled-at`."}),
+    "ends-at": or_null({**WRITTEN_MOMENT, "description": "When the first one ends: how long each lasts."}),
+    "until": or_null({**WRITTEN_MOMENT, "description": "No occurrence is later."}),
+    "count": or_null(whole("How many there are.", minimum=1)),
+}
+_SERIES_FIELDS: dict[str, Schema] = {
+    "application-id": or_null({**APPLICATION_ID, "description": "That of the address, or nothing."}),
+    "series-id": or_null({**SERIES_ID, "description": "Unique in its application; made up if there is none."}),
+    "name": or_null(text("A name for people.", maxLength=model.SERIES_NAME_LENGTH)),
+    "description": or_null(text("More for people.", maxLength=DESCRIPTION_CHARACTERS)),
+    "metadata": METADATA,
+    **_RULE,
+    "catch-up": or_null(text("What becomes of occurrences that no worker was there to make.", enum=list(CatchUp), default="latest")),
+    "catch-up-window": or_null({**DURATION, "description": "How long ago they may have been."}),
+    "overlap": or_null(text("Whether one is made while the one before it is unfinished.", enum=list(Overlap), default="allow")),
+    "jitter": or_null({**DURATION, "description": "Up to so much later is each one sent."}),
+    **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay"}},
+}
+_SERIES_EXAMPLE = {"series-id": "digest", "cron": "0 9 * * MON", "timezone": "Europe/Rome", "url": "https://example.com/hook", "event": "x"}
+_SERIES: dict[str, Schema] = {
+    "series-id": SERIES_ID,
+    "application-id": APPLICATION_ID,
+    "status": text("Where it is in its life.", enum=[status.name for status in SeriesStatus]),
+    "version": whole("Which version it is: the `ETag`, without its quotes."),
+    "name": or_null(text("A name for people.")),
+    "description": or_null(text("More for people.")),
+    "metadata": {"type": "object", "description": "What was kept with it."},
+    "cron": or_null(text("A cron expression.")),
+    "recurrence": or_null(text("Lines of RFC 5545.")),
+    "every": or_null(number("A fixed distance, in seconds.")),
+    "timezone": text("The zone of the rule."),
+    "scheduled-at": or_null(instant("When the first one is, or may be.")),
+    "ends-at": or_null(instant("When the first one ends.")),
+    "until": or_null(instant("No occurrence is later.")),
+    "count": or_null(whole("How many there are.")),
+    "catch-up": text("What becomes of occurrences that no worker was there to make.", enum=list(CatchUp)),
+    "catch-up-window": or_null(number("How long ago they may have been, in seconds.")),
+    "overlap": text("Whether one is made while the one before it is unfinished.", enum=list(Overlap)),
+    "jitter": number("Up to so many seconds later is each one sent."),
+    "next-occurrence": or_null(instant("When the next one is.")),
+    "method": text("The requests' method.", enum=list(model.METHODS)),
+    "url": text("Where they are sent.", format="uri"),
+    "created-at": instant("When it was made."),
+    "changed-at": instant("When it was last changed."),
+    "finished-at": or_null(instant("When it ended.")),
+}
+_INSTANCE: dict[str, Schema] = {
+    "event-id": text("The id of its event."),
+    "index": or_null(whole("Which one it is, from 0, where that is known.")),
+    "original-time": instant("When it is by the rule."),
+    "local-time": text("The same in the rule's zone.", format="date-time"),
+    "expiry": instant("When it is sent."),
+    "ends-at": or_null(instant("When it ends.")),
+    "status": or_null(STATUS),
+    "exception": truth("It was changed, or cancelled, by itself."),
+    "version": or_null(text("Which version its event is; null as long as it is not stored.")),
+}
+_OCCURRENCE: dict[str, Schema] = {
+    "index": or_null(whole("Which one it is, from 0, where that is known.")),
+    "original-time": instant("When it is."),
+    "local-time": text("The same in the rule's zone.", format="date-time"),
+    "ends-at": or_null(instant("When it ends.")),
+}
+
+# --- operations ------------------------------------------------------------------------------------------------------------
+
+_STATUS_CODE = whole("The status code of the newest answer.", minimum=100, maximum=999)
+_FILTER: dict[str, Schema] = {
+    "status": {
+        "description": "A status, or several.",
+        "type": ["string", "array"],
+        "enum": None,
+        "items": STATUS,
+        "minItems": 1,
+        "maxItems": wire.FIELDS,
+    },
+    "expiry-from": or_null({**WRITTEN_INSTANT, "description": "Only events that expire then or later."}),
+    "expiry-until": or_null({**WRITTEN_INSTANT, "description": "Only events that expire earlier."}),
+    "host": or_null(text("Only events that are sent there: a host, or a host and port.", examples=["example.com"])),
+    "last-status": or_null(_STATUS_CODE),
+    "series": or_null(SERIES_ID),
+}
+del _FILTER["status"]["enum"]
+_OPERATION: dict[str, Schema] = {
+    "operation-id": OPERATION_ID,
+    "application-id": APPLICATION_ID,
+    "action": text("What is done.", enum=list(Action)),
+    "filter": {"type": "object", "description": "To which events."},
+    "expiry": or_null(instant("When they are sent instead.")),
+    "shift": or_null(number("By how many seconds they are put off.")),
+    "status": text("Where it is in its life.", enum=[status.name for status in OperationStatus]),
+    "expected": whole("How many events it was to change.", minimum=0),
+    "exact": truth("Whether there were no more."),
+    "examined": whole("How many have been looked at.", minimum=0),
+    "changed": whole("How many have been changed.", minimum=0),
+    "skipped": whole("How many were left alone.", minimum=0),
+    "created-at": instant("When it was begun."),
+    "finished-at": or_null(instant("When it ended.")),
+}
 SECRET = text("`whsec_` and the base64 of 24 to 64 bytes.", pattern=r"^whsec_[A-Za-z0-9+/]{32,86}={0,2}$")
 
 
@@ -256,14 +408,66 @@ SCHEMAS: dict[str, Schema] = {
     "BatchResults": told("What became of the events of a batch, in their order.", {"results": array("One each.", of("BatchResult"))}),
     "BatchResult": told("What became of one event.", _RESULT, optional=frozenset({"status", "expiry", "problem"})),
     "Event": told("An event without its body.", _SUMMARY),
+    "EventWithRequest": told("An event, and what is sent.", {**_SUMMARY, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
+    "EventChanges": given("What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_NOT_BOTH], examples=[{"delay": 60}]),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
     "Attempt": told("One try to deliver.", _ATTEMPT),
-    "Events": page("Some events by expiry.", "events", "Event"),
+    "Events": told(
+        "Some events. There may be fewer than were asked for, and still a next page.",
+        {"events": array("In order.", {"anyOf": [of("EventWithRequest"), of("Event")]}), "next-cursor": CURSOR},
+    ),
     "Deleted": told("It will not be sent.", {"status": text("Always ok.", const="ok")}),
     "CancelRequested": told(
         "It is being sent at this moment and may arrive; it will not be tried again.",
         {"status": text("Always this.", const="cancel-requested"), "event-status": STATUS, "detail": text("The same in words.")},
     ),
+    "NewSeries": given(
+        "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`.",
+        _SERIES_FIELDS,
+        required=("url",),
+        allOf=[_WITH_BODY],
+        examples=[_SERIES_EXAMPLE],
+    ),
+    "Series": told("A series, without the body that it sends.", _SERIES),
+    "SeriesDetails": told("Everything about a series.", {**_SERIES, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
+    "SeriesPage": page("Some series, in the order of their ids.", "series", "Series"),
+    "Preview": given(
+        "A rule, whose next instants are asked for. What else a series has may stand there too.",
+        {
+            **_SERIES_FIELDS,
+            "from": or_null({**WRITTEN_INSTANT, "description": "From when on; now, if it is not given."}),
+            "limit": or_null(whole("How many.", minimum=1, maximum=LONGEST_PREVIEW, default=USUAL_PREVIEW)),
+        },
+        examples=[{"cron": "0 9 * * MON", "timezone": "Europe/Rome", "limit": 3}],
+    ),
+    "Occurrences": told("Instants of a rule.", {"occurrences": array("In order.", of("Occurrence"))}),
+    "Occurrence": told("One instant of a rule.", _OCCURRENCE),
+    "Instances": page("Some instances of a series, by their original time.", "instances", "Instance"),
+    "Instance": told("An instance of a series, whether or not it is stored yet.", _INSTANCE),
+    "NewOperation": given(
+        "Something to do to many events.",
+        {
+            "action": text("What to do.", enum=list(Action)),
+            "filter": of("Filter"),
+            "expiry": or_null({**WRITTEN_INSTANT, "description": "When to send them instead, to reschedule: this or `shift`."}),
+            "shift": or_null(number("By how many seconds to put them off, to reschedule: this or `expiry`.")),
+            "operation-id": or_null({**OPERATION_ID, "description": "Made up if there is none. With one of your own it may be repeated."}),
+            "preview": truth("Only count the events.", default=False),
+        },
+        required=("action", "filter"),
+        examples=[{"action": "retry", "filter": {"status": "FAILED", "host": "example.com"}}],
+    ),
+    "Filter": given("Which events are meant: those for which all of it holds.", _FILTER),
+    "Count": told(
+        "How many events would be changed: at least so many, where it is not exact.",
+        {
+            "expected": whole("So many.", minimum=0),
+            "exact": truth("Whether there are no more."),
+            "statuses": {"type": "object", "description": "By status.", "additionalProperties": {"type": "integer"}},
+        },
+    ),
+    "Operation": told("Something that is done to many events.", _OPERATION),
+    "Operations": page("Some operations, the newest first.", "operations", "Operation"),
     "NewApplication": given(
         "An application to make.",
         {"application-id": APPLICATION_ID, **_CHANGES},
@@ -339,9 +543,14 @@ SCHEMAS: dict[str, Schema] = {
             "retry-after": whole("Seconds to wait before the next try.", minimum=1),
             "event-id": EVENT_ID,
             "event-status": STATUS,
-            "identical": truth("Whether the event that is there asks for the same."),
+            "identical": truth("Whether what is there asks for the same."),
+            "series-id": SERIES_ID,
+            "series-status": text("Where the series is in its life.", enum=[status.name for status in SeriesStatus]),
+            "version": whole("The version that the series is at."),
         },
-        optional=frozenset({"errors", "scope", "retry-after", "event-id", "event-status", "identical"}),
+        optional=frozenset(
+            {"errors", "scope", "retry-after", "event-id", "event-status", "identical", "series-id", "series-status", "version"}
+        ),
     ),
     "Fault": told(
         "One thing that is wrong.",
