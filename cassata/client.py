@@ -318,6 +318,69 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class NewOperation:
+    """Something to do ("cancel", "retry", "reconcile", "reschedule") to all events that fulfil what is given; to reschedule, `at`
+    (with a time zone) or `shift` (seconds or a timedelta, negative: earlier). Give the same value again to repeat it safely.
+    """
+
+    application_id: str
+    action: str
+    status: Status | Collection[Status] | None = None
+    expiry_from: datetime | None = None
+    expiry_until: datetime | None = None
+    host: str | None = None
+    last_status: int | None = None
+    series: str | None = None
+    at: datetime | None = None
+    shift: timedelta | float | None = None
+    operation_id: str = field(default_factory=new_event_id)
+
+    def document(self) -> dict[str, Any]:
+        """Write it as the service reads it."""
+        wanted = {
+            "status": _names(self.status),
+            "expiry-from": self.expiry_from and self.expiry_from.isoformat(),
+            "expiry-until": self.expiry_until and self.expiry_until.isoformat(),
+            "host": self.host,
+            "last-status": self.last_status,
+            "series": self.series,
+        }
+        how = {"expiry": self.at and self.at.isoformat(), "shift": _seconds(self.shift)}
+        return {"operation-id": self.operation_id, "action": self.action, "filter": _given(wanted), **_given(how)}
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many events an operation would change: at least so many, unless it is `exact`; and how many are meant, by their status."""
+
+    expected: int
+    exact: bool
+    statuses: Mapping[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How far an operation has come: `status` is RUNNING, DONE or CANCELLED. `document` is the service's answer word for word."""
+
+    application_id: str
+    operation_id: str
+    action: str
+    status: str
+    expected: int
+    exact: bool
+    examined: int
+    changed: int
+    skipped: int
+    created_at: datetime
+    finished_at: datetime | None
+    document: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status != "RUNNING"
+
+
+@dataclass(frozen=True, slots=True)
 class Occurrence:
     """An instant of a rule, in its zone. `index` counts from 0; None: nobody counts so far."""
 
@@ -362,6 +425,45 @@ def _written_payload(payload: Any, method: str) -> Any:
     if payload is None:
         return "" if method in {"POST", "PUT", "PATCH"} else None
     return payload.decode() if isinstance(payload, bytes) else payload
+
+
+def _names(status: Status | Collection[Status] | None) -> list[str] | None:
+    statuses = () if status is None else (status,) if isinstance(status, Status) else status
+    return sorted(each.name for each in statuses) or None
+
+
+def _count(document: Mapping[str, Any]) -> Count:
+    statuses = {Status[name]: count for name, count in document["statuses"].items()}
+    return Count(document["expected"], document["exact"], statuses)
+
+
+def _operation(document: Mapping[str, Any]) -> Operation:
+    return Operation(
+        application_id=document["application-id"],
+        operation_id=document["operation-id"],
+        action=document["action"],
+        status=document["status"],
+        expected=document["expected"],
+        exact=document["exact"],
+        examined=document["examined"],
+        changed=document["changed"],
+        skipped=document["skipped"],
+        created_at=datetime.fromisoformat(document["created-at"]),
+        finished_at=_instant(document["finished-at"]),
+        document=document,
+    )
+
+
+def _operations_page(document: Mapping[str, Any]) -> tuple[list[Operation], str | None]:
+    return [_operation(operation) for operation in document["operations"]], document["next-cursor"]
+
+
+def _full_page(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
+    return list(document["events"]), document["next-cursor"]
+
+
+def _results(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(document["results"])
 
 
 def _event(document: Mapping[str, Any]) -> Event:
@@ -566,9 +668,8 @@ class Client:
         `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
         of the one whose occurrences they are.
         """
-        statuses = () if status is None else (status,) if isinstance(status, Status) else status
         query = {
-            "status": ",".join(sorted(each.name for each in statuses)) or None,
+            "status": ",".join(_names(status) or ()) or None,
             "expiry-from": expiry_from and expiry_from.isoformat(),
             "expiry-until": expiry_until and expiry_until.isoformat(),
             "host": host,
@@ -577,6 +678,50 @@ class Client:
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)
+
+    def retry(self, application_id: str, event_id: str) -> Event:
+        """Have an event that failed or was cancelled sent once more. Raises NotFound, and Conflict if it has done neither."""
+        return self._read_as(_event, self._call("POST", f"{_path('event', application_id, event_id)}/retry"))
+
+    # --- many events ---------------------------------------------------------------------------------------------------
+
+    def add_documents(self, documents: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Add up to 1,000 events, written as the service reads them; return for each, in order, its result, as the service tells it.
+
+        Give each an "event-id": only then it is added once, however often that is repeated.
+        """
+        return self._read_as(_results, self._call("POST", "/cassata/add/batch", list(documents)))
+
+    def full_page(
+        self, application_id: str, query: Mapping[str, Any], cursor: str | None = None
+    ) -> tuple[list[Mapping[str, Any]], str | None]:
+        """Return one page of the list of events, with what each sends, as the service tells it; and where the next page begins.
+
+        `query` holds the parameters of the list, `cursor` is where a page before has ended.
+        """
+        query = {**query, "full": "true", "cursor": cursor}
+        return self._read_as(_full_page, self._call("GET", _path("events", application_id), query=query))
+
+    def count(self, operation: NewOperation) -> Count:
+        """Count the events that an operation would change now. Raises InvalidRequest, NotFound."""
+        document = {**operation.document(), "preview": True}
+        return self._read_as(_count, self._call("POST", _path("bulk", operation.application_id), document))
+
+    def begin(self, operation: NewOperation) -> Operation:
+        """Begin an operation, once however often this is repeated. Raises InvalidRequest, NotFound, Conflict."""
+        return self._read_as(_operation, self._call("POST", _path("bulk", operation.application_id), operation.document()))
+
+    def operation(self, application_id: str, operation_id: str) -> Operation:
+        """Return how far an operation has come. Raises NotFound."""
+        return self._read_as(_operation, self._call("GET", _path("bulk", application_id, operation_id)))
+
+    def iter_operations(self, application_id: str, *, page_length: int = 100) -> Iterator[Operation]:
+        """Yield an application's operations, the newest first, fetching pages as needed."""
+        yield from self._pages(_path("bulk", application_id), _operations_page, {"limit": page_length})
+
+    def cancel_operation(self, application_id: str, operation_id: str) -> Operation:
+        """Have an operation change no more events. Raises NotFound, and Conflict if it is done."""
+        return self._read_as(_operation, self._call("DELETE", _path("bulk", application_id, operation_id)))
 
     # --- series --------------------------------------------------------------------------------------------------------
 

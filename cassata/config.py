@@ -114,6 +114,7 @@ class Worker(Section):
     deliveries_per_second_per_application: Rate | None = None
     max_in_flight_per_host: Annotated[int, Field(ge=1, le=100_000)] | None = None
     max_lateness_seconds: Annotated[float, Field(ge=1, le=36_500 * 86_400)] | None = None
+    operation_events_per_second: Annotated[float, Field(ge=1, le=1_000_000)] = 2_000
     breaker_failure_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     breaker_minimum_requests: Annotated[int, Field(ge=1, le=100_000)] = 10
     breaker_window_seconds: Seconds = 60

@@ -114,6 +114,36 @@ class EventFinished(CassataError):
         super().__init__(f"event {event.event_id!r} of {event.application_id!r} has already ended as {event.status.name}")
 
 
+class EventNotRetryable(CassataError):
+    """The event has not failed, and was not cancelled: there is nothing to retry."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        super().__init__(
+            f"event {event.event_id!r} of {event.application_id!r} is {event.status.name}: only what failed or was cancelled is retried"
+        )
+
+
+class InvalidOperation(CassataError):
+    """The operation cannot be begun as it is."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{field}: {detail}" for field, detail in self.problems))
+
+
+class UnknownOperation(CassataError):
+    """There is no such operation."""
+
+
+class OperationExists(CassataError):
+    """There is another operation with this id already."""
+
+
+class OperationFinished(CassataError):
+    """The operation has already ended."""
+
+
 class InvalidSeries(InvalidEvent):
     """The series cannot be accepted as it is."""
 

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from cassata.errors import InvalidEvent, Problem
+from cassata.errors import InvalidEvent, InvalidOperation, Problem
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -86,12 +86,16 @@ TRANSITIONS = (
     Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
     Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
     Transition(Status.CANCELLED, Status.PENDING, "add"),
+    Transition(Status.COMPLETED, Status.PENDING, "replay"),
+    Transition(Status.FAILED, Status.PENDING, "replay"),
+    Transition(Status.CANCELLED, Status.PENDING, "replay"),
+    Transition(Status.SERVICE_UNAVAILABLE, Status.PENDING, "replay"),
 )
 """Every step there is. The diagram in docs/lifecycle.md and the statements of `store` are tested against it."""
 
 
 class ErrorKind(StrEnum):
-    """Why an attempt got no usable answer, or why an event ended without one."""
+    """Why an attempt got no usable answer, or why an event ended without one. REPLAYED is a line of the log that is no attempt."""
 
     DNS_FAILED = "dns_failed"
     CONNECT_FAILED = "connect_failed"
@@ -104,6 +108,7 @@ class ErrorKind(StrEnum):
     PROXY_FAILED = "proxy_failed"
     TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
+    REPLAYED = "replayed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +344,7 @@ class Event:
     retry: RetryOptions | None
     created_at: int
     finished_at: int | None
+    replayed_at: int | None = None  # when it was last put back to be sent once more
     max_lateness_ms: int | None = None
     last_status: int | None = None
     fence: int = 0
@@ -398,13 +404,113 @@ class Cursor(NamedTuple):
     event_id: str = ""
 
 
+class Action(StrEnum):
+    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    RECONCILE = "reconcile"
+    RESCHEDULE = "reschedule"
+
+
+APPLIES_TO: Mapping[Action, frozenset[Status]] = {
+    Action.CANCEL: UNFINISHED,
+    Action.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
+    Action.RECONCILE: FINISHED | {Status.SERVICE_UNAVAILABLE},
+    Action.RESCHEDULE: WAITING,
+}
+"""What an action changes. Whatever else is meant is passed over and counted: what is being sent now, or is to be sent anyway."""
+MEANT_BY: Mapping[Action, frozenset[Status]] = {
+    Action.CANCEL: UNFINISHED,
+    Action.RETRY: APPLIES_TO[Action.RETRY],
+    Action.RECONCILE: frozenset(Status),
+    Action.RESCHEDULE: UNFINISHED,
+}
+"""Which events are meant by an action whose filter names no status."""
+
+
+class OperationStatus(IntEnum):
+    """The numbers are what the database holds."""
+
+    RUNNING = 0
+    DONE = 1
+    CANCELLED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """Something to do to all events of an application that a filter finds. To reschedule takes a new instant, or a shift.
+
+    Raises InvalidOperation naming every bad field.
+    """
+
+    application_id: str
+    action: Action
+    filter: Filter
+    due_at: int | None = None
+    shift_ms: int | None = None
+    operation_id: str = field(default_factory=new_event_id)
+
+    def __post_init__(self) -> None:
+        problems = list(problems_of(self, _OPERATION_CHECKS))
+        if self.filter.is_empty:
+            problems.append(Problem("filter", "must not be empty: say which events are meant"))
+        if self.filter.statuses and not self.statuses & APPLIES_TO[self.action]:
+            applies = ", ".join(status.name for status in sorted(APPLIES_TO[self.action]))
+            problems.append(Problem("filter.statuses", f"names nothing that can be done to: {self.action} is for {applies}"))
+        problems += self._problems_of_instants()
+        if problems:
+            raise InvalidOperation(problems)
+
+    def _problems_of_instants(self) -> Iterator[Problem]:
+        given = [name for name in ("due_at", "shift_ms") if getattr(self, name) is not None]
+        if self.action is not Action.RESCHEDULE:
+            yield from (Problem(name, "goes with the action reschedule only") for name in given)
+        elif len(given) != 1:
+            yield Problem("due_at", "give either an instant or a shift, to say when the events are to be sent instead")
+
+    @property
+    def statuses(self) -> frozenset[Status]:
+        """Which statuses are meant."""
+        return self.filter.statuses or MEANT_BY[self.action]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many events an action would change, and how many of each status are meant. There may be more where it is not exact."""
+
+    events: int
+    exact: bool
+    statuses: Mapping[Status, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation as it is stored, and how far it has come. `expected` is how many events it was to change, when it was begun."""
+
+    application_id: str
+    operation_id: str
+    action: Action
+    filter: Filter
+    due_at: int | None
+    shift_ms: int | None
+    status: OperationStatus
+    expected: int
+    exact: bool
+    examined: int
+    changed: int
+    skipped: int
+    created_at: int
+    finished_at: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A claimed event, ready to be sent: what a courier carries. `fence` is the number of the claim that owns it.
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
-    `max_lateness_ms` is the event's own, or its application's.
+    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on.
     """
 
     id: int
@@ -426,10 +532,11 @@ class Delivery:
     signing_keys: tuple[bytes, ...] = field(default=(), repr=False)
     egress: Egress | None = None
     max_lateness_ms: int | None = None
+    replayed_at: int = 0
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
-        return self.max_lateness_ms is not None and now - self.due_at > self.max_lateness_ms
+        return self.max_lateness_ms is not None and now - max(self.due_at, self.replayed_at) > self.max_lateness_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +572,8 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 APPLICATION_ID_LENGTH = 64
 EVENT_ID_LENGTH = 128
 URL_LENGTH = 2048
+OPERATION_ID_LENGTH = 64
+SHIFT_RANGE_MS = (-3_650 * 86_400_000, 3_650 * 86_400_000)
 DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
 SERIES_ID_LENGTH = EVENT_ID_LENGTH - len("_20250424T010000Z")
 SERIES_NAME_LENGTH = 200
@@ -513,6 +622,17 @@ def _check_id(value: str, longest: int) -> str:
         raise ValueError(f"must be 1 to {longest} characters out of A-Z a-z 0-9 . _ : ~ -")
     if value in {".", ".."}:
         raise ValueError("must not be a path step such as '.' or '..'")
+    return value
+
+
+def check_operation_id(value: str) -> str:
+    return _check_id(value, OPERATION_ID_LENGTH)
+
+
+def check_shift_ms(value: int) -> int:
+    least, most = SHIFT_RANGE_MS
+    if not least <= value <= most or not value:
+        raise ValueError(f"must be from {least // 1000} to {most // 1000} seconds, and not 0")
     return value
 
 
@@ -713,6 +833,12 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
+)
+_OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
+    ("application_id", check_application_id),
+    ("operation_id", check_operation_id),
+    ("due_at", check_due_at),
+    ("shift_ms", check_shift_ms),
 )
 _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
     ("count", check_retry_count),

@@ -193,8 +193,8 @@ class _Series:
         if self.every_ms:
             return -(-(begin - self.begins_at) // self.every_ms)
         for at, index in self._counted(begin, known):
-            passed = self._passed(min(at, begin), max(at, begin), patience + 1)
-            found = index + passed if at < begin else index - passed
+            passed = self._passed(at + 1, begin, patience + 1) if at < begin else self._passed(begin, at, patience + 1)
+            found = index + 1 + passed if at < begin else index - passed
             is_over = at < begin and self.most is not None and found >= self.most
             if passed <= patience or is_over:
                 return found
@@ -206,7 +206,7 @@ class _Series:
             yield known.at, known.index
         is_nearer = known is not None and known.at < begin and (known.index is not None or self.most is None)
         if not is_nearer:
-            yield self.begins_at, 0
+            yield self.begins_at - 1, -1
 
     def _passed(self, low: int, high: int, most: int) -> int:
         return sum(1 for _ in islice(takewhile(lambda at: at < high, self._bounded(max(low, self.begins_at))), most))

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
@@ -21,6 +21,7 @@ from cassata.errors import (
     DuplicateEvent,
     EventChanged,
     EventFinished,
+    EventNotRetryable,
     EventUnderWay,
     InvalidEvent,
     PayloadTooLarge,
@@ -30,8 +31,11 @@ from cassata.errors import (
 )
 from cassata.limits import Allowance, Hands, Limiter, excess
 from cassata.model import (
+    APPLIES_TO,
+    FINISHED,
     LATEST_INSTANT,
     WAITING,
+    Action,
     Application,
     Attempt,
     Breaker,
@@ -45,6 +49,7 @@ from cassata.model import (
     Outcome,
     Status,
 )
+from cassata.operations import Operations
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -59,6 +64,8 @@ Closed = Mapping[str, ApplicationRefused | None]
 
 EXAMINED = 10_000
 """So many events are looked at for one page of a list: most of them may not be what is wanted."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""So much do the payloads of a page come to, unless the first one alone is longer."""
 DAY_MS = 86_400_000
 BREAKER_MEMORY_MS = 600_000
 """A breaker for whose probe there has been no event for so long is forgotten: nothing waits for it."""
@@ -193,6 +200,7 @@ class Scheduler:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
+        self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self._late_after_ms = late_after_ms
         self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
@@ -310,6 +318,28 @@ class Scheduler:
             raise EventFinished(event)
         return event
 
+    def retry(self, application_id: str, event_id: str) -> Event:
+        """Have an event that failed or was cancelled sent once more: now, or when it is due if that is later.
+
+        To retry what has been put back already, and has not ended since, is no error. Raises UnknownEvent, EventNotRetryable.
+        """
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self._known_number(conn, application_id)
+            row = store.lock_event(conn, application, event_id)
+            if row is None:
+                raise UnknownEvent
+            if row.status in APPLIES_TO[Action.RETRY]:
+                now = self.clock.now(conn)
+                store.log_replays(conn, [row], now, Action.RETRY)
+                store.replay(conn, [row.id], now)
+            event = self._event(conn, self._found(conn, application_id, event_id), application_id)
+            if event.status in FINISHED or event.replayed_at is None:
+                raise EventNotRetryable(event)
+            return event
+
+        return self._transactions.write(work)
+
     def change(self, application_id: str, event_id: str, changes: Mapping[str, Any], versions: Collection[str] | None = None) -> Event:
         """Change what an event asks for, while it waits. `changes` holds fields of NewEvent; `versions` those of the event that
         may be changed (None: whatever it is by now).
@@ -361,9 +391,10 @@ class Scheduler:
         *,
         after: Cursor | None = None,
         limit: int = 100,
+        full: bool = False,
     ) -> Page:
         """List an application's events: by due time; those of a series by their original instants; where only events are wanted
-        that have not ended, by when they are looked at next.
+        that have not ended, by when they are looked at next. `full`: with their payloads, up to PAGE_BYTES together.
 
         At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
         """
@@ -376,8 +407,12 @@ class Scheduler:
             last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
             rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
-            found = [self._event(conn, row, application_id) for row in shown if wanted.goes_there(row.url)]
-            return Page(found, lane.cursor(shown[-1]) if len(rows) > limit else last)
+            payloads: Mapping[int, bytes | None] = {}
+            if full and shown:
+                shown = _up_to(PAGE_BYTES, shown, store.payload_lengths(conn, [row.id for row in shown]))
+                payloads = store.payloads(conn, [row.id for row in shown])
+            found = [self._event(conn, row, application_id, payloads.get(row.id)) for row in shown if wanted.goes_there(row.url)]
+            return Page(found, lane.cursor(shown[-1]) if len(rows) > len(shown) else last)
 
         return self._transactions.read(work)
 
@@ -840,14 +875,20 @@ class Scheduler:
             raise UnknownEvent
         return application.number
 
-    def _event(self, conn: Connection, row: Row[Any], application_id: str) -> Event:
-        return store.to_event(row, application_id, self.clock.now(conn) - self._late_after_ms)
+    def _event(self, conn: Connection, row: Row[Any], application_id: str, payload: bytes | None = None) -> Event:
+        return store.to_event(row, application_id, self.clock.now(conn) - self._late_after_ms, payload)
 
     def _found(self, conn: Connection, application_id: str, event_id: str, *, with_payload: bool = False) -> Row[Any]:
         row = store.find(conn, self._known_number(conn, application_id), event_id, with_payload=with_payload)
         if row is None:
             raise UnknownEvent
         return row
+
+
+def _up_to(most: int, rows: Sequence[Row[Any]], lengths: Mapping[int, int]) -> Sequence[Row[Any]]:
+    """Return the first rows whose payloads are not too much together, the very first one in any case."""
+    sizes = accumulate(lengths.get(row.id, 0) for row in rows)
+    return rows[: max(1, sum(1 for size in sizes if size <= most))]
 
 
 def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:

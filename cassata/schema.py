@@ -30,6 +30,7 @@ from cassata.model import (
     EVENT_ID_LENGTH,
     KEY_NAME_LENGTH,
     KEY_PREFIX_LENGTH,
+    OPERATION_ID_LENGTH,
     SERIES_ID_LENGTH,
     SERIES_NAME_LENGTH,
     URL_LENGTH,
@@ -123,6 +124,8 @@ events = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
     Column("series", Integer),  # whose occurrence it is; the original instant of that stands in its id
+    Column("replayed_at", BigInteger),  # when it was last put back to be sent once more
+    Column("operation", Integer),  # the operation that changed it last: none changes an event twice
     Column("last_status", SmallInteger),  # the status code of the newest attempt that had an answer
     UniqueConstraint("application", "event_id", name="events_event_id"),
     # Claims, lost leases and the agenda all live on this one. Finished rows have no wake_at and sort apart from it.
@@ -220,6 +223,7 @@ operations = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("application", Integer, nullable=False),
+    Column("operation_id", ascii_string(OPERATION_ID_LENGTH), nullable=False),
     Column("action", ascii_string(16), nullable=False),
     Column("status", SmallInteger, nullable=False),
     Column("wake_at", BigInteger),
@@ -228,11 +232,13 @@ operations = Table(
     Column("place", Text),
     Column("newest_row", BigInteger, nullable=False),  # what is added later is left alone
     Column("expected", Integer, nullable=False),
+    Column("exact", Boolean, nullable=False),  # or whether there were more
     Column("examined", BigInteger, nullable=False),
     Column("changed", BigInteger, nullable=False),
     Column("skipped", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
+    UniqueConstraint("application", "operation_id", name="operations_operation_id"),
     Index("operations_wake", "wake_at", "id"),
     Index("operations_application", "application", "id"),
     **OPTIONS,

@@ -38,6 +38,8 @@ from cassata.errors import InvalidEvent, SeriesUnreadable
 from cassata.model import (
     DETAIL_CHARACTERS,
     EXCERPT_CHARACTERS,
+    FINISHED,
+    LATEST_INSTANT,
     UNFINISHED,
     WAITING,
     Application,
@@ -49,12 +51,13 @@ from cassata.model import (
     Filter,
     Headers,
     NewEvent,
+    OperationStatus,
     Outcome,
     RetryOptions,
     Status,
 )
 from cassata.recurrence import Occurrence, Rule
-from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, paces, series
+from cassata.schema import api_keys, applications, attempts, breakers, events, holdings, installation, operations, paces, series
 from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 
 E = events.c
@@ -78,6 +81,7 @@ _FOR_DELIVERY = (
     E.headers,
     E.payload,
     E.options,
+    E.replayed_at,
 )
 
 
@@ -219,7 +223,7 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "last_status"}
+_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status"}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
@@ -339,6 +343,11 @@ class Lane:
     high: Any
     judged: tuple[ColumnElement[bool], ...]
 
+    @property
+    def moves(self) -> bool:
+        """Whether events change their place in it by themselves, as they are sent and tried again."""
+        return self.ordered is E.wake_at
+
     def cursor(self, row: Row[Any]) -> Cursor:
         at = getattr(row, self.ordered.name)
         return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
@@ -441,6 +450,16 @@ def page(conn: Connection, lane: Lane, after: Cursor | None, last: Cursor | None
     """Read up to `limit` of the events that are wanted, after one place and not after another one, without their payloads."""
     question = lane.question(_LISTED, after, last, conn.dialect.name).where(*lane.judged)
     return conn.execute(question.limit(limit)).all()
+
+
+def payload_lengths(conn: Connection, ids: Collection[int]) -> dict[int, int]:
+    """Tell how many bytes the payloads of events have, by row number."""
+    rows = conn.execute(select(E.id, func.coalesce(func.length(E.payload), 0)).where(_ONE_OF_IDS), {"ids": sorted(ids)})
+    return {row[0]: row[1] for row in rows}
+
+
+def payloads(conn: Connection, ids: Collection[int]) -> dict[int, bytes | None]:
+    return {row.id: row.payload for row in conn.execute(select(E.id, E.payload).where(_ONE_OF_IDS), {"ids": sorted(ids)})}
 
 
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
@@ -920,6 +939,150 @@ def take_probe(conn: Connection, place: Place, opened: Opened, until: int) -> bo
     return conn.execute(update(breakers).where(own).values(probing=True, retry_at=until)).rowcount == 1
 
 
+# --- operations on many events ---------------------------------------------------------------------------------------
+
+
+OP = operations.c
+
+
+_EXAMINED = (
+    E.id,
+    E.event_id,
+    E.status,
+    E.due_at,
+    E.wake_at,
+    E.fence,
+    E.attempts,
+    E.cancel_requested,
+    E.url,
+    E.series,
+    E.operation,
+    E.last_status,
+)
+
+
+def examine(conn: Connection, lane: Lane, after: Cursor | None, limit: int) -> Sequence[Row[Any]]:
+    """Read the first events of a lane beyond a place, whatever they are, without their payloads."""
+    return conn.execute(lane.question(_EXAMINED, after, None, conn.dialect.name).limit(limit)).all()
+
+
+_LOCK_EXAMINED: Select[Any] = select(*_EXAMINED).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+
+
+def lock_examined(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    """Lock events by row number, and read them as they are now."""
+    return conn.execute(_LOCK_EXAMINED, {"ids": sorted(ids)}).all()
+
+
+def cancel_all(conn: Connection, ids: Collection[int], operation: int, now: int) -> None:
+    """Cancel locked events that nobody is sending. A higher fence voids whatever a stale worker may still want to write."""
+    ended = {"status": Status.CANCELLED, "fence": E.fence + 1, "wake_at": None, "finished_at": now, "operation": operation}
+    _change_all(conn, ids, WAITING, ended, "cancel_all")
+
+
+def request_cancel_of_all(conn: Connection, ids: Collection[int], operation: int) -> None:
+    """Ask that locked events that are being sent now be sent no more after this."""
+    _change_all(conn, ids, {Status.PROCESSING}, {"cancel_requested": True, "operation": operation}, "request_cancel_of_all")
+
+
+def replay(conn: Connection, ids: Collection[int], now: int, operation: int | None = None) -> None:
+    """Have locked events sent once more, now, or when they are due if that is later; all their attempts are theirs again."""
+    columns: dict[str, Any] = {
+        "status": Status.PENDING,
+        "fence": E.fence + 1,
+        "wake_at": case((E.due_at > now, E.due_at), else_=now),
+        "attempts": 0,
+        "lost_leases": 0,
+        "cancel_requested": False,
+        "finished_at": None,
+        "replayed_at": now,
+    }
+    _change_all(conn, ids, FINISHED | {Status.SERVICE_UNAVAILABLE}, columns | ({"operation": operation} if operation else {}), "replay")
+
+
+def reschedule_all(conn: Connection, ids: Collection[int], operation: int, due_at: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent at another instant."""
+    columns = {"fence": E.fence + 1, "due_at": due_at, "wake_at": max(due_at, now), "operation": operation}
+    _change_all(conn, ids, WAITING, columns, "reschedule_all")
+
+
+def shift_all(conn: Connection, ids: Collection[int], operation: int, shift_ms: int, now: int) -> None:
+    """Have locked events, that nobody is sending, sent so much later, or (negative) earlier; an attempt that waits moves with them."""
+    columns = {
+        "fence": E.fence + 1,
+        "due_at": _within(E.due_at + shift_ms, 0),
+        "wake_at": _within(E.wake_at + shift_ms, now),  # never in the past: claims do not look far behind where they have been
+        "operation": operation,
+    }
+    _change_all(conn, ids, WAITING, columns, "shift_all")
+
+
+def _within(instant: ColumnElement[int], earliest: int) -> ColumnElement[int]:
+    return case((instant < earliest, earliest), (instant > LATEST_INSTANT, LATEST_INSTANT), else_=instant)
+
+
+def _change_all(conn: Connection, ids: Collection[int], sources: Collection[Status], columns: Mapping[str, Any], what: str) -> None:
+    changed = conn.execute(update(events).where(_ONE_OF_IDS, E.status.in_(sources)).values(columns), {"ids": sorted(ids)})
+    _expect(changed.rowcount, len(ids), what)
+
+
+def log_replays(conn: Connection, rows: Iterable[Row[Any]], now: int, reason: str) -> None:
+    """Write into the logs of locked events, that are about to be replayed, what they were until then.
+
+    The line takes the fence that the replay gives: no claim has it.
+    """
+    lines = [
+        {
+            "event": row.id,
+            "fence": row.fence + 1,
+            "number": 0,
+            "started_at": now,
+            "duration_ms": 0,
+            "status_code": None,
+            "error": ErrorKind.REPLAYED,
+            "detail": f"{reason}: was {Status(row.status).name} after {row.attempts} attempt{'' if row.attempts == 1 else 's'}",
+            "excerpt": None,
+        }
+        for row in rows
+    ]
+    _insert(conn, _INSERT_ATTEMPTS, lines)
+
+
+def insert_operation(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(operations).values(row))
+
+
+def operation(conn: Connection, application: int, operation_id: str) -> Row[Any] | None:
+    return conn.execute(select(*OP).where(OP.application == application, OP.operation_id == operation_id)).first()
+
+
+def operations_of(conn: Connection, application: int, before: int | None, limit: int) -> Sequence[Row[Any]]:
+    """Read operations, the newest first, those before that row."""
+    question = select(*OP).where(OP.application == application).order_by(OP.id.desc()).limit(limit)
+    return conn.execute(question if before is None else question.where(OP.id < before)).all()
+
+
+def next_operation_at(conn: Connection) -> int | None:
+    """Tell when the first operation is to go on (ms); None if there is none."""
+    return conn.execute(select(func.min(OP.wake_at))).scalar()
+
+
+def lock_due_operation(conn: Connection, now: int) -> Row[Any] | None:
+    """Lock the operation that has waited longest to go on, passing over those that others have locked."""
+    due = select(*OP).where(OP.wake_at <= now).order_by(OP.wake_at, OP.id).limit(1)
+    return conn.execute(due.with_for_update(skip_locked=True)).first()
+
+
+def change_operation(conn: Connection, number: int, columns: Mapping[str, Any]) -> None:
+    conn.execute(update(operations).where(OP.id == number).values(columns))
+
+
+def end_operation(conn: Connection, number: int, status: OperationStatus, now: int) -> bool:
+    """End it, unless it has ended."""
+    running = update(operations).where(OP.id == number, OP.status == OperationStatus.RUNNING)
+    return conn.execute(running.values(status=status, wake_at=None, finished_at=now)).rowcount == 1
+
+
 # --- recording ---------------------------------------------------------------------------------------------------------
 
 
@@ -1055,10 +1218,12 @@ def _expect(changed: int, expected: int, what: str) -> None:
 # --- rows become values ------------------------------------------------------------------------------------------------
 
 
-def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
-    """Read a row. It is late if it has never been tried, and should have been before that instant (ms)."""
+def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: bytes | None = None) -> Event:
+    """Read a row, and its payload if that is not a part of it. It is late if it has never been tried, and should have been before
+    that instant (ms).
+    """
     request = _read_request(row)
-    should_begin_at = max(row.due_at, row.created_at)
+    should_begin_at = max(row.due_at, row.created_at, row.replayed_at or 0)
     return Event(
         application_id=application_id,
         event_id=row.event_id,
@@ -1071,11 +1236,12 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0) -> Event:
         method=row.method,
         url=request.url,
         headers=request.headers,
-        payload=row.payload,
+        payload=payload if row.payload is None else row.payload,
         timeout_ms=request.timeout_ms,
         retry=request.retry,
         created_at=row.created_at,
         finished_at=row.finished_at,
+        replayed_at=row.replayed_at,
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
         fence=row.fence,
@@ -1106,6 +1272,7 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         signing_keys=application.signing_keys(max(row.wake_at, now)),
         egress=application.egress,
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
+        replayed_at=row.replayed_at or 0,
     )
 
 

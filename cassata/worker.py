@@ -682,7 +682,7 @@ class WorkerProcess:
             )
             for number in range(worker.num_worker_threads)
         ]
-        self._housekeeper = Housekeeper(chores_of(scheduler), scheduler.clock.estimate, self._stopping)
+        self._housekeeper = Housekeeper(chores_of(scheduler, worker), scheduler.clock.estimate, self._stopping)
 
     def hands(self) -> tuple[int, int, int]:
         """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
@@ -712,9 +712,13 @@ class WorkerProcess:
         return 0 if clean else 1
 
 
-def chores_of(scheduler: Scheduler) -> list[Chore]:
-    timetable = scheduler.timetable
-    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series)]
+def chores_of(scheduler: Scheduler, worker: config.Worker) -> list[Chore]:
+    timetable, operations = scheduler.timetable, scheduler.operations
+
+    def step() -> int:
+        return 0 if operations.step(events_per_second=worker.operation_events_per_second) is None else 1
+
+    return [Chore("series", timetable.next_wake, lambda: timetable.advance().series), Chore("operations", operations.next_wake, step)]
 
 
 def terms_of(worker: config.Worker) -> Terms:

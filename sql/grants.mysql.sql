@@ -23,7 +23,8 @@ CREATE USER IF NOT EXISTS 'cassata_worker'@'%' IDENTIFIED BY 'WORKER_PASSWORD';
 GRANT ALL PRIVILEGES ON `DATABASE_NAME`.* TO 'cassata_admin'@'%';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.events TO 'cassata_service'@'%';
-GRANT SELECT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_service'@'%';
+-- INSERT: the line that says that an event was retried by hand.
+GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.applications TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.api_keys TO 'cassata_service'@'%';
 GRANT SELECT, INSERT ON `DATABASE_NAME`.installation TO 'cassata_service'@'%';

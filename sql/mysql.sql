@@ -116,7 +116,7 @@ UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num 
 
 -- Running upgrade 0002 -> 0003
 
-ALTER TABLE events ADD COLUMN series INTEGER, ADD COLUMN last_status SMALLINT;
+ALTER TABLE events ADD COLUMN series INTEGER, ADD COLUMN replayed_at BIGINT, ADD COLUMN operation INTEGER, ADD COLUMN last_status SMALLINT;
 
 CREATE TABLE IF NOT EXISTS series (
     id INTEGER NOT NULL AUTO_INCREMENT,
@@ -148,6 +148,7 @@ CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
 CREATE TABLE IF NOT EXISTS operations (
     id INTEGER NOT NULL AUTO_INCREMENT,
     application INTEGER NOT NULL,
+    operation_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     action VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     status SMALLINT NOT NULL,
     wake_at BIGINT,
@@ -156,12 +157,14 @@ CREATE TABLE IF NOT EXISTS operations (
     place TEXT,
     newest_row BIGINT NOT NULL,
     expected INTEGER NOT NULL,
+    exact BOOL NOT NULL,
     examined BIGINT NOT NULL,
     changed BIGINT NOT NULL,
     skipped BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
     finished_at BIGINT,
-    PRIMARY KEY (id)
+    PRIMARY KEY (id),
+    CONSTRAINT operations_operation_id UNIQUE (application, operation_id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
 CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);

@@ -129,6 +129,10 @@ UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num 
 
 ALTER TABLE events ADD COLUMN series INTEGER;
 
+ALTER TABLE events ADD COLUMN replayed_at BIGINT;
+
+ALTER TABLE events ADD COLUMN operation INTEGER;
+
 ALTER TABLE events ADD COLUMN last_status SMALLINT;
 
 CREATE TABLE IF NOT EXISTS series (
@@ -160,6 +164,7 @@ CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
 CREATE TABLE IF NOT EXISTS operations (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     application INTEGER NOT NULL,
+    operation_id VARCHAR(64) NOT NULL,
     action VARCHAR(16) NOT NULL,
     status SMALLINT NOT NULL,
     wake_at BIGINT,
@@ -168,11 +173,13 @@ CREATE TABLE IF NOT EXISTS operations (
     place TEXT,
     newest_row BIGINT NOT NULL,
     expected INTEGER NOT NULL,
+    exact BOOLEAN NOT NULL,
     examined BIGINT NOT NULL,
     changed BIGINT NOT NULL,
     skipped BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
-    finished_at BIGINT
+    finished_at BIGINT,
+    CONSTRAINT operations_operation_id UNIQUE (application, operation_id)
 );
 
 CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);

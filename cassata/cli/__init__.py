@@ -13,7 +13,8 @@ from cassata.errors import CassataError
 COMMANDS = {
     "service": ("cassata.cli.control", "Start, stop and look at the HTTP service."),
     "worker": ("cassata.cli.control", "Start, stop and look at the worker, which sends what is due."),
-    "event": ("cassata.cli.event", "Add, look at, list, change and delete events."),
+    "event": ("cassata.cli.event", "Add, look at, list, change, retry, delete, import and export events."),
+    "bulk": ("cassata.cli.bulk", "Cancel, retry, send again and reschedule many events at a time."),
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),

@@ -1,4 +1,4 @@
-"""`cassata event`: add, look at, list, change and delete events through the HTTP service."""
+"""`cassata event`: add, look at, list, change, retry and delete events through the HTTP service."""
 
 from __future__ import annotations
 
@@ -95,7 +95,20 @@ _WORDS = {
 
 
 class _ReportedEvent(Reported):
+    """Knows two more commands, which are imported only when they are called."""
+
     words = _WORDS
+    elsewhere = ("export", "import")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            return super().get_command(ctx, cmd_name)
+        from cassata.cli.transfer import COMMANDS
+
+        return COMMANDS[cmd_name]
 
 
 def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
@@ -161,7 +174,7 @@ def _statuses(_context: click.Context, _parameter: click.Parameter, names: Seque
 @service_options
 @click.pass_context
 def event(ctx: click.Context, service: str, key: str | None, retries: int) -> None:
-    """Add, look at, list, change and delete events."""
+    """Add, look at, list, change, retry, delete, import and export events."""
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
@@ -313,6 +326,16 @@ def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: 
 @click.argument("event_id", metavar="EVENT")
 @output_option
 @click.pass_obj
+def retry(client: Client, application_id: str, event_id: str, output: str) -> None:
+    """Send an event that failed or was cancelled once more."""
+    _show(client.retry(application_id, event_id), output)
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@output_option
+@click.pass_obj
 def delete(client: Client, application_id: str, event_id: str, output: str) -> None:
     """Cancel an event that has not been sent."""
     gone = client.cancel(application_id, event_id)
@@ -343,7 +366,7 @@ def _print_json(document: Any) -> None:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
-_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at"}
+_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at"}
 
 
 def _print_event(shown: Event) -> None:

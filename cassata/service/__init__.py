@@ -17,6 +17,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
+from cassata.service.bulk import Bulk
 from cassata.service.documentation import Documentation
 from cassata.service.monitoring import Monitoring
 from cassata.service.series import SeriesCalls
@@ -42,6 +43,7 @@ def create_app(
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Bulk(scheduler).routes)
     gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     gate.guard(app, monitoring.routes)

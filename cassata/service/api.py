@@ -110,7 +110,8 @@ class Api:
             return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
 
         listing = wire.read_listing(request.args.items(multi=True), lambda text, wanted: cursors(wanted).read(text))
-        return answer(wire.page(self._scheduler.events(application_id, **listing), cursors(listing["wanted"]).written))
+        found = self._scheduler.events(application_id, **listing)
+        return answer(wire.page(found, cursors(listing["wanted"]).written, full=listing["full"]))
 
 
 def _read_own(document: Any) -> wire.Written:

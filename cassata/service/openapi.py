@@ -51,7 +51,10 @@ _FROM_UNTIL = {
 _FLAG: Schema = {"type": "string", "enum": ["true", "false"]}
 _STATUSES = "|".join(status.name for status in Status)
 _EVENTS = {
-    "status": ("Only events of this status, or of several with commas between them.", {"type": "string", "pattern": f"^({_STATUSES})(,({_STATUSES}))*$"}),
+    "status": (
+        "Only events of this status, or of several with commas between them.",
+        {"type": "string", "pattern": f"^({_STATUSES})(,({_STATUSES}))*$"},
+    ),
     "expiry-from": ("Only events that expire then or later.", WRITTEN_INSTANT),
     "expiry-until": ("Only events that expire earlier.", WRITTEN_INSTANT),
     "host": ("Only events that are sent there: a host, or a host and port.", {"type": "string"}),
@@ -156,7 +159,11 @@ CALLS: dict[str, Call] = {
 """By endpoint: every one that the service has; a test counts them."""
 
 _TOLD = {201: "It was made.", 202: "It was asked for."}
-_SCHEMAS: dict[str, Schema] = {**SCHEMAS, "CancelledSeries": {"description": "The series, or ok.", "anyOf": [of("SeriesDetails"), of("Deleted")]}, "Document": {"type": "object", "description": "An OpenAPI document."}}
+_SCHEMAS: dict[str, Schema] = {
+    **SCHEMAS,
+    "CancelledSeries": {"description": "The series, or ok.", "anyOf": [of("SeriesDetails"), of("Deleted")]},
+    "Document": {"type": "object", "description": "An OpenAPI document."},
+}
 
 _DESCRIPTION = """Cassata sends HTTP requests at the time you ask for, at least once.
 

@@ -22,11 +22,14 @@ from cassata.errors import (
     DuplicateEvent,
     EventChanged,
     EventFinished,
+    EventNotRetryable,
     EventUnderWay,
     InstanceChanged,
     InstanceGone,
     InvalidApplication,
     LimitReached,
+    OperationExists,
+    OperationFinished,
     SeriesChanged,
     SeriesExists,
     SeriesFinished,
@@ -35,6 +38,7 @@ from cassata.errors import (
     UnknownEvent,
     UnknownInstance,
     UnknownKey,
+    UnknownOperation,
     UnknownSeries,
 )
 from cassata.service.answers import answer
@@ -82,6 +86,10 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownInstance: Kind(404, "unknown-instance", "There is no such instance", "The series has no instance with this id."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
+    UnknownOperation: Kind(404, "unknown-operation", "There is no such operation", "No operation with this id exists in this application."),
+    EventNotRetryable: Kind(409, "event-not-retryable", "The event has not failed"),
+    OperationExists: Kind(409, "operation-exists", "The operation exists already"),
+    OperationFinished: Kind(409, "operation-finished", "The operation has already ended"),
     EventUnderWay: Kind(409, "event-under-way", "The event is being sent"),
     EventChanged: Kind(412, "event-changed", "The event is another version"),
     SeriesExists: Kind(409, "series-exists", "The series exists already"),
@@ -147,7 +155,7 @@ def document(error: CassataError) -> dict[str, Any]:
             }
         case SeriesFinished(series=series) | SeriesChanged(series=series):
             described |= {"series-id": series.series_id, "series-status": series.status.name, "version": series.version}
-        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event):
+        case EventFinished(event=event) | EventUnderWay(event=event) | EventChanged(event=event) | EventNotRetryable(event=event):
             described |= {"event-id": event.event_id, "event-status": event.status.name}
     return described
 

@@ -276,7 +276,9 @@ _KEY: dict[str, Schema] = {
 # --- series --------------------------------------------------------------------------------------------------------------
 
 _RULE: dict[str, Schema] = {
-    "cron": or_null(text("A cron expression of five fields, or six with seconds first, or `@daily` and its like.", examples=["0 9 * * MON"])),
+    "cron": or_null(
+        text("A cron expression of five fields, or six with seconds first, or `@daily` and its like.", examples=["0 9 * * MON"])
+    ),
     "recurrence": {
         "description": "Lines of RFC 5545: `RRULE:...`, `RDATE:...`, `EXDATE:...`.",
         "type": ["string", "array", "null"],
@@ -409,7 +411,9 @@ SCHEMAS: dict[str, Schema] = {
     "BatchResult": told("What became of one event.", _RESULT, optional=frozenset({"status", "expiry", "problem"})),
     "Event": told("An event without its body.", _SUMMARY),
     "EventWithRequest": told("An event, and what is sent.", {**_SUMMARY, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
-    "EventChanges": given("What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_NOT_BOTH], examples=[{"delay": 60}]),
+    "EventChanges": given(
+        "What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_NOT_BOTH], examples=[{"delay": 60}]
+    ),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
     "Attempt": told("One try to deliver.", _ATTEMPT),
     "Events": told(

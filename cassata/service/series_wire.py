@@ -28,6 +28,7 @@ from cassata.service.wire import (
     check_fields,
     explained,
     fault,
+    flag,
     hyphenated,
     instant,
     instant_parameter,
@@ -445,13 +446,7 @@ def _read_place(value: str) -> Occurrence:
 
 def read_purge(parameters: Iterable[tuple[str, str]]) -> bool:
     """Read whether a series is to be deleted, and not only cancelled: `?purge`, or `?purge=true`. Raises InvalidDocument."""
-    return bool(read_query(parameters, {"purge": ("purge", _flag)}).get("purge"))
-
-
-def _flag(value: str) -> bool:
-    if value not in {"", "true", "false"}:
-        raise ValueError("must be true or false")
-    return value != "false"
+    return bool(read_query(parameters, {"purge": ("purge", flag)}).get("purge"))
 
 
 # --- values -> JSON ----------------------------------------------------------------------------------------------------

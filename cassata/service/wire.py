@@ -668,13 +668,16 @@ class Listing(TypedDict, total=False):
     wanted: Filter
     after: Cursor
     limit: int
+    full: bool
 
 
 def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str, Filter], Cursor]) -> Listing:
     """Read the query of a list of events. A cursor is read for the filter that stands beside it. Raises InvalidDocument."""
-    found = read_query(parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str)})
-    cursor, limit = found.pop("cursor", None), found.pop("limit", None)
-    listing: Listing = {"wanted": Filter(**found)}
+    found = read_query(
+        parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str), "full": ("full", flag)}
+    )
+    cursor, limit, full = found.pop("cursor", None), found.pop("limit", None), found.pop("full", False)
+    listing: Listing = {"wanted": Filter(**found), "full": full}
     if limit is not None:
         listing["limit"] = limit
     if cursor is not None:
@@ -729,6 +732,13 @@ def instant_parameter(value: str) -> int:
     return read_instant(re.sub(r"(:\d\d(?:\.\d+)?) (\d\d:?\d\d)$", r"\1+\2", value, flags=re.ASCII))
 
 
+def flag(value: str) -> bool:
+    """Read ?name and ?name=true; ?name=false is as if it were left out."""
+    if value not in {"", "true", "false"}:
+        raise ValueError("must be true or false")
+    return value != "false"
+
+
 def page_length(value: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", value) or not 1 <= int(value) <= PAGE_LENGTH:
         raise ValueError(f"must be a whole number from 1 to {PAGE_LENGTH}")
@@ -773,20 +783,27 @@ def summary(event: Event) -> dict[str, Any]:
 def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Everything that is known of an event."""
     return {
+        **_with_request(event),
+        "replayed-at": instant(event.replayed_at),
+        "attempt-log": [_written_attempt(attempt) for attempt in attempts],
+    }
+
+
+def _with_request(event: Event) -> dict[str, Any]:
+    return {
         **summary(event),
         "request-headers": [f"{name}: {value}" for name, value in event.headers],
         **written_payload(event.payload),
         "timeout": seconds(event.timeout_ms),
         "retry": written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
-        "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 
 
-def page(found: Page, written_cursor: Callable[[Cursor], str]) -> dict[str, Any]:
-    """One page of a list."""
+def page(found: Page, written_cursor: Callable[[Cursor], str], *, full: bool = False) -> dict[str, Any]:
+    """One page of a list; `full`: with the request of each event."""
     return {
-        "events": [summary(event) for event in found.events],
+        "events": [_with_request(event) if full else summary(event) for event in found.events],
         "next-cursor": written_cursor(found.next) if found.next else None,
     }
 

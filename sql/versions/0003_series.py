@@ -26,11 +26,14 @@ def change_events() -> None:
     """In one statement, and so that MySQL and MariaDB need not write the table anew: columns at its end that may be NULL."""
     if op.get_context().dialect.name == "sqlite":
         op.execute("ALTER TABLE events ADD COLUMN series INTEGER")
+        op.execute("ALTER TABLE events ADD COLUMN replayed_at BIGINT")
+        op.execute("ALTER TABLE events ADD COLUMN operation INTEGER")
         op.execute("ALTER TABLE events ADD COLUMN last_status SMALLINT")
         return
     if not context.is_offline_mode() and any(column["name"] == "series" for column in sa.inspect(op.get_bind()).get_columns("events")):
         return  # an upgrade that was interrupted later than here
-    op.execute("ALTER TABLE events ADD COLUMN series INTEGER, ADD COLUMN last_status SMALLINT")
+    columns = ("series INTEGER", "replayed_at BIGINT", "operation INTEGER", "last_status SMALLINT")
+    op.execute(f"ALTER TABLE events {', '.join(f'ADD COLUMN {column}' for column in columns)}")
 
 
 def upgrade() -> None:
@@ -67,6 +70,7 @@ def upgrade() -> None:
         "operations",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("application", sa.Integer, nullable=False),
+        sa.Column("operation_id", ascii_string(64), nullable=False),
         sa.Column("action", ascii_string(16), nullable=False),
         sa.Column("status", sa.SmallInteger, nullable=False),
         sa.Column("wake_at", sa.BigInteger),
@@ -75,11 +79,13 @@ def upgrade() -> None:
         sa.Column("place", sa.Text),
         sa.Column("newest_row", sa.BigInteger, nullable=False),
         sa.Column("expected", sa.Integer, nullable=False),
+        sa.Column("exact", sa.Boolean, nullable=False),
         sa.Column("examined", sa.BigInteger, nullable=False),
         sa.Column("changed", sa.BigInteger, nullable=False),
         sa.Column("skipped", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("finished_at", sa.BigInteger),
+        sa.UniqueConstraint("application", "operation_id", name="operations_operation_id"),
         if_not_exists=True,
         sqlite_autoincrement=True,
         **OPTIONS,
@@ -92,4 +98,6 @@ def downgrade() -> None:
     op.drop_table("operations")
     op.drop_table("series")
     op.drop_column("events", "last_status")
+    op.drop_column("events", "operation")
+    op.drop_column("events", "replayed_at")
     op.drop_column("events", "series")

@@ -21,7 +21,7 @@ from cassata import config, model, recurrence
 from cassata.client import Client
 from cassata.scheduler import Scheduler
 from cassata.series import SeriesStatus
-from cassata.service import problems, series_wire, tenancy_wire, wire
+from cassata.service import bulk_wire, problems, series_wire, tenancy_wire, wire
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "http-api.md").read_text()
@@ -65,7 +65,7 @@ def comparable(document: Any) -> Any:
     return json.loads(text)
 
 
-@pytest.mark.parametrize(("page", "count"), [(PAGE, 16), (SERIES_PAGE, 7)], ids=["http-api", "series"])
+@pytest.mark.parametrize(("page", "count"), [(PAGE, 19), (SERIES_PAGE, 7)], ids=["http-api", "series"])
 def test_every_example_is_answered_as_printed(http: FlaskClient, page: str, count: int) -> None:
     examples = EXAMPLE.findall(page)
     assert len(examples) == page.count("```sh") == count
@@ -152,6 +152,14 @@ def test_every_field_and_limit_of_an_application_is_documented() -> None:
         assert setting in {field.alias for field in type(getattr(settings, section)).model_fields.values()}
 
 
+def test_every_field_action_and_status_of_an_operation_is_documented() -> None:
+    tables = [[row[0].strip("`") for row in table_under("Work on many events", number=number)] for number in range(3)]
+    assert sorted(tables[0]) == sorted(bulk_wire.OperationDocument.fields())
+    assert {name.strip("`") for cell in tables[1] for name in cell.split(", ")} == bulk_wire.FilterDocument.fields()
+    applies = {row[0].strip("`"): set(re.findall(r"`([A-Z_]+)`", row[2])) for row in table_under("Work on many events", number=2)}
+    assert applies == {action.value: {status.name for status in model.APPLIES_TO[action]} for action in model.Action}
+
+
 def test_every_field_and_parameter_of_a_series_is_documented() -> None:
     documented = [name for row in table_under("Series") for name in re.findall(r"`([a-z-]+)`", row[0])]
     assert sorted(documented) == sorted(series_wire.SeriesDocument.fields())
@@ -185,7 +193,7 @@ def test_what_is_told_of_clocks_that_are_changed_is_what_is_computed(row: list[s
 def test_every_status_error_and_parameter_is_documented() -> None:
     assert [row[0].strip("`") for row in table_under("Status")] != []
     assert {row[0].strip("`") for row in table_under("Status")} == set(model.Status.__members__)
-    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "limit", "cursor"}
+    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "full", "limit", "cursor"}
     for kind in model.ErrorKind:
         assert f"`{kind.value}`" in PAGE
 

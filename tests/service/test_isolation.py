@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 
 from cassata.config import Service
 from cassata.errors import UnknownSeries
-from cassata.model import NewEvent, Scope
+from cassata.model import Action, Filter, NewEvent, NewOperation, Scope
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries
@@ -34,7 +34,14 @@ pytestmark = pytest.mark.tenants
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs"}
 CANARY = "canary-of-the-shop"
 INSTANCE = "s0_20300317T174640Z"
-TABLES = ("applications", "api_keys", "events", "attempts", "series")
+TABLES = ("applications", "api_keys", "events", "attempts", "series", "operations")
+
+
+SIMPLE_BODIES: dict[str, Any] = {
+    "rotate_secret": {"overlap": 0},
+    "change_application": {"metadata": {}},
+    "begin_operation": {"action": "cancel", "filter": {"last-status": 418}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ class House:
         self.engine = create_engine(self.url)
         for application_id in ("shop", "rival"):
             self.scheduler.tenants.create(application_id, Changes(metadata={"note": CANARY} if application_id == "shop" else {}))
+        self.scheduler.operations.begin(NewOperation("shop", Action.CANCEL, Filter(host=f"{CANARY}.example"), operation_id="op"))
         self.victim = self.key("shop", Scope.READ)[4:12]
         self.askers = list(self._askers())
 
@@ -134,6 +142,7 @@ class Call:
 
     def path(self, application_id: str, event_id: str, prefix: str) -> str:
         ids = {"application_id": application_id, "event_id": event_id, "prefix": prefix, "series_id": "s0", "instance_id": INSTANCE}
+        ids["operation_id"] = "op"
         return re.sub("<([a-z_]+)>", lambda found: ids[found[1]], self.rule)
 
     @property
@@ -162,11 +171,7 @@ class Call:
                 return {"event": "changed"}
             case "create_application":
                 return {"application-id": f"new-{number}"}
-            case "rotate_secret":
-                return {"overlap": 0}
-            case "change_application":
-                return {"metadata": {}}
-        return {} if self.method in {"POST", "PATCH"} else None
+        return SIMPLE_BODIES.get(self.endpoint, {} if self.method in {"POST", "PATCH"} else None)
 
 
 @pytest.fixture

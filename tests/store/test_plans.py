@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 
 from cassata import database, store
-from cassata.model import UNFINISHED, Cursor, Filter, Status
+from cassata.model import UNFINISHED, Action, Cursor, Filter, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler, Terms
 from cassata.series import NewSeries
@@ -88,7 +88,23 @@ ACTS: Acts = {
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
     "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
+    "count": lambda scheduler: scheduler.operations.preview(NewOperation("app-7", Action.CANCEL, Filter(host="receiver.example"))),
+    "operation": lambda scheduler: operate(scheduler, Action.RESCHEDULE, shift_ms=1_000),
+    "operation on what has ended": lambda scheduler: operate(scheduler, Action.RECONCILE),
+    "retry": lambda scheduler: retry(scheduler),
 }  # fmt: skip
+
+
+def operate(scheduler: Scheduler, action: Action, **facts: int) -> None:
+    begun = scheduler.operations.begin(NewOperation("app-8", action, Filter(due_from=NOON), **facts))
+    while scheduler.operations.step(events_per_second=1_000_000_000):
+        pass
+    assert scheduler.operations.get("app-8", begun.operation_id).changed > 0
+
+
+def retry(scheduler: Scheduler) -> None:
+    scheduler.cancel("app-19", "e2989")
+    scheduler.retry("app-19", "e2989")
 
 
 def test_what_waits_is_counted_by_index_and_no_further_than_asked(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cassata.errors import CassataError
-from cassata.model import FINISHED, TRANSITIONS, WAITING, Delivery, ErrorKind, Status, Transition
+from cassata.model import FINISHED, TRANSITIONS, WAITING, Action, Delivery, ErrorKind, Filter, NewOperation, Status, Transition
 from cassata.scheduler import LOST_LEASES, Scheduler
 from tests.words import Hand, new_event
 
@@ -95,6 +95,12 @@ def cancel_while_it_is_sent(hand: Hand, held: Reached) -> None:
     hand.answer(held, 503)
 
 
+def replay(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.operations.begin(NewOperation("shop", Action.RECONCILE, Filter(due_from=0)))
+    while hand.scheduler.operations.step():
+        hand.clock.advance(1_000)
+
+
 ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("add", Status.PENDING): add,
     ("claim", Status.PROCESSING): claim,
@@ -111,6 +117,7 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("change", Status.SERVICE_UNAVAILABLE): change,
     ("cancel", Status.CANCELLED): cancel,
     ("cancel requested", Status.CANCELLED): cancel_while_it_is_sent,
+    ("replay", Status.PENDING): replay,
 }
 
 
@@ -128,7 +135,7 @@ def test_every_transition_can_be_walked(hand: Hand, transition: Transition) -> N
 
 
 SIMPLE = {"add": add, "claim": claim, "lost lease": lose_the_lease, "delivered": answer(201), "refused": answer(404), "retry": answer(500),
-          "release": release, "cancel": cancel, "change": change}  # fmt: skip
+          "release": release, "cancel": cancel, "change": change, "replay": replay}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", Status)

@@ -326,7 +326,7 @@ def test_cron_on_a_day_that_is_not() -> None:
 
 def test_cron_on_a_day_without_a_midnight() -> None:
     """At 00:00 it is 01:00: every ten minutes from 0:00 on is never on that day, and from 0:00 to 1:50 is from 1:00 on."""
-    assert first_local(of_cron("*/10 0 * * SUN", "2026-03-29", "Asia/Beirut"), 1) == ["2026-04-05 00:00"]
+    assert first_local(of_cron("*/10 0 * * SUN", "2026-03-28", "Asia/Beirut"), 1) == ["2026-04-05 00:00"]
     assert first_local(of_cron("*/30 0,1 * * SUN", "2026-03-28", "Asia/Beirut"), 3) == [
         "2026-03-29 01:00",
         "2026-03-29 01:30",
@@ -354,6 +354,7 @@ def test_cron_asked_within_a_fold_does_not_repeat_what_was_due_in_its_first_half
         ("FREQ=HOURLY;BYHOUR=1", NEW_YORK, "2026-11-01T00:15", ["11-01 05:15", "11-01 06:15", "11-02 06:15"]),
         ("FREQ=HOURLY;BYHOUR=2", NEW_YORK, "2026-03-07T00:00", ["03-07 07:00", "03-09 06:00"]),
         ("FREQ=HOURLY;BYHOUR=1", "Antarctica/Troll", "2026-10-25T00:00", ["10-24 23:00", "10-25 01:00", "10-26 01:00"]),
+        ("FREQ=DAILY;BYHOUR=2;BYMINUTE=15,40", "Australia/Lord_Howe", "2026-10-04T00:00", ["10-03 15:40", "10-03 15:45", "10-04 15:15"]),
         ("FREQ=DAILY", "Australia/Lord_Howe", "2026-10-03T02:15", ["10-02 15:45", "10-03 15:45", "10-04 15:15"]),
         ("FREQ=DAILY", "Australia/Lord_Howe", "2026-04-04T01:45", ["04-03 14:45", "04-04 14:45", "04-05 15:15"]),
         ("FREQ=HOURLY", "Australia/Lord_Howe", "2026-10-04T01:00", ["10-03 14:30", "10-03 15:30", "10-03 16:30"]),
@@ -365,6 +366,13 @@ def test_a_recurrence_where_clocks_are_put_forward_and_back(line: str, timezone:
     rule = of_rrule(line, start, timezone)
     assert first(rule, len(expected)) == [f"2026-{each}" for each in expected]
     assert [shown(found.at) for found in walked(rule, len(expected))] == [f"2026-{each}" for each in expected]
+
+
+def test_a_recurrence_asked_behind_a_gap_still_finds_what_the_gap_moved() -> None:
+    rule = of_rrule("FREQ=DAILY", "2026-03-01T02:30", NEW_YORK)
+    for minutes in range(60, 90):
+        assert after(rule, Occurrence(instant("2026-03-08T06:00") + minutes * MINUTE_MS, 6)) == Occurrence(instant("2026-03-08T07:30"), 7)
+    assert [shown(found.at) for found in between(rule, instant("2026-03-08T07:30"), FOREVER, 2)] == ["2026-03-08 07:30", "2026-03-09 06:30"]
 
 
 def test_a_recurrence_on_a_day_that_is_not() -> None:
