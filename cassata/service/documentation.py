@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import Flask, Response
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from cassata.service import openapi
 from cassata.service.answers import content
@@ -54,7 +55,7 @@ def page(document: dict[str, Any]) -> str:
     """Write the document as one HTML page, that needs no other file and no script."""
     template = files("cassata.service").joinpath("openapi.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": _kind, "example": _example, "name": _name}
+    environment.filters |= {"kind": _kind, "example": _example, "name": _name, "marked": _marked}
     return environment.from_string(template).render(document=document, groups=list(_groups(document)))
 
 
@@ -70,6 +71,13 @@ def _groups(document: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
                 if tag["name"] in operation["tags"]
             ],
         )
+
+
+def _marked(words: str | None) -> Markup:
+    """Show what stands between backticks as code."""
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate((words or "").split("`"))
+    )
 
 
 def _name(schema: dict[str, Any]) -> str | None:

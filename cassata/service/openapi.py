@@ -125,7 +125,7 @@ CALLS: dict[str, Call] = {
     "resume_series": Call(_RULES, "Let a series go on", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
     "run_series": Call(_RULES, "Send what a series sends, now", {201: "Event"}, refusals=(409, 413, 429)),
     "instances": Call(_RULES, "List the instances of a series, past and future", {200: "Instances"}, query={**_FROM_UNTIL, **_PAGES}),
-    "change_instance": Call(_RULES, "Change one instance", {200: "Instance"}, "EventChanges", refusals=(409, 412, 413), versioned=True),
+    "change_instance": Call(_RULES, "Change one instance", {200: "Instance"}, "InstanceChanges", refusals=(409, 412, 413), versioned=True),
     "cancel_instance": Call(_RULES, "Cancel one instance", {200: "Instance"}, refusals=(409, 412), versioned=True),
     "change_following": Call(
         _RULES, "Change an instance and all that follow", {201: "SeriesDetails"}, "NewSeries", refusals=(409, 412, 413), versioned=True

@@ -81,7 +81,7 @@ def told(words: str, properties: dict[str, Schema], *, optional: frozenset[str] 
 
 APPLICATION_ID = text("An application.", pattern=ID_PATTERN, minLength=1, maxLength=model.APPLICATION_ID_LENGTH, examples=["shop"])
 EVENT_ID = text("An event of the application.", pattern=ID_PATTERN, minLength=1, maxLength=model.EVENT_ID_LENGTH, examples=["order-7"])
-KEY_PREFIX = text("The letters between `csk_` and the next underscore of a key.", examples=["k3y0fth1"])
+KEY_PREFIX = text("The letters between `csk_` and the next underscore of a key.", maxLength=model.KEY_PREFIX_LENGTH, examples=["k3y0fth1"])
 CURSOR = or_null(text("Where the next page begins: pass it as `cursor`. Null on the last page."))
 STATUS = text("Where the event is in its life.", enum=[status.name for status in Status])
 WRITTEN_INSTANT: Schema = {
@@ -93,7 +93,7 @@ WRITTEN_INSTANT: Schema = {
     "examples": ["2030-01-31T12:00:00Z", 1900000000],
 }
 SERIES_ID = text("A series of the application.", pattern=ID_PATTERN, minLength=1, maxLength=model.SERIES_ID_LENGTH, examples=["digest"])
-INSTANCE_ID = text("An instance of the series.", examples=["digest_20300131T080000Z"])
+INSTANCE_ID = text("An instance of the series.", maxLength=model.EVENT_ID_LENGTH, examples=["digest_20300131T080000Z"])
 OPERATION_ID = text("An operation.", pattern=ID_PATTERN, minLength=1, maxLength=model.OPERATION_ID_LENGTH, examples=["op-1"])
 DURATION: Schema = {
     "description": "Seconds (a number), or a text such as `90s`, `1h30m` or `PT15M`.",
@@ -170,6 +170,7 @@ _CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {
     "expiry": {**WRITTEN_INSTANT, "description": "When to send it instead: this, `delay`, or neither."},
     "delay": number("In how many seconds to send it instead.", minimum=0),
 }
+_CHANGED_INSTANCE = {name: schema for name, schema in _CHANGED.items() if name != "delay"}
 _NOT_BOTH = {"not": {"required": ["expiry", "delay"]}}
 _EVENT_EXAMPLE = {"url": "https://example.com/hook", "event": {"order": 7}, "expiry": "2030-01-31T12:00:00Z"}
 
@@ -226,7 +227,7 @@ _ATTEMPT: dict[str, Schema] = {
 }
 _RESULT: dict[str, Schema] = {
     "index": whole("Which event of the batch this is about, from 0.", minimum=0),
-    "event-id": or_null(EVENT_ID),
+    "event-id": or_null(text("The event's id, as it was written if it was refused.")),
     "status-code": whole("What this event would have been answered alone.", enum=[201, 400, 404, 409, 413, 429, 503]),
     "status": STATUS,
     "expiry": instant("When it is sent."),
@@ -400,10 +401,10 @@ SCHEMAS: dict[str, Schema] = {
     "NewEventAt": new_event("An event to add, its ids in the address.", ids_in_address=True),
     "Retry": RETRY,
     "Batch": {
-        "description": "Events to add: as an object, or as a bare array.",
+        "description": "Events to add: as an object, or as a bare array. What is wrong with one is told in its result, and spoils no other.",
         "anyOf": [
-            given("Events.", {"events": array("Events.", {"type": "object"}, maxItems=model.BATCH_LENGTH)}, required=("events",)),
-            array("Events.", {"type": "object"}, maxItems=model.BATCH_LENGTH),
+            given("Events.", {"events": array("Events.", of("NewEvent"), maxItems=model.BATCH_LENGTH)}, required=("events",)),
+            array("Events.", of("NewEvent"), maxItems=model.BATCH_LENGTH),
         ],
         "examples": [{"events": [{"application-id": "shop", "url": "https://example.com/hook", "event": "x", "delay": 60}]}],
     },
@@ -416,6 +417,9 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
     "Attempt": told("One try to deliver.", _ATTEMPT),
+    "InstanceChanges": given(
+        "What is to be different; what is left out stays as it is.", _CHANGED_INSTANCE, minProperties=1, examples=[{"event": {"order": 8}}]
+    ),
     "Events": told(
         "Some events. There may be fewer than were asked for, and still a next page.",
         {"events": array("In order.", {"anyOf": [of("EventWithRequest"), of("Event")]}), "next-cursor": CURSOR},
@@ -461,7 +465,7 @@ SCHEMAS: dict[str, Schema] = {
         required=("action", "filter"),
         examples=[{"action": "retry", "filter": {"status": "FAILED", "host": "example.com"}}],
     ),
-    "Filter": given("Which events are meant: those for which all of it holds.", _FILTER),
+    "Filter": given("Which events are meant: those for which all of it holds.", _FILTER, minProperties=1),
     "Count": told(
         "How many events would be changed: at least so many, where it is not exact.",
         {
