@@ -11,10 +11,33 @@ from typing import Any
 from flask import Flask
 
 from cassata import __version__
+from cassata.errors import (
+    ApplicationExists,
+    ApplicationInactive,
+    CassataError,
+    DatabaseUnavailable,
+    DuplicateEvent,
+    EventChanged,
+    EventFinished,
+    EventNotRetryable,
+    EventUnderWay,
+    InstanceChanged,
+    InstanceGone,
+    LimitReached,
+    OperationExists,
+    OperationFinished,
+    SeriesChanged,
+    SeriesExists,
+    SeriesFinished,
+    UnknownApplication,
+    UnknownInstance,
+    UnknownKey,
+    UnknownOperation,
+)
 from cassata.model import Status
 from cassata.series import SeriesStatus
 from cassata.service import problems
-from cassata.service.auth import Gate, Route
+from cassata.service.auth import Gate, MissingScope, Route, Unauthorized
 from cassata.service.schemas import (
     APPLICATION_ID,
     EVENT_ID,
@@ -27,10 +50,13 @@ from cassata.service.schemas import (
     Schema,
     of,
 )
-from cassata.service.wire import PAGE_LENGTH
+from cassata.service.wire import PAGE_LENGTH, InvalidDocument, MalformedDocument, PayloadOverLimit
+from cassata.tenants import TooManyKeys
 
 VERSION = "3.1.0"
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
+SHARED = (400, 401, 403, 408, 413, 415, 500, 503)
+"""What is told of these is told once: nearly every call may be answered with them."""
 JSON = "application/json"
 LINES = "application/x-ndjson"
 
@@ -78,8 +104,8 @@ Query = dict[str, tuple[str, Schema]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is said of an endpoint. `answers` holds by status what it answers (None: no document), `refusals` the statuses of the
-    problems that are its own: what every call may be answered is added.
+    """What is said of an endpoint. `answers` holds by status what it answers (None: no document), `refusals` the problems
+    that are its own: what every call may be answered is added.
     """
 
     tag: str
@@ -88,7 +114,7 @@ class Call:
     body: str | None = None
     needs_body: bool = True
     query: Query | None = None
-    refusals: tuple[int, ...] = ()
+    refusals: tuple[type[CassataError], ...] = ()
     versioned: bool = False
     """Whether If-Match is heeded; ETags are told anyway."""
     text: str | None = None
@@ -98,60 +124,92 @@ class Call:
 _ADD, _LOOK, _RULES, _MANY = "Add, change and delete", "Look", "Series", "Many events"
 _TENANTS, _KEYS, _HEALTH = "Applications", "Keys and secrets", "Health"
 
+_TO_ADD = (UnknownApplication, DuplicateEvent, ApplicationInactive, LimitReached)
+_TO_CHANGE_SERIES = (SeriesChanged, SeriesFinished)
+_TO_CHANGE_INSTANCE = (UnknownInstance, InstanceGone, InstanceChanged, SeriesFinished)
+
 CALLS: dict[str, Call] = {
-    "add": Call(_ADD, "Add an event", {201: "Event"}, "NewEvent", refusals=(404, 409, 413, 429)),
-    "put": Call(_ADD, "Add an event, repeatably", {201: "Event", 200: "Event"}, "NewEventAt", refusals=(409, 413, 429)),
-    "add_batch": Call(_ADD, "Add up to 1,000 events", {200: "BatchResults"}, "Batch", refusals=(413,), text=LINES),
-    "delete": Call(_ADD, "Cancel an event", {200: "Deleted", 202: "CancelRequested"}, refusals=(409,)),
+    "add": Call(_ADD, "Add an event", {201: "Event"}, "NewEvent", refusals=_TO_ADD),
+    "put": Call(_ADD, "Add an event, repeatably", {201: "Event", 200: "Event"}, "NewEventAt", refusals=_TO_ADD),
+    "add_batch": Call(_ADD, "Add up to 1,000 events", {200: "BatchResults"}, "Batch", text=LINES),
+    "change": Call(
+        _ADD,
+        "Change an event that waits",
+        {200: "Event"},
+        "EventChanges",
+        refusals=(EventFinished, EventUnderWay, EventChanged),
+        versioned=True,
+    ),
+    "retry": Call(_ADD, "Send an event that has ended once more", {200: "Event"}, refusals=(EventNotRetryable, ApplicationInactive)),
+    "delete": Call(_ADD, "Cancel an event", {200: "Deleted", 202: "CancelRequested"}, refusals=(EventFinished,)),
     "status": Call(_LOOK, "Tell where an event is in its life", {200: "Event"}, text="text/plain"),
     "event": Call(_LOOK, "Tell everything about an event", {200: "EventDetails"}),
     "events": Call(_LOOK, "List events", {200: "Events"}, query=_EVENTS),
-    "change": Call(_ADD, "Change an event that waits", {200: "Event"}, "EventChanges", refusals=(409, 412, 413), versioned=True),
-    "retry": Call(_ADD, "Send an event that has ended once more", {200: "Event"}, refusals=(409,)),
     "series_list": Call(_RULES, "List series", {200: "SeriesPage"}, query=_SERIES),
-    "create_series": Call(_RULES, "Make a series", {201: "SeriesDetails", 200: "SeriesDetails"}, "NewSeries", refusals=(409, 413)),
+    "create_series": Call(
+        _RULES, "Make a series", {201: "SeriesDetails", 200: "SeriesDetails"}, "NewSeries", refusals=(SeriesExists, ApplicationInactive)
+    ),
     "preview_series": Call(_RULES, "Tell the next instants of a rule", {200: "Occurrences"}, "Preview"),
     "put_series": Call(
         _RULES,
         "Make a series, repeatably; with If-Match, change it",
         {201: "SeriesDetails", 200: "SeriesDetails"},
         "NewSeries",
-        refusals=(409, 412, 413),
+        refusals=(SeriesExists, ApplicationInactive, *_TO_CHANGE_SERIES),
         versioned=True,
     ),
     "series": Call(_RULES, "Show a series", {200: "SeriesDetails"}),
-    "cancel_series": Call(_RULES, "Cancel a series", {200: "CancelledSeries"}, query=_PURGE, refusals=(400, 409, 412), versioned=True),
-    "pause_series": Call(_RULES, "Pause a series", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
-    "resume_series": Call(_RULES, "Let a series go on", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
-    "run_series": Call(_RULES, "Send what a series sends, now", {201: "Event"}, refusals=(409, 413, 429)),
-    "instances": Call(_RULES, "List the instances of a series, past and future", {200: "Instances"}, query={**_FROM_UNTIL, **_PAGES}),
-    "change_instance": Call(_RULES, "Change one instance", {200: "Instance"}, "InstanceChanges", refusals=(409, 412, 413), versioned=True),
-    "cancel_instance": Call(_RULES, "Cancel one instance", {200: "Instance"}, refusals=(409, 412), versioned=True),
-    "change_following": Call(
-        _RULES, "Change an instance and all that follow", {201: "SeriesDetails"}, "NewSeries", refusals=(409, 412, 413), versioned=True
+    "cancel_series": Call(_RULES, "Cancel a series", {200: "CancelledSeries"}, query=_PURGE, refusals=_TO_CHANGE_SERIES, versioned=True),
+    "pause_series": Call(_RULES, "Pause a series", {200: "SeriesDetails"}, refusals=_TO_CHANGE_SERIES, versioned=True),
+    "resume_series": Call(_RULES, "Let a series go on", {200: "SeriesDetails"}, refusals=_TO_CHANGE_SERIES, versioned=True),
+    "run_series": Call(
+        _RULES, "Send what a series sends, now", {201: "Event"}, refusals=(SeriesFinished, ApplicationInactive, LimitReached)
     ),
-    "cancel_following": Call(_RULES, "Cancel an instance and all that follow", {200: "SeriesDetails"}, refusals=(409, 412), versioned=True),
-    "begin_operation": Call(_MANY, "Change many events, or count them", {202: "Operation", 200: "Count"}, "NewOperation", refusals=(409,)),
+    "instances": Call(_RULES, "List the instances of a series, past and future", {200: "Instances"}, query={**_FROM_UNTIL, **_PAGES}),
+    "change_instance": Call(
+        _RULES, "Change one instance", {200: "Instance"}, "InstanceChanges", refusals=_TO_CHANGE_INSTANCE, versioned=True
+    ),
+    "cancel_instance": Call(_RULES, "Cancel one instance", {200: "Instance"}, refusals=_TO_CHANGE_INSTANCE, versioned=True),
+    "change_following": Call(
+        _RULES,
+        "Change an instance and all that follow",
+        {201: "SeriesDetails"},
+        "NewSeries",
+        refusals=(UnknownInstance, SeriesExists, *_TO_CHANGE_SERIES),
+        versioned=True,
+    ),
+    "cancel_following": Call(
+        _RULES,
+        "Cancel an instance and all that follow",
+        {200: "SeriesDetails"},
+        refusals=(UnknownInstance, *_TO_CHANGE_SERIES),
+        versioned=True,
+    ),
+    "begin_operation": Call(
+        _MANY, "Change many events, or count them", {202: "Operation", 200: "Count"}, "NewOperation", refusals=(OperationExists,)
+    ),
     "operations": Call(_MANY, "List operations", {200: "Operations"}, query=_PAGES),
-    "operation": Call(_MANY, "Show how far an operation has come", {200: "Operation"}),
-    "cancel_operation": Call(_MANY, "Stop an operation", {200: "Operation"}, refusals=(409,)),
+    "operation": Call(_MANY, "Show how far an operation has come", {200: "Operation"}, refusals=(UnknownOperation,)),
+    "cancel_operation": Call(_MANY, "Stop an operation", {200: "Operation"}, refusals=(UnknownOperation, OperationFinished)),
     "applications": Call(_TENANTS, "List applications", {200: "Applications"}, query=_PAGES),
-    "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(409,)),
+    "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(ApplicationExists,)),
     "application": Call(_TENANTS, "Show an application", {200: "Application"}),
     "change_application": Call(_TENANTS, "Change an application", {200: "Application"}, "ApplicationChanges"),
     "activate": Call(_TENANTS, "Let an application take and send events again", {200: "Application"}),
     "deactivate": Call(_TENANTS, "Let an application take and send no events", {200: "Application"}),
     "breakers": Call(_TENANTS, "List destinations that get nothing at the moment", {200: "Breakers"}),
     "secrets": Call(_KEYS, "Show the signing secrets", {200: "Secrets"}),
-    "rotate_secret": Call(_KEYS, "Sign with a new secret", {200: "Secrets"}, "Rotation", needs_body=False, refusals=(409,)),
+    "rotate_secret": Call(_KEYS, "Sign with a new secret", {200: "Secrets"}, "Rotation", needs_body=False),
     "keys": Call(_KEYS, "List the keys of an application", {200: "Keys"}),
-    "create_key": Call(_KEYS, "Make a key for an application", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(409,)),
-    "revoke_key": Call(_KEYS, "Revoke a key of an application", {200: "Key"}),
+    "create_key": Call(_KEYS, "Make a key for an application", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(TooManyKeys,)),
+    "revoke_key": Call(_KEYS, "Revoke a key of an application", {200: "Key"}, refusals=(UnknownKey,)),
     "operators_keys": Call(_KEYS, "List the operators' keys", {200: "Keys"}),
-    "create_operators_key": Call(_KEYS, "Make an operator's key", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(409,)),
-    "revoke_any_key": Call(_KEYS, "Revoke any key", {200: "Key"}, refusals=(404,)),
+    "create_operators_key": Call(_KEYS, "Make an operator's key", {201: "MadeKey"}, "NewKey", needs_body=False, refusals=(TooManyKeys,)),
+    "revoke_any_key": Call(_KEYS, "Revoke any key", {200: "Key"}, refusals=(UnknownKey,)),
     "live": Call(_HEALTH, "Whether the process serves at all", {200: "Health"}),
-    "ready": Call(_HEALTH, "Whether it can serve: the database answers, and has the right tables", {200: "Health"}, refusals=(503,)),
+    "ready": Call(
+        _HEALTH, "Whether it can serve: the database answers, and has the right tables", {200: "Health"}, refusals=(DatabaseUnavailable,)
+    ),
     "metrics": Call(_HEALTH, "Figures for Prometheus", {200: None}, text="text/plain"),
     "openapi": Call(_HEALTH, "This document", {200: "Document"}),
     "docs": Call(_HEALTH, "This document, to be read by people", {200: None}, text="text/html"),
@@ -197,7 +255,7 @@ def document(app: Flask) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": _SCHEMAS,
-            "responses": {f"Problem{status}": _problem(status) for status in sorted(_statuses())},
+            "responses": {f"Problem{status}": _problem(status, _kinds(status)) for status in SHARED},
             "securitySchemes": {
                 "key": {
                     "type": "http",
@@ -207,6 +265,10 @@ def document(app: Flask) -> dict[str, Any]:
             },
         },
     }
+
+
+def _kinds(status: int) -> list[problems.Kind]:
+    return [kind for kind in problems.KINDS.values() if kind.status == status]
 
 
 def _path(rule: str) -> str:
@@ -256,40 +318,46 @@ def _body(call: Call) -> dict[str, Any]:
 def _responses(call: Call, rule: str, route: Route | None) -> Iterator[tuple[str, Any]]:
     for status, name in call.answers.items():
         yield str(status), _answer(call, status, name)
-    for status in sorted(_refusals(call, rule, route)):
-        yield str(status), {"$ref": f"#/components/responses/Problem{status}"}
+    refused = _refusals(call, rule, route)
+    for status in sorted({problems.KINDS[error].status for error in refused} | _bare_refusals(call, route)):
+        yield (
+            str(status),
+            {"$ref": f"#/components/responses/Problem{status}"}
+            if status in SHARED
+            else _problem(status, [problems.KINDS[error] for error in refused if problems.KINDS[error].status == status]),
+        )
 
 
 def _answer(call: Call, status: int, name: str | None) -> dict[str, Any]:
     content: dict[str, Any] = {JSON: {"schema": of(name)}} if name else {}
     if call.text and call.text != LINES:
         content[call.text] = {"schema": {"type": "string"}}
-    answer: dict[str, Any] = {"description": _TOLD.get(status, "It is so."), "content": content}
+    answer: dict[str, Any] = {"description": _TOLD.get(status, "OK."), "content": content}
     if status == 201 and call.tag in {_ADD, _TENANTS}:
         answer["headers"] = {"Location": {"description": "Its address.", "schema": {"type": "string"}}}
     return answer
 
 
-def _refusals(call: Call, rule: str, route: Route | None) -> Iterable[int]:
-    found = set(call.refusals)
+def _refusals(call: Call, rule: str, route: Route | None) -> list[type[Exception]]:
+    found: list[type[Exception]] = list(call.refusals)
     if route is not None:
-        found |= {400, 401, 403, 500, 503}
-    if "<" in rule:
-        found |= {404}
+        found += [Unauthorized, MissingScope, InvalidDocument, DatabaseUnavailable]
+        if "<application_id>" in rule:
+            found.append(route.foreign)
     if call.body:
-        found |= {408, 413, 415}
-    return found
+        found += [MalformedDocument, PayloadOverLimit]
+    return list(dict.fromkeys(found))
 
 
-def _statuses() -> set[int]:
-    return {status for call in CALLS.values() for status in call.refusals} | {400, 401, 403, 404, 408, 413, 415, 500, 503}
+def _bare_refusals(call: Call, route: Route | None) -> set[int]:
+    """Return the statuses that HTTP itself may ask for."""
+    return ({408, 415} if call.body else set()) | ({500} if route is not None else set())
 
 
-def _problem(status: int) -> dict[str, Any]:
-    kinds = [kind for kind in problems.KINDS.values() if kind.status == status]
+def _problem(status: int, kinds: Iterable[problems.Kind]) -> dict[str, Any]:
     titles = dict.fromkeys(f"{kind.title} (`{kind.name}`)" for kind in kinds)
     answer: dict[str, Any] = {
-        "description": "; ".join(titles) or HTTPStatus(status).phrase,
+        "description": "; ".join(titles) or f"{HTTPStatus(status).phrase}.",
         "content": {problems.CONTENT_TYPE: {"schema": of("Problem")}},
     }
     if status in {429, 503}:

@@ -401,7 +401,7 @@ SCHEMAS: dict[str, Schema] = {
     "NewEventAt": new_event("An event to add, its ids in the address.", ids_in_address=True),
     "Retry": RETRY,
     "Batch": {
-        "description": "Events to add: as an object, or as a bare array. What is wrong with one is told in its result, and spoils no other.",
+        "description": "Events to add: as an object, or as a bare array. What is wrong with one spoils no other.",
         "anyOf": [
             given("Events.", {"events": array("Events.", of("NewEvent"), maxItems=model.BATCH_LENGTH)}, required=("events",)),
             array("Events.", of("NewEvent"), maxItems=model.BATCH_LENGTH),
