@@ -124,6 +124,8 @@ class Worker(Section):
     egress: Literal["internal", "public", "list"] = "internal"
     egress_allow: list[str] = []
     egress_proxy: str | None = Field(default=None, repr=False)
+    metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
+    metrics_host: str = "127.0.0.1"
 
 
 class Logging(Section):

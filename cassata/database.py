@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random, wait_random_exponential
 
 from cassata import config, schema, telemetry
@@ -114,6 +115,11 @@ class Engines(NamedTuple):
     def dispose(self) -> None:
         self.write.dispose()
         self.read.dispose()
+
+    def use(self) -> tuple[int, int]:
+        """Return how many connections are in use, and how many there may be."""
+        pools = [pool for pool in (self.write.pool, self.read.pool) if isinstance(pool, QueuePool)]
+        return sum(pool.checkedout() for pool in pools), sum(pool.size() for pool in pools)
 
 
 def open_engines(url: str, settings: config.Database | None = None, *, pool_size: int = 5) -> Engines:
@@ -371,6 +377,8 @@ class Transactions:
         )
         with explained():
             for attempt in again:
+                if attempt.retry_state.attempt_number > 1:
+                    telemetry.tell("begun anew")
                 with attempt:
                     return once(attempt.retry_state.attempt_number)
         raise AssertionError("tenacity returns or raises")

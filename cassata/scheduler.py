@@ -74,6 +74,10 @@ BREAKER_MEMORY_MS = 600_000
 CLEANING_SECONDS = 60.0
 LATE_AFTER_MS = 60_000
 
+OTHERS = ""
+"""The name of what is told of many applications together: no application has it."""
+MOST_COUNTED_TOGETHER = 1_000
+
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
 sent by itself, so that nothing else is lost with it for the third time."""
@@ -107,7 +111,8 @@ class Terms:
 @dataclass(slots=True)
 class Claimed:
     """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known), `has_more`
-    whether one of them has more already, `held_back` until when those need not be looked at that are at a limit (ms).
+    whether one of them has more already, `held_back` until when those need not be looked at that are at a limit (ms). `waits`
+    says for how long limits and breakers put events off, each of them (ms).
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -119,6 +124,7 @@ class Claimed:
     held_back: dict[int, int] = field(default_factory=dict)
     queued: Sequence[tuple[Delivery, Place]] = ()
     postponed: Mapping[int, int] = field(default_factory=dict)
+    waits: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -159,6 +165,23 @@ class Recorded(NamedTuple):
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
     too_late: tuple[tuple[Delivery, str | None], ...] = ()
+
+
+class Backlog(NamedTuple):
+    """What waits, by application, OTHERS for all that are not told by themselves: how many events, by status; how long the oldest
+    one has been due (ms; 0: none is), unless the application is inactive; how many breakers are open.
+    """
+
+    counts: Mapping[str, Mapping[Status, int]]
+    oldest_due_ms: Mapping[str, int]
+    open_breakers: Mapping[str, int]
+
+
+class Connections(NamedTuple):
+    """How many connections to the database are in use, and how many there may be."""
+
+    in_use: int
+    most: int
 
 
 class Scheduler:
@@ -274,8 +297,11 @@ class Scheduler:
         if connection is not None:
             return self._add_within(connection, news)
         if len(news) == 1 and self.tenants.is_in_mind(news[0].application_id):
-            return [self._add_alone(news[0])]
-        return self._add_together(news)
+            added = [self._add_alone(news[0])]
+        else:
+            added = self._add_together(news)
+        telemetry.tell("added", added)
+        return added
 
     def cancel(self, application_id: str, event_id: str) -> Event:
         """Cancel an event. While it is being sent, only further attempts can be: it stays PROCESSING, cancel_requested.
@@ -410,6 +436,35 @@ class Scheduler:
         number = self.tenants.application(application_id).number
         opened = self._transactions.read(lambda conn: store.open_breakers(conn, self.clock.now(conn) - BREAKER_MEMORY_MS, number))
         return [Breaker(application_id, place.destination, *each) for place, each in opened.items()]
+
+    def backlog(self, named: int, most: int) -> Backlog:
+        """Tell what waits, of the first `named` applications by themselves, and count up to `most` events of each."""
+
+        def work(conn: Connection) -> Backlog:
+            now = self.clock.now(conn)
+            wakes = store.agenda(conn, LATEST_INSTANT)
+            tenants = self.tenants.of_numbers(conn, wakes.keys())
+            known = {number: wake_at for number, wake_at in wakes.items() if number in tenants}
+            groups = {tenants[number].application_id: [number] for number in known if number <= named}
+            if others := [number for number in known if number > named]:
+                groups[OTHERS] = others
+            counts = {name: store.waiting_by_status(conn, numbers[:MOST_COUNTED_TOGETHER], most) for name, numbers in groups.items()}
+            late = {
+                name: max((now - known[number] for number in numbers if tenants[number].active and known[number] <= now), default=0)
+                for name, numbers in groups.items()
+            }
+            opened = Counter(place.application for place in store.open_breakers(conn, now - BREAKER_MEMORY_MS))
+            breakers: Counter[str] = Counter()
+            for number, application in self.tenants.of_numbers(conn, opened.keys()).items():
+                if number in opened:
+                    breakers[application.application_id if number <= named else OTHERS] += opened[number]
+            return Backlog(counts, late, breakers)
+
+        return self._transactions.read(work)
+
+    def connections(self) -> Connections:
+        """Tell how many connections to the database are in use in this process."""
+        return Connections(*self._engines.use())
 
     # --- what workers do ---------------------------------------------------------------------------------------------
 
@@ -750,7 +805,11 @@ class Scheduler:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
         held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
         gone = unwanted | dead | held.wakes.keys()
-        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in found if row.id not in gone]
+        kept = [(delivery, row) for delivery, row in found if row.id not in gone]
+        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in kept]
+        waits = [wake_at - now for wake_at in held.wakes.values()]
+        if allowances:
+            waits += [paced.send_at - before.send_at for (paced, _), (before, _) in zip(taken, kept, strict=True) if paced is not before]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
             return terms.lease_ms(pair[0].timeout_ms), pair[1]
@@ -758,7 +817,8 @@ class Scheduler:
         taken.sort(key=kind)
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
-        return Claimed([delivery for delivery, _ in taken], buried=len(unwanted) + len(dead), queued=held.queued, postponed=held.first)
+        deliveries = [delivery for delivery, _ in taken]
+        return Claimed(deliveries, buried=len(unwanted) + len(dead), queued=held.queued, postponed=held.first, waits=waits)
 
     def _hold_back(
         self, conn: Connection, deliveries: Sequence[Delivery], tenants: Mapping[int, Application], now: int, terms: Terms

@@ -919,6 +919,13 @@ def pending(conn: Connection, application: int, most: int) -> int:
     return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
 
 
+def waiting_by_status(conn: Connection, numbers: Sequence[int], most: int) -> dict[Status, int]:
+    """Count the events of some applications that have not ended, by status, up to `most` of them altogether."""
+    some = _hinted(select(E.status).where(E.application.in_(numbers), E.wake_at > 0).limit(most), "events_wake").subquery()
+    rows = conn.execute(select(some.c.status, func.count()).group_by(some.c.status))
+    return {Status(status): count for status, count in rows}
+
+
 def open_breakers(conn: Connection, since: int, application: int | None = None) -> dict[Place, Opened]:
     """Read breakers, all or those of an application; not those for whose probe there has been no event `since` (ms)."""
     question = select(B.application, B.destination, B.opened_at, B.retry_at, B.openings, B.probing, B.reason).where(B.retry_at > since)

@@ -1,4 +1,4 @@
-"""What happens, told once: `emit` a fact, and let logs (and later metrics) listen."""
+"""What happens, told once: `emit` a fact for people, `tell` of what happens all the time; logs and metrics listen."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 Subscriber = Callable[[str, dict[str, Any]], None]
 
 _subscribers: list[Subscriber] = []
+_listeners: dict[str, list[Callable[..., None]]] = {}
 
 
 def subscribe(subscriber: Subscriber) -> None:
@@ -30,6 +31,21 @@ def emit(name: str, /, **facts: Any) -> None:
     """
     for subscriber in _subscribers:
         subscriber(name, facts)
+
+
+def listen(name: str, listener: Callable[..., None]) -> None:
+    """Have `listener` called with what is told of `name`. It is called in the thread that tells, and must be quick."""
+    _listeners.setdefault(name, []).append(listener)
+
+
+def stop_listening(name: str, listener: Callable[..., None]) -> None:
+    _listeners[name].remove(listener)
+
+
+def tell(name: str, /, *values: Any) -> None:
+    """Tell those who listen for `name` that it happened. It is never logged, so it may be whole deliveries; unheard, it costs nothing."""
+    for listener in _listeners.get(name, ()):
+        listener(*values)
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------

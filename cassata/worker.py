@@ -19,20 +19,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cassata import config, telemetry
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
 from cassata.courier.settings import courier_settings
-from cassata.destinations import BreakerPolicy, Place
+from cassata.destinations import BreakerPolicy, Claim, Place
 from cassata.errors import CassataError, ConfigError, DatabaseUnavailable
 from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.overview import Pulse
-from cassata.scheduler import Scheduler, Terms
+from cassata.scheduler import Claimed, Scheduler, Terms
+
+if TYPE_CHECKING:
+    from cassata.metrics import SupervisorMetrics
 
 LINGER_SECONDS = 0.025
 """So long an outcome may wait to be recorded together with others, or with the next claim. A crash sends it again."""
@@ -123,6 +126,7 @@ class Agenda:
         # Applications at a limit, and until when there is no use in asking for more of them (ms). Any thread takes them out.
         self.held_back: dict[int, int] = {}
         self.outage = Outage()  # anybody's
+        self.limited: dict[int, int] = {}  # since when they are (ms)
         self.suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
         self.interval = interval
         self.longest = longest
@@ -250,6 +254,7 @@ class WorkerThread(threading.Thread):
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.clean = True  # read by the process once the thread has ended: nothing was left unrecorded
+        self.in_hand = 0  # read by anybody: how many deliveries are held or under way
         self._scheduler = scheduler
         self._courier = courier
         self._agenda = agenda
@@ -265,11 +270,7 @@ class WorkerThread(threading.Thread):
         self._claims = 0
         self._outcomes: list[Outcome] = []
         self._first_outcome_at = 0.0
-
-    @property
-    def in_hand(self) -> int:
-        """How much is held or under way, for anybody who asks."""
-        return sum(list(self._in_hand.values()))
+        self._waited: dict[Claim, int] = {}  # how long limits have kept deliveries in hand, or from being claimed (ms)
 
     def run(self) -> None:
         failures = 0
@@ -439,6 +440,9 @@ class WorkerThread(threading.Thread):
         self._outcomes = []
         for delivery in claimed.deliveries:
             self._hold(delivery, began)
+        if self._agenda.limited or claimed.held_back:
+            self._note_limits(claimed)
+        telemetry.tell("exchanged", time.monotonic() - began, claimed)
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
@@ -453,6 +457,19 @@ class WorkerThread(threading.Thread):
         if claimed.buried:
             telemetry.emit("events buried", level="warning", count=claimed.buried, reason="their workers were lost")
         self._send_held()
+
+    def _note_limits(self, claimed: Claimed) -> None:
+        """Note for how long those could not be claimed whose applications were at a limit, and which are now."""
+        limited = self._agenda.limited
+        for delivery in claimed.deliveries:
+            since = limited.get(delivery.application)
+            if since is not None and (wait := claimed.claimed_at - max(since, delivery.send_at)) > 0:
+                self._waited[delivery.id, delivery.fence] = wait
+        for application in claimed.wakes:
+            if application not in claimed.held_back:
+                limited.pop(application, None)
+        for application in claimed.held_back:
+            limited.setdefault(application, claimed.claimed_at)
 
     def _salvage(self) -> None:
         """Record one by one, so that an outcome that cannot be written takes no other with it. Its event's lease will run out."""
@@ -475,6 +492,7 @@ class WorkerThread(threading.Thread):
 
     def _hold(self, delivery: Delivery, claimed_at: float) -> None:
         self._claims += 1
+        self.in_hand += 1
         self._in_hand[delivery.application] += 1
         if delivery.suspect:
             self._agenda.suspect = delivery.id
@@ -521,7 +539,9 @@ class WorkerThread(threading.Thread):
             waiting = self._waiting[place]
             while waiting and self._scheduler.destinations.has_room(place):
                 self._waiting_count -= 1
-                yield waiting.popleft()
+                held = waiting.popleft()
+                self._waited[held.delivery.id, held.delivery.fence] = self._scheduler.clock.estimate() - held.send_at
+                yield held
             if not waiting:
                 del self._waiting[place]
 
@@ -534,6 +554,7 @@ class WorkerThread(threading.Thread):
             raise
         self._forget_suspect(deliveries)
         for delivery in deliveries:
+            self._waited.pop((delivery.id, delivery.fence), None)
             self._take_out_of_hand(delivery)
 
     def _collect(self, outcomes: list[Outcome]) -> None:
@@ -544,10 +565,15 @@ class WorkerThread(threading.Thread):
         for outcome in outcomes:
             self._take_out_of_hand(outcome.delivery)
         self._scheduler.destinations.ended(outcomes)
+        telemetry.tell("delivered", outcomes, self._waited)
+        if self._waited:
+            for outcome in outcomes:
+                self._waited.pop((outcome.delivery.id, outcome.delivery.fence), None)
         self._outcomes += outcomes
         self._make_room(outcomes)
 
     def _take_out_of_hand(self, delivery: Delivery) -> None:
+        self.in_hand -= 1
         self._in_hand[delivery.application] -= 1
         if not self._in_hand[delivery.application]:
             del self._in_hand[delivery.application]
@@ -643,6 +669,7 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         worker = settings.worker
+        self._slots = worker.num_worker_threads * worker.max_in_flight_per_thread
         self._scheduler = scheduler
         self._stopping = threading.Event()
         agenda = Agenda(interval=1 / worker.looks_per_second, longest=worker.worker_thread_polling_interval)
@@ -661,6 +688,10 @@ class WorkerProcess:
         self._pulse = Pulse()
         chores = [*chores_of(scheduler, worker), pulse_of(scheduler, self._pulse, self._in_hand)]
         self._housekeeper = Housekeeper(chores, scheduler.clock.estimate, self._stopping)
+
+    def hands(self) -> tuple[int, int, int]:
+        """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
+        return sum(thread.in_hand for thread in self._threads), self._slots, sum(thread.is_alive() for thread in self._threads)
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
@@ -789,12 +820,53 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     if config.worker_processes(settings) > 1:
         make_courier(settings).close()  # what is wrong with it shows here, not in children that die one after the other
         scheduler.close()
-        supervisor = Supervisor(settings, wakeup)
-        _announce(on_ready, settings)
-        return supervisor.run()
+        with summed(settings) as figures:
+            supervisor = Supervisor(settings, wakeup, figures)
+            _announce(on_ready, settings)
+            return supervisor.run()
     process = WorkerProcess(settings, scheduler)
-    _announce(on_ready, settings)
-    return process.run(wakeup)
+    with measured(settings, scheduler, process):
+        _announce(on_ready, settings)
+        return process.run(wakeup)
+
+
+@contextlib.contextmanager
+def measured(settings: Settings, scheduler: Scheduler, process: WorkerProcess, *, is_child: bool = False) -> Iterator[None]:
+    """Have figures kept of a process while it works, and served, unless that is its supervisor's business."""
+    worker = settings.worker
+    if worker.metrics_port is None:
+        yield
+        return
+    from cassata import metrics  # who asks for no figures need not pay for them: 0.1 s, and some megabytes
+
+    figures = metrics.WorkerMetrics(scheduler, process.hands, metrics.Shared.joined() if is_child else None)
+    stop = None if is_child else metrics.serve(figures, worker.metrics_host, worker.metrics_port)
+    figures.start()
+    try:
+        yield
+    finally:
+        figures.stop()
+        if stop:
+            stop()
+
+
+@contextlib.contextmanager
+def summed(settings: Settings) -> Iterator[SupervisorMetrics | None]:
+    """Have the figures of a supervisor's processes served as one."""
+    worker = settings.worker
+    if worker.metrics_port is None:
+        yield None
+        return
+    from cassata import metrics
+
+    with metrics.shared_folder() as shared:
+        shared.join()
+        figures = metrics.SupervisorMetrics(shared)
+        stop = metrics.serve(figures, worker.metrics_host, worker.metrics_port)
+        try:
+            yield figures
+        finally:
+            stop()
 
 
 def _announce(on_ready: Callable[[], None] | None, settings: Settings) -> None:
@@ -823,9 +895,10 @@ class Child:
 class Supervisor:
     """Keeps a number of worker processes alive. They share nothing, and are started afresh rather than forked."""
 
-    def __init__(self, settings: Settings, wakeup: Wakeup) -> None:
+    def __init__(self, settings: Settings, wakeup: Wakeup, figures: SupervisorMetrics | None = None) -> None:
         self._settings = settings
         self._wakeup = wakeup
+        self._figures = figures
 
     def run(self) -> int:
         children = [Child(number, self._start(), time.monotonic()) for number in range(1, config.worker_processes(self._settings) + 1)]
@@ -861,6 +934,8 @@ class Supervisor:
             lived = now - child.started_at
             child.wait_seconds = shortest if lived > 2 * longest else min(longest, child.wait_seconds * 2)
             child.restart_at = now + child.wait_seconds
+            if self._figures is not None:
+                self._figures.died(child.process.pid)
             telemetry.emit("worker process died", level="error", number=child.number, code=code, lived_seconds=round(lived, 1))
 
     def _stop(self, children: list[Child], *, at_once: bool) -> int:
@@ -886,7 +961,10 @@ def run_child() -> None:
     try:
         scheduler = open_scheduler(settings, create_tables=False)
         # Patient, since systemd tells every process of a unit to stop, and the supervisor tells its children once more.
-        sys.exit(WorkerProcess(settings, scheduler).run(wakeup, patient=True))
+        process = WorkerProcess(settings, scheduler)
+        with measured(settings, scheduler, process, is_child=True):
+            code = process.run(wakeup, patient=True)
+        sys.exit(code)
     except CassataError as error:
         telemetry.emit("worker cannot start", level="error", error=str(error))
         sys.exit(1)

@@ -44,6 +44,7 @@ FAULT_SEED = "CASSATA_FAULT_SEED"
 """The variable by which a run of the fault tests is repeated."""
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
 NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
+NO_PROMTOOL = "no promtool here, so nobody but us has read the alerts and the metrics (apt-get install prometheus)"
 NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -444,7 +445,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    for reason in (NO_MARIADB, NO_FAKETIME, NO_GALERA):
+    for reason in (NO_MARIADB, NO_FAKETIME, NO_PROMTOOL, NO_GALERA):
         skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
         if skipped:
             terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)

@@ -21,6 +21,7 @@ COMMANDS = {
     "listen": ("cassata.cli.listen", "Receive requests on PORT (8090; 0 takes any free one), and show them."),
     "db": ("cassata.cli.db", "Look after the tables."),
     "config": ("cassata.cli.config", "Check and show the settings."),
+    "openapi": ("cassata.cli.openapi", "Print the HTTP interface as an OpenAPI document."),
     "demo": ("cassata.cli.demo", "See it work: everything at once, in a temporary folder."),
 }
 """Where each command lies, and what `--help` says of it; a test holds the sentence against the command's own."""

@@ -12,27 +12,34 @@ from werkzeug.exceptions import BadRequest
 
 from cassata import config
 from cassata.config import Service
+from cassata.metrics import ServiceMetrics
 from cassata.scheduler import Scheduler
 from cassata.service import health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.bulk import Bulk
 from cassata.service.dashboard import Dashboard
+from cassata.service.documentation import Documentation
+from cassata.service.monitoring import Monitoring
 from cassata.service.series import SeriesCalls
 from cassata.service.tenancy import Tenancy
 
 __all__ = ["create_app"]
 
 
-def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[], bool] = lambda: False) -> Flask:
+def create_app(
+    scheduler: Scheduler, settings: Service, *, draining: Callable[[], bool] = lambda: False, metrics: ServiceMetrics | None = None
+) -> Flask:
     """Make the WSGI application over a scheduler that the caller opens and closes.
 
-    /readyz asks `draining`, which turns true when the process is to end.
+    /readyz asks `draining`, which turns true when the process is to end. /metrics tells what `metrics` holds.
     """
     app = Flask(__name__, static_folder=None, template_folder="templates")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    monitoring = Monitoring(metrics or ServiceMetrics(scheduler))
+    monitoring.measure(app)
     app.before_request(_check_query)
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
@@ -42,7 +49,9 @@ def create_app(scheduler: Scheduler, settings: Service, *, draining: Callable[[]
     gate.guard(app, Tenancy(scheduler).routes)
     if settings.dashboard:
         Dashboard(scheduler, settings).register(app, gate)
+    gate.guard(app, monitoring.routes)
     health.register(app, gate, scheduler, draining)
+    Documentation(app).register(gate)
     problems.register(app)
     return app
 

@@ -19,6 +19,10 @@ def text(words: str, *, headers: dict[str, str] | None = None) -> Response:
     return _response(words.encode(), 200, "text/plain; charset=utf-8", headers)
 
 
+def content(body: bytes, content_type: str) -> Response:
+    return _response(body, 200, content_type)
+
+
 def _response(body: bytes, status: int, content_type: str, headers: dict[str, str] | None = None) -> Response:
     response = Response(body, status, headers, content_type=content_type)
     response.headers["Cache-Control"] = "no-store"

@@ -26,6 +26,7 @@ from werkzeug.exceptions import BadRequest
 from cassata import config, telemetry
 from cassata.config import Settings
 from cassata.errors import CassataError, ConfigError
+from cassata.metrics import ServiceMetrics, Shared, shared_folder
 from cassata.model import Limits
 from cassata.receiver import url_of
 from cassata.scheduler import Scheduler
@@ -42,7 +43,7 @@ KEEP_ALIVE_SECONDS = 15
 LEFTOVER_SECONDS = 3
 DAY_MS = 86_400_000
 KEY_COMMAND = "cassata key create --operator"
-QUIET_PATHS = frozenset({"/livez", "/readyz"})
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class CannotListen(CassataError):
@@ -75,15 +76,17 @@ def run(
         listener.close()
         raise
     master = os.getpid()
-    try:
-        Server(load, settings, listener, on_ready, key_command).run()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-        if os.getpid() != master:  # a child: what lies further up the stack is the master's to clean up
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code & 0xFF)
-        return 1 if code else 0
+    with shared_folder() as figures:
+        figures.join()
+        try:
+            Server(load, settings, listener, on_ready, key_command, figures).run()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+            if os.getpid() != master:  # a child: what lies further up the stack is the master's to clean up
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code & 0xFF)
+            return 1 if code else 0
     return 0
 
 
@@ -160,9 +163,11 @@ class Server(BaseApplication):  # type: ignore[misc]
         settings: Settings,
         listener: socket.socket,
         on_ready: Callable[[], None] | None,
-        key_command: str,
+        key_command: str = KEY_COMMAND,
+        figures: Shared | None = None,
     ) -> None:
         self._load = load
+        self._figures = figures
         self.settings = settings
         self._descriptor = listener.detach()
         self._on_ready = on_ready
@@ -198,6 +203,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "when_ready": self._announce,
             "post_worker_init": self._began,
             "worker_exit": self._ended,
+            "child_exit": self._gone,
         }
         for name, value in choices.items():
             self.cfg.set(name, value)
@@ -220,7 +226,9 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Make the application, in a child. The database may be away at the moment: /readyz says so, nothing ends of it."""
         service = self.settings.service
         self._scheduler = _open(self.settings, pool_size=service.threads, check=False)
-        app = create_app(self._scheduler, service, draining=lambda: self.is_draining)
+        metrics = ServiceMetrics(self._scheduler, self._figures)
+        metrics.start()
+        app = create_app(self._scheduler, service, draining=lambda: self.is_draining, metrics=metrics)
         app.register_error_handler(ParseException, _badly_framed)
         return app
 
@@ -247,6 +255,10 @@ class Server(BaseApplication):  # type: ignore[misc]
     def _ended(self, _master: Any, _worker: Any) -> None:
         if self._scheduler is not None:
             self._scheduler.close()
+
+    def _gone(self, _master: Any, worker: Any) -> None:
+        if self._figures is not None:
+            self._figures.forget(worker.pid)
 
 
 class Master(Arbiter):  # type: ignore[misc]

@@ -357,7 +357,7 @@ class RetryDocument(Shape):
 
     count: Annotated[int, AfterValidator(check_retry_count)] | None = None
     initial: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
-    multiplier: Annotated[float, BeforeValidator(number), BeforeValidator(check_multiplier)] | None = None
+    multiplier: Annotated[float, BeforeValidator(check_multiplier), BeforeValidator(number)] | None = None  # the last one comes first
     maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
 
 

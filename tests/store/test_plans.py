@@ -107,6 +107,19 @@ def retry(scheduler: Scheduler) -> None:
     scheduler.retry("app-19", "e2989")
 
 
+def test_what_waits_is_counted_by_index_and_no_further_than_asked(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        scheduler.backlog(named=20, most=10)
+
+    counted = [(s, p) for s, p in seen if "AS count" in s or "count(*)" in s]
+    assert len(counted) == 21
+    for statement, parameters in counted:
+        inner = next(step for step in explain(engines, statement, parameters) if step["table"] == "events")
+        assert (inner["key"], inner["type"]) == ("events_wake", "range"), (statement, inner)
+        assert "filesort" not in str(inner["Extra"])
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, ManualClock], act: str) -> None:
     engines, scheduler, _ = filled

@@ -142,6 +142,13 @@ def test_retry_and_timeout_are_read_in_seconds() -> None:
     assert new.retry == RetryOptions(count=0, initial_ms=250, multiplier=2.0, maximum_ms=60_000)
 
 
+@pytest.mark.parametrize("value", ["2", True, [], [2], {}, {"a": 2}])
+def test_a_multiplier_that_is_no_number_is_told_to_be_none(value: Any) -> None:
+    (told,) = refusal(retry={"multiplier": value})
+    assert told["pointer"] == "/retry/multiplier"
+    assert told["detail"].startswith("must be a number, not ")
+
+
 def test_all_problems_are_told_at_once_whatever_their_kind() -> None:
     told = refusal(application_id=..., url="nowhere", delay=-1, method=7, request_headers=["x"], retry={"count": "a", "no": 1}, extra=1)
     assert sorted(error["pointer"] for error in told) == [

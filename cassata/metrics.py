@@ -1,0 +1,497 @@
+"""The figures that Prometheus reads: of a service, of a worker, and of what waits in the database.
+
+Processes of one service, or of one worker, keep their figures in a folder that they share (prometheus_client's multiprocess
+mode), so that whichever is asked can tell the sum. What happens for each event is only tallied, and written there once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter as Tallies
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server, values
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from cassata import __version__, telemetry
+from cassata.errors import ApplicationRefused, CassataError, DatabaseUnavailable, DatabaseUnfit, DuplicateEvent, LimitReached
+from cassata.model import WAITING, ErrorKind, Event, Outcome, Status
+from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
+
+__all__ = ["CONTENT_TYPE_LATEST", "ServiceMetrics", "Shared", "SupervisorMetrics", "WorkerMetrics", "serve", "shared_folder"]
+
+NAMED_APPLICATIONS = 100
+"""So many applications, the first that were made, have figures of their own; the others are told together."""
+OTHER = "other"
+MOST_COUNTED = 10_000
+BACKLOG_SECONDS = 5.0
+BACKLOG_SHARE = 0.02
+"""What waits is counted anew after so many seconds, or later, so that counting takes no more than this share of the time."""
+BEAT_SECONDS = 1.0
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+LATENESS_MS = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 2_500, 5_000, 15_000, 60_000, 300_000, 1_800_000)
+WAIT_MS = (10, 100, 500, 1_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000)
+HTTP_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_000, 60_000, 300_000)
+TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kind is not ErrorKind.WORKER_LOST))
+
+
+# --- figures of several processes ----------------------------------------------------------------------------------------
+
+
+class Shared:
+    """A folder where several processes keep their figures. Those of one that has ended go on counting."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def joined(cls) -> Shared:
+        """Return the one that the process which started this one has joined."""
+        shared = cls(Path(os.environ[FOLDER_VARIABLE]))
+        shared.join()
+        return shared
+
+    def join(self) -> None:
+        """Have the figures of this process, and of those that it starts, kept there. Before there are any."""
+        os.environ[FOLDER_VARIABLE] = str(self.path)
+        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # prometheus_client chooses when it is imported
+
+    def forget(self, pid: int) -> None:
+        """Count no more what only a living process has."""
+        mark_process_dead(pid, str(self.path))  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def shared_folder() -> Iterator[Shared]:
+    """Make a folder for as long as this process lives, and remove those that killed ones have left."""
+    _remove_leftovers()
+    path = Path(tempfile.mkdtemp(prefix=f"cassata-metrics-{os.getpid()}-"))
+    try:
+        yield Shared(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    for path in Path(tempfile.gettempdir()).glob("cassata-metrics-*-*"):
+        pid = path.name.split("-")[2]
+        with contextlib.suppress(OSError):
+            if pid.isdecimal() and path.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+class CannotServe(CassataError):
+    """The port for metrics cannot be opened."""
+
+
+def serve(exposed: Metrics, host: str, port: int) -> Callable[[], None]:
+    """Answer on a port of its own, in a thread of its own; return how to stop. Raises CannotServe."""
+    try:
+        server, thread = start_http_server(port, host, exposed.exposed())
+    except OSError as error:
+        raise CannotServe(f"worker.metricsPort {port} on {host} cannot be opened: {error.strerror}") from error
+    telemetry.emit("metrics served", url=f"http://{host}:{port}/metrics")
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
+
+
+# --- tallies -------------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """Many observations (ms) on their way into a histogram of seconds: each costs a tenth of what it would cost there."""
+
+    __slots__ = ("_histogram", "bounds", "counts", "sum")
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[int]) -> None:
+        self._histogram = histogram
+        self.bounds = bounds
+        self.clear()
+
+    def clear(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0
+
+    def observe(self, ms: int) -> None:
+        self.counts[bisect_left(self.bounds, ms)] += 1
+        self.sum += ms
+
+    def flush(self) -> None:
+        # There is no public way to observe more than one at a time; a test holds these two names.
+        for bucket, count in zip(self._histogram._buckets, self.counts, strict=True):
+            if count:
+                bucket.inc(count)
+        if self.sum:
+            self._histogram._sum.inc(self.sum / 1000)
+        self.clear()
+
+
+# --- what all processes tell ---------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """The figures of one process: what `listen` hears, what the beat looks at once a second, and how all of it is written."""
+
+    def __init__(self, role: str, shared: Shared | None = None) -> None:
+        self._role = role
+        self._shared = shared
+        self._registry = CollectorRegistry()
+        self._collectors: list[Collector] = [_Build(role)]
+        self._heard: list[tuple[str, Callable[..., None]]] = []
+        self._beats: list[Callable[[], None]] = []
+        self._ending = threading.Event()
+        if shared is None:
+            for collector in self._collectors:
+                self._registry.register(collector)
+
+    def counter(self, name: str, words: str, *labels: str) -> Counter:
+        return Counter(name, words, labels, registry=self._registry)
+
+    def gauge(self, name: str, words: str, *, mode: Any = "livesum") -> Gauge:
+        return Gauge(name, words, registry=self._registry, multiprocess_mode=mode)
+
+    def histogram(self, name: str, words: str, bounds: Iterable[float], *labels: str) -> Histogram:
+        return Histogram(name, words, labels, registry=self._registry, buckets=tuple(bounds))
+
+    def tally(self, name: str, words: str, bounds: Sequence[int]) -> Tally:
+        return Tally(self.histogram(name, words, [bound / 1000 for bound in bounds]), bounds)
+
+    def add(self, collector: Collector) -> None:
+        """Have something told that is not this process's own, but looked up when it is asked for."""
+        self._collectors.append(collector)
+        if self._shared is None:
+            self._registry.register(collector)
+
+    def exposed(self) -> CollectorRegistry:
+        """Return what is told: of all processes, where several share their figures."""
+        if self._shared is None:
+            return self._registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._shared.path))  # type: ignore[no-untyped-call]
+        for collector in self._collectors:
+            registry.register(collector)
+        return registry
+
+    def text(self) -> bytes:
+        """Write all of it in Prometheus's text format (CONTENT_TYPE_LATEST)."""
+        return generate_latest(self.exposed())
+
+    def hear(self, name: str, listener: Callable[..., None]) -> None:
+        self._heard.append((name, listener))
+
+    def at_each_beat(self, look: Callable[[], None]) -> None:
+        self._beats.append(look)
+
+    def start(self) -> None:
+        """Begin to listen, and to look once a second."""
+        for name, listener in self._heard:
+            telemetry.listen(name, listener)
+        threading.Thread(target=self._beat, name="metrics", daemon=True).start()
+
+    def stop(self) -> None:
+        self._ending.set()
+        for name, listener in self._heard:
+            telemetry.stop_listening(name, listener)
+
+    def beat(self) -> None:
+        for look in self._beats:
+            look()
+
+    def _beat(self) -> None:
+        while not self._ending.wait(BEAT_SECONDS):
+            self.beat()
+
+
+class _Build(Collector):
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def collect(self) -> Iterable[Metric]:
+        built = GaugeMetricFamily("cassata_build_info", "Which version this is; always 1.", labels=["version", "role"])
+        built.add_metric([__version__, self._role], 1)
+        yield built
+
+
+def _hear_of_the_database(metrics: Metrics) -> None:
+    begun_anew = metrics.counter("cassata_conflicts", "Transactions that conflicts, or lost connections, had begun anew.")
+    metrics.hear("begun anew", begun_anew.inc)
+
+
+def _watch_connections(metrics: Metrics, look: Callable[[], Connections]) -> None:
+    in_use = metrics.gauge("cassata_connections_in_use", "Connections to the database that are in use.")
+    most = metrics.gauge("cassata_connections_limit", "Connections to the database that there may be.")
+
+    def watch() -> None:
+        found = look()
+        in_use.set(found.in_use)
+        most.set(found.most)
+
+    metrics.at_each_beat(watch)
+
+
+# --- the worker ------------------------------------------------------------------------------------------------------------
+
+
+class WorkerMetrics(Metrics):
+    """The figures of a worker process. `hands` tells how many deliveries are in hand, how many there may be, by how many threads."""
+
+    def __init__(self, scheduler: Scheduler, hands: Callable[[], tuple[int, int, int]], shared: Shared | None = None) -> None:
+        super().__init__("worker", shared)
+        self._lock = threading.Lock()  # of all tallies
+        self._attempts: Tallies[tuple[str, str]] = Tallies()
+        self._named: set[str] = set()
+        self._attempts_total = self.counter(
+            "cassata_attempts", "Requests that have ended, by their answers, or why there was none.", "application", "class"
+        )
+        self._lateness = self.tally(
+            "cassata_scheduler_lateness_seconds",
+            "How long after its instant a request was begun, but for what limits had it wait.",
+            LATENESS_MS,
+        )
+        self._throttled = self.tally(
+            "cassata_throttle_wait_seconds", "Waits that limits and open breakers imposed on events, each by itself.", WAIT_MS
+        )
+        self._http = self.tally("cassata_http_seconds", "How long requests took, from the name look-up to the last byte.", HTTP_MS)
+        self._transaction = self.histogram(
+            "cassata_exchange_seconds", "How long it took to record outcomes and to claim, in one transaction.", TRANSACTION_SECONDS
+        )
+        self._claims = self.counter("cassata_claims", "Transactions that claimed.")
+        self._claimed = self.counter("cassata_claimed_events", "Events that were claimed.")
+        self._buried = self.counter("cassata_buried_events", "Events that ended because their workers were lost.")
+        self._fenced = self.counter("cassata_fenced_outcomes", "Outcomes that came too late: the events had been given to others.")
+        self._failed = self.counter("cassata_failed_events", "Events that failed for good.", "application")
+        self._too_late = self.counter("cassata_too_late_events", "Events that were not sent, since they would have come too late.")
+        self._breakers = self.counter("cassata_breaker_changes", "Breakers that were opened and closed.", "change")
+        self._stumbles = self.counter("cassata_worker_errors", "Errors that a worker thread went on after.")
+        self._away = self.gauge("cassata_worker_database_away", "Worker processes whose database is away.")
+        for class_ in CLASSES:
+            self._attempts_total.labels(OTHER, class_)
+        for change in ("opened", "closed"):
+            self._breakers.labels(change)
+        self._failed.labels(OTHER)
+        self.hear("delivered", self._delivered)
+        self.hear("exchanged", self._exchanged)
+        _hear_of_the_database(self)
+        self.at_each_beat(self.flush)
+        _watch_connections(self, scheduler.connections)
+        self._watch_hands(hands)
+
+    def _watch_hands(self, hands: Callable[[], tuple[int, int, int]]) -> None:
+        in_hand = self.gauge("cassata_worker_in_hand", "Deliveries that are claimed, and held or under way.")
+        slots = self.gauge("cassata_worker_slots", "Requests that may be under way.")
+        threads = self.gauge("cassata_worker_threads", "Threads that work.")
+        processes = self.gauge("cassata_worker_processes", "Processes that work.")
+
+        def watch() -> None:
+            for gauge, number in zip((in_hand, slots, threads), hands(), strict=True):
+                gauge.set(number)
+            processes.set(1)
+
+        watch()
+        self.at_each_beat(watch)
+
+    def start(self) -> None:
+        telemetry.subscribe(self._told)
+        super().start()
+
+    def stop(self) -> None:
+        super().stop()
+        telemetry.unsubscribe(self._told)
+        self.flush()
+
+    def _delivered(self, outcomes: Sequence[Outcome], waits: Mapping[tuple[int, int], int]) -> None:
+        """Take notice of a batch; called by the threads that deliver."""
+        lateness, throttled, http, attempts = self._lateness, self._throttled, self._http, self._attempts
+        with self._lock:
+            for outcome in outcomes:
+                delivery = outcome.delivery
+                attempts[self._name(delivery.application, delivery.application_id), _class_of(outcome)] += 1
+                wait = waits.get((delivery.id, delivery.fence), 0) if waits else 0
+                if wait:
+                    throttled.observe(wait)
+                lateness.observe(max(0, outcome.started_at - delivery.send_at - wait))
+                http.observe(outcome.duration_ms)
+
+    def _name(self, number: int, application_id: str) -> str:
+        if number > NAMED_APPLICATIONS:
+            return OTHER
+        self._named.add(application_id)
+        return application_id
+
+    def _exchanged(self, seconds: float, claimed: Claimed) -> None:
+        self._transaction.observe(seconds)
+        if claimed.claimed_at:
+            self._claims.inc()
+        if claimed.deliveries:
+            self._claimed.inc(len(claimed.deliveries))
+        if claimed.buried:
+            self._buried.inc(claimed.buried)
+        if claimed.waits:
+            with self._lock:
+                for wait in claimed.waits:
+                    self._throttled.observe(wait)
+
+    def _told(self, name: str, facts: dict[str, Any]) -> None:
+        match name:
+            case "outcomes fenced":
+                self._fenced.inc(facts["count"])
+            case "event failed":
+                application_id = facts["application_id"]
+                self._failed.labels(application_id if application_id in self._named else OTHER).inc()
+            case "event too late":
+                self._too_late.inc()
+            case "breaker opened" | "breaker closed":
+                self._breakers.labels(name.removeprefix("breaker ")).inc()
+            case "worker thread stumbled":
+                self._stumbles.inc()
+            case "database unavailable":
+                self._away.set(1)
+            case "database available again":
+                self._away.set(0)
+
+    def flush(self) -> None:
+        """Write the tallies where others can read them."""
+        with self._lock:
+            attempts, self._attempts = self._attempts, Tallies()
+            for tally in (self._lateness, self._throttled, self._http):
+                tally.flush()
+        for labels, count in attempts.items():
+            self._attempts_total.labels(*labels).inc(count)
+
+
+def _class_of(outcome: Outcome) -> str:
+    if outcome.error is not None:
+        return outcome.error.value
+    code = outcome.status_code or 0
+    return CLASSES[code // 100 - 2] if 200 <= code < 600 else "5xx"  # RFC 9110 section 15: what cannot be placed is one
+
+
+class SupervisorMetrics(Metrics):
+    """The sum of a worker's processes, and how often one of them died."""
+
+    def __init__(self, shared: Shared) -> None:
+        super().__init__("worker", shared)
+        self._deaths = self.counter("cassata_worker_deaths", "Worker processes that died and were started again.")
+        self._shared_folder = shared
+
+    def died(self, pid: int) -> None:
+        self._shared_folder.forget(pid)
+        self._deaths.inc()
+
+
+# --- the service -------------------------------------------------------------------------------------------------------------
+
+
+class ServiceMetrics(Metrics):
+    """The figures of a service process, and of what waits in the database."""
+
+    def __init__(self, scheduler: Scheduler, shared: Shared | None = None) -> None:
+        super().__init__("service", shared)
+        self._requests = self.counter("cassata_requests", "Requests that were answered.", "method", "route", "status")
+        self._seconds = self.histogram("cassata_request_seconds", "How long it took to answer.", REQUEST_SECONDS, "method", "route")
+        self._adds = self.counter("cassata_adds", "Events that were to be added, and what became of that.", "result")
+        for result in ("added", "duplicate", "invalid", "limited", "refused"):
+            self._adds.labels(result)
+        self.hear("added", self._added)
+        _hear_of_the_database(self)
+        _watch_connections(self, scheduler.connections)
+        self.add(_Waiting(scheduler))
+
+    def answered(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        method, route = method if method in METHODS else OTHER, route or OTHER
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def _added(self, added: Iterable[Any]) -> None:
+        for result, count in Tallies(map(_result_of, added)).items():
+            self._adds.labels(result).inc(count)
+
+
+def _result_of(added: Any) -> str:
+    match added:
+        case Event():
+            return "added"
+        case DuplicateEvent():
+            return "duplicate"
+        case LimitReached():
+            return "limited"
+        case ApplicationRefused():
+            return "refused"
+    return "invalid"
+
+
+class _Waiting(Collector):
+    """What waits in the database. Counted now and then, however often it is asked for."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._lock = threading.Lock()
+        self._found: Backlog | None = None
+        self._look_again_at = 0.0  # monotonic
+
+    def collect(self) -> Iterable[Metric]:
+        found = self._look()
+        up = GaugeMetricFamily("cassata_database_up", "Whether the database answers, and has the right tables.")
+        up.add_metric([], 1 if found else 0)
+        yield up
+        counts = GaugeMetricFamily(
+            "cassata_waiting_events",
+            f"Events that have not ended; of each application no more than {MOST_COUNTED} are counted.",
+            labels=["application", "status"],
+        )
+        late = GaugeMetricFamily(
+            "cassata_oldest_due_seconds",
+            "How long the oldest event has been due that is not being sent; inactive applications have none.",
+            labels=["application"],
+        )
+        breakers = GaugeMetricFamily("cassata_open_breakers", "Destinations that get nothing at the moment.", labels=["application"])
+        for name, by_status in found.counts.items() if found else ():
+            for status in (*WAITING, Status.PROCESSING):
+                counts.add_metric([name or OTHER, status.name], by_status.get(status, 0))
+        for name, ms in {OTHERS: 0, **found.oldest_due_ms}.items() if found else ():
+            late.add_metric([name or OTHER], ms / 1000)
+        for name, number in {OTHERS: 0, **found.open_breakers}.items() if found else ():
+            breakers.add_metric([name or OTHER], number)
+        yield from (counts, late, breakers)
+
+    def _look(self) -> Backlog | None:
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._look_again_at:
+                pause = BACKLOG_SECONDS
+                try:
+                    self._found = self._scheduler.backlog(NAMED_APPLICATIONS, MOST_COUNTED)
+                    pause = max(pause, (time.monotonic() - began) / BACKLOG_SHARE)
+                except (DatabaseUnavailable, DatabaseUnfit):
+                    self._found = None
+                self._look_again_at = time.monotonic() + pause
+            return self._found
