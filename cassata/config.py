@@ -29,6 +29,7 @@ CREDENTIALS = frozenset({"database.url", "worker.egressProxy"})
 """URLs that may hold a password. They are shown `masked`, and quoted in no error."""
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Days = Annotated[float, Field(gt=0, le=36_500)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -116,6 +117,12 @@ class Worker(Section):
     deliveries_per_second_per_application: Rate | None = None
     max_in_flight_per_host: Annotated[int, Field(ge=1, le=100_000)] | None = None
     max_lateness_seconds: Annotated[float, Field(ge=1, le=36_500 * 86_400)] | None = None
+    keep_completed_days: Days | None = 30
+    keep_failed_days: Days | None = 90
+    keep_cancelled_days: Days | None = 30
+    keep_attempts_days: Days | None = None
+    keep_payloads_days: Days | None = None
+    prune_events_per_second: Annotated[float, Field(ge=1, le=1_000_000)] = 2_000
     operation_events_per_second: Annotated[float, Field(ge=1, le=1_000_000)] = 2_000
     breaker_failure_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5
     breaker_minimum_requests: Annotated[int, Field(ge=1, le=100_000)] = 10

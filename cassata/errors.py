@@ -115,13 +115,11 @@ class EventFinished(CassataError):
 
 
 class EventNotRetryable(CassataError):
-    """The event has not failed, and was not cancelled: there is nothing to retry."""
+    """The event has not failed, and was not cancelled, or its payload has been removed: there is nothing to retry."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: Event, why: str = "only what failed or was cancelled is retried") -> None:
         self.event = event
-        super().__init__(
-            f"event {event.event_id!r} of {event.application_id!r} is {event.status.name}: only what failed or was cancelled is retried"
-        )
+        super().__init__(f"event {event.event_id!r} of {event.application_id!r} is {event.status.name}: {why}")
 
 
 class InvalidOperation(CassataError):

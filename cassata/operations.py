@@ -346,6 +346,8 @@ def _applies(row: Row[Any], search: Search) -> bool:
         return False
     if search.action is Action.CANCEL:
         return not row.cancel_requested
+    if search.action in {Action.RETRY, Action.RECONCILE} and row.payload_removed_at is not None:
+        return False
     return search.due_at is None or row.due_at != search.due_at
 
 

@@ -293,6 +293,14 @@ class Overview:
         store.forget_tallies(conn, now // MINUTE_MS - TALLIES_KEPT_MINUTES, TALLIES_AT_ONCE)
         store.forget_workers(conn, now - WORKER_MEMORY_MS)
 
+    def is_eldest(self, pulse: Pulse) -> bool:
+        """Whether no other worker process that is alive has been so for longer: what one of them is to do for all, that one does."""
+
+        def work(conn: Connection) -> str | None:
+            return store.eldest_worker(conn, self._clock.now(conn) - WORKER_FRESH_MS)
+
+        return self._transactions.read(work) in {None, pulse.worker}
+
     def leave(self, pulse: Pulse) -> None:
         """Say that a worker process is about to end."""
         self.tell(pulse, 0)

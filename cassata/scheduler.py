@@ -52,6 +52,7 @@ from cassata.model import (
 )
 from cassata.operations import Operations
 from cassata.overview import Overview
+from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -332,6 +333,8 @@ class Scheduler:
             row = store.lock_event(conn, application, event_id)
             if row is None:
                 raise UnknownEvent
+            if row.payload_removed_at is not None:
+                raise EventNotRetryable(self._event(conn, row, application_id), "its payload has been removed")
             if row.status in APPLIES_TO[Action.RETRY]:
                 now = self.clock.now(conn)
                 store.log_replays(conn, [row], now, Action.RETRY)
@@ -425,6 +428,10 @@ class Scheduler:
             return store.lane(application, wanted)
         series = store.series_number(conn, application, wanted.series_id)
         return None if series is None else store.lane_of_series(application, series, wanted)
+
+    def pruning(self, retention: Retention, *, dry_run: bool = False) -> Pruning:
+        """Make passes that remove what has ended, and been kept for long enough. For one thread."""
+        return Pruning(self._engines, self.clock, retention, dry_run=dry_run)
 
     def explain(self, application_id: str, event_id: str) -> list[Reason]:
         """Say why an event has not been sent yet, or how it ended: the weightiest reason first. Raises UnknownEvent."""

@@ -37,7 +37,7 @@ from cassata.model import (
     URL_LENGTH,
 )
 
-VERSION = "0004"
+VERSION = "0005"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
 
 
@@ -128,6 +128,7 @@ events = Table(
     Column("replayed_at", BigInteger),  # when it was last put back to be sent once more
     Column("operation", Integer),  # the operation that changed it last: none changes an event twice
     Column("last_status", SmallInteger),  # the status code of the newest attempt that had an answer
+    Column("payload_removed_at", BigInteger),  # what has lost its payload is not sent again
     UniqueConstraint("application", "event_id", name="events_event_id"),
     # Claims, lost leases and the agenda all live on this one. Finished rows have no wake_at and sort apart from it.
     Index("events_wake", "application", "wake_at", "id"),

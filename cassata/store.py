@@ -80,7 +80,7 @@ from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 E = events.c
 _NO_PAYLOAD = null().label("payload")
 _WITHOUT_PAYLOAD = [*(column for column in events.c if column is not E.payload), _NO_PAYLOAD]
-_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series"}
+_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series", "payload_removed_at"}
 _LISTED = [*(column for column in events.c if column.name not in _UNLISTED), _NO_PAYLOAD]  # each column costs a microsecond a row
 _FOR_DELIVERY = (
     E.id,
@@ -240,7 +240,7 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status"}
+_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status", "payload_removed_at"}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
@@ -689,6 +689,64 @@ def is_exception(row: Row[Any]) -> bool:
     return bool(row.request_hash == EXCEPTION_HASH)
 
 
+# --- what is kept no longer ----------------------------------------------------------------------------------------------
+
+
+class Aged(NamedTuple):
+    """What retention has to know of an event."""
+
+    id: int
+    event_id: str
+    status: Status
+    due_at: int
+    finished_at: int | None
+    series: int | None
+    has_payload: bool
+
+
+_AGED = (E.id, E.event_id, E.status, E.due_at, E.finished_at, E.series, E.payload.is_not(None).label("has_payload"))
+
+
+def aged(conn: Connection, application: int, after: Cursor, until: int, limit: int) -> list[Aged]:
+    """Read the events of an application that were due by then, the oldest first, beginning beyond a place, ended or not."""
+    lane = Lane(application, "events_due", E.due_at, after.at, until + 1, ())
+    return [Aged(*row) for row in conn.execute(lane.question(_AGED, after, None, conn.dialect.name).limit(limit))]
+
+
+def lock_aged(conn: Connection, ids: Collection[int]) -> list[Aged]:
+    """Lock those that have ended, passing over what somebody else holds, and read them as they are now."""
+    which = select(*_AGED).where(E.id.in_(sorted(ids)), E.status.in_(sorted(FINISHED)), E.finished_at.is_not(None))
+    return [Aged(*row) for row in conn.execute(which.order_by(E.id).with_for_update(skip_locked=True))]
+
+
+def aged_by_row(conn: Connection, ids: Collection[int]) -> list[Aged]:
+    return [Aged(*row) for row in conn.execute(select(*_AGED).where(E.id.in_(sorted(ids))).order_by(E.id))]
+
+
+def count_attempts(conn: Connection, ids: Collection[int]) -> int:
+    return conn.execute(select(func.count()).where(attempts.c.event.in_(sorted(ids)))).scalar_one()
+
+
+def series_places(conn: Connection, numbers: Collection[int]) -> dict[int, int | None]:
+    """Tell of these series, as far as they are there, the instant of the occurrence that was made last."""
+    which = select(series.c.id, series.c.last_at).where(series.c.id.in_(sorted(numbers)))
+    return {row.id: row.last_at for row in conn.execute(which)}
+
+
+def remove_attempts(conn: Connection, ids: Collection[int]) -> int:
+    """Remove the logs of locked events; return how many lines there were."""
+    return conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids)))).rowcount
+
+
+def remove_payloads(conn: Connection, ids: Collection[int], now: int) -> None:
+    """Remove the payloads of locked events."""
+    conn.execute(update(events).where(E.id.in_(sorted(ids))).values(payload=None, payload_removed_at=now))
+
+
+def application_numbers(conn: Connection) -> list[int]:
+    return list(conn.execute(select(A.id).order_by(A.id)).scalars())
+
+
 # --- the agenda and the claim ------------------------------------------------------------------------------------------
 
 
@@ -1019,6 +1077,11 @@ def forget_worker(conn: Connection, worker: str) -> None:
     conn.execute(delete(workers).where(W.worker == worker))
 
 
+def eldest_worker(conn: Connection, since: int) -> str | None:
+    """Name the worker process that has been alive the longest."""
+    return conn.execute(select(W.worker).where(W.seen_at >= since).order_by(W.started_at, W.worker).limit(1)).scalar()
+
+
 def live_workers(conn: Connection, since: int, limit: int) -> Sequence[Row[Any]]:
     return conn.execute(select(*workers.c).where(W.seen_at >= since).order_by(W.host, W.started_at).limit(limit)).all()
 
@@ -1091,6 +1154,7 @@ _EXAMINED = (
     E.series,
     E.operation,
     E.last_status,
+    E.payload_removed_at,
 )
 
 

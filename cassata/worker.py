@@ -21,7 +21,7 @@ from itertools import chain, islice
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassata import config, telemetry
+from cassata import config, retention, telemetry
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
@@ -32,6 +32,7 @@ from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.overview import Pulse
+from cassata.retention import Retention
 from cassata.scheduler import Claimed, Scheduler, Terms
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 SPARE_DESCRIPTORS = 128
 """Files and sockets of a process that are not requests under way."""
+ELDEST_MS = 300_000
+"""So often a worker asks whether it is the eldest one by now."""
 PULSE_MS = 5_000
 """So often a worker process says that it is alive, and how its deliveries went."""
 LONGEST_POLL_SECONDS = 0.25
@@ -686,7 +689,11 @@ class WorkerProcess:
             for number in range(worker.num_worker_threads)
         ]
         self._pulse = Pulse()
-        chores = [*chores_of(scheduler, worker), pulse_of(scheduler, self._pulse, self._in_hand)]
+        chores = [
+            *chores_of(scheduler, worker),
+            pulse_of(scheduler, self._pulse, self._in_hand),
+            pruning_of(scheduler, self._pulse, worker),
+        ]
         self._housekeeper = Housekeeper(chores, scheduler.clock.estimate, self._stopping)
 
     def hands(self) -> tuple[int, int, int]:
@@ -733,6 +740,39 @@ def pulse_of(scheduler: Scheduler, pulse: Pulse, in_hand: Callable[[], int]) -> 
         return 1
 
     return Chore("pulse", lambda: next_at, step)
+
+
+def pruning_of(scheduler: Scheduler, pulse: Pulse, worker: config.Worker) -> Chore:
+    """Remove what has been kept for long enough. The eldest worker does it for all: each of the others would find nothing left to do."""
+    pruning = scheduler.pruning(retention_of(worker))
+    next_at = 0
+
+    def step() -> int:
+        nonlocal next_at
+        now = scheduler.clock.estimate()
+        if not pruning.under_way:
+            if not scheduler.overview.is_eldest(pulse):
+                next_at = now + ELDEST_MS
+                return 1
+            pruning.begin()
+        pause_ms = round(1000 * pruning.step().changed / worker.prune_events_per_second) if pruning.under_way else 0
+        next_at = now + (pause_ms if pruning.under_way else retention.PASS_MS)
+        return 1
+
+    return Chore("pruning", lambda: next_at, step)
+
+
+def retention_of(worker: config.Worker) -> Retention:
+    def ms(days: float | None) -> int | None:
+        return None if days is None else int(days * retention.DAY_MS)
+
+    return Retention(
+        completed_ms=ms(worker.keep_completed_days),
+        failed_ms=ms(worker.keep_failed_days),
+        cancelled_ms=ms(worker.keep_cancelled_days),
+        attempts_ms=ms(worker.keep_attempts_days),
+        payload_ms=ms(worker.keep_payloads_days),
+    )
 
 
 def chores_of(scheduler: Scheduler, worker: config.Worker) -> list[Chore]:

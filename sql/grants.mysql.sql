@@ -37,9 +37,9 @@ GRANT SELECT ON `DATABASE_NAME`.tallies TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.workers TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_service'@'%';
 
--- INSERT: the occurrences of series.
-GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.events TO 'cassata_worker'@'%';
-GRANT SELECT, INSERT ON `DATABASE_NAME`.attempts TO 'cassata_worker'@'%';
+-- INSERT: the occurrences of series. DELETE: what ended long ago.
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.events TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_worker'@'%';
 -- UPDATE: a worker gives signing secrets to applications that an older Cassata has left without.
 GRANT SELECT, UPDATE ON `DATABASE_NAME`.applications TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.paces TO 'cassata_worker'@'%';

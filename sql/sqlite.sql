@@ -1,4 +1,4 @@
--- Cassata's tables for sqlite, at version 0004. 'cassata db upgrade' makes the same.
+-- Cassata's tables for sqlite, at version 0005. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -212,3 +212,9 @@ CREATE TABLE IF NOT EXISTS workers (
 );
 
 UPDATE alembic_version SET version_num='0004' WHERE alembic_version.version_num = '0003';
+
+-- Running upgrade 0004 -> 0005
+
+ALTER TABLE events ADD COLUMN payload_removed_at BIGINT;
+
+UPDATE alembic_version SET version_num='0005' WHERE alembic_version.version_num = '0004';

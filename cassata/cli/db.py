@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cassata.cli.control import config_option
+from cassata.cli.meter import Meter
 
 if TYPE_CHECKING:
     from cassata.config import Settings
@@ -56,6 +57,33 @@ def upgrade(config: Path | None, database_url: str | None) -> None:
 
     url, settings = settings_of(config, database_url)
     click.echo(f"tables are at version {database.upgrade(url, settings.database)}")
+
+
+@db.command()
+@database_option
+@click.option("--dry-run", is_flag=True, help="Count what would be removed, and remove nothing.")
+def prune(config: Path | None, database_url: str | None, dry_run: bool) -> None:
+    """Remove now what has been kept for long enough, as the workers do once an hour. The times are those of config/worker.yaml."""
+    from cassata import config as configuration
+    from cassata import worker
+    from cassata.scheduler import Scheduler
+
+    file = config or configuration.default_file("worker")
+    settings = configuration.load(file, flags={"database.url": database_url}).settings
+    scheduler = Scheduler.open(configuration.database_url(settings)[0], settings=settings.database, pool_size=1)
+    try:
+        pruning = scheduler.pruning(worker.retention_of(settings.worker), dry_run=dry_run)
+        pruning.begin()
+        with Meter("pruning") as meter:
+            while pruning.under_way:
+                pruning.step()
+                meter.show(pruning.total.examined, f"{pruning.total.examined:,} looked at, {pruning.total.events:,} removed")
+    finally:
+        scheduler.close()
+    verb = "would be removed" if dry_run else "removed"
+    total = pruning.total
+    beside = f"{total.attempts:,} attempts and {total.payloads:,} payloads of others"
+    click.echo(f"{total.events:,} events {verb}, {beside}; {total.examined:,} looked at")
 
 
 @db.command()
