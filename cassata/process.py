@@ -2,6 +2,7 @@
 
 A pid file is held, not just written: the living process has a lock on it, which dies with the process. A number that a
 crash left behind therefore means nothing, and a number that was given to somebody else is never signalled.
+systemd wants none of that: it is told by messages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import stat
 import sys
 import time
@@ -254,3 +256,32 @@ def _log_tail(log_file: Path, begin: int) -> str:
         log.seek(begin)
         lines = log.read()[-8000:].decode(errors="replace").splitlines()
     return "".join([f"; the end of {log_file}:", *(f"\n  {line}" for line in lines[-LOG_TAIL_LINES:])])
+
+
+# --- systemd -----------------------------------------------------------------------------------------------------------
+
+
+def notify(state: str) -> None:
+    """Tell systemd (Type=notify) how it goes: READY=1, STOPPING=1, WATCHDOG=1. Without systemd, do nothing (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        sender.send(state.encode())
+
+
+class Watchdog:
+    """Tells systemd that this process is well, three times as often as it wants to hear it (WatchdogSec)."""
+
+    def __init__(self) -> None:
+        meant_for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        microseconds = os.environ.get("WATCHDOG_USEC", "") if meant_for_us else ""
+        self.seconds = int(microseconds) / 1_000_000 if microseconds.isdecimal() else None
+        self._next_at = 0.0
+
+    def beat(self) -> None:
+        """To be called as often as you like, but only while all is well."""
+        if self.seconds is not None and (now := time.monotonic()) >= self._next_at:
+            self._next_at = now + self.seconds / 3
+            notify("WATCHDOG=1")

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassata import config, retention, telemetry
+from cassata import config, process, retention, telemetry
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
@@ -69,6 +69,8 @@ STOP_WITHOUT_DATABASE_SECONDS = 10.0
 HOUSEKEEPER_SECONDS = 1.0
 """So long is waited for what the housekeeper is about. What it has not committed then has not happened."""
 RESTART_SECONDS = (0.1, 5.0)
+STUCK_SECONDS = 90.0
+"""A thread that has not gone round for so long hangs: the slowest database is given up sooner. systemd is told no more that all is well."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
 
@@ -257,6 +259,7 @@ class WorkerThread(threading.Thread):
     ) -> None:
         super().__init__(name=name, daemon=True)
         self.clean = True  # read by the process once the thread has ended: nothing was left unrecorded
+        self.went_round_at = time.monotonic()  # read by the process
         self.in_hand = 0  # read by anybody: how many deliveries are held or under way
         self._scheduler = scheduler
         self._courier = courier
@@ -298,6 +301,7 @@ class WorkerThread(threading.Thread):
 
     def step(self) -> None:
         """Make one round: wait until something may happen, then do what can be done."""
+        self.went_round_at = time.monotonic()
         self._collect(self._courier.poll(self._patience()))
         self._send_held()
         if self._stopping.is_set():
@@ -705,13 +709,17 @@ class WorkerProcess:
         threads = [*self._threads, self._housekeeper]
         for thread in threads:
             thread.start()
+        watchdog = process.Watchdog()
         while any(thread.is_alive() for thread in self._threads):
+            if not self._hangs():
+                watchdog.beat()
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
             if not patient and (asked > 1 or (asked and self._stopping.is_set())):
                 telemetry.emit("worker stops at once", level="warning")
                 os._exit(1)
             if asked and not self._stopping.is_set():
                 telemetry.emit("worker stopping")
+                process.notify("STOPPING=1")
                 self._stopping.set()
             if not self._stopping.is_set() and not all(thread.is_alive() for thread in threads):
                 telemetry.emit("a worker thread has died", level="error")
@@ -724,6 +732,9 @@ class WorkerProcess:
         clean = all(thread.clean for thread in self._threads)
         telemetry.emit("worker stopped", level="info" if clean else "error")
         return 0 if clean else 1
+
+    def _hangs(self) -> bool:
+        return any(time.monotonic() - thread.went_round_at > STUCK_SECONDS for thread in self._threads if thread.is_alive())
 
     def _in_hand(self) -> int:
         return sum(thread.in_hand for thread in self._threads)
@@ -914,6 +925,7 @@ def _announce(on_ready: Callable[[], None] | None, settings: Settings) -> None:
     url, _ = config.database_url(settings)
     facts = {"processes": config.worker_processes(settings), "threads": worker.num_worker_threads, "courier": worker.courier}
     telemetry.emit("worker started", database=config.masked(url), pid=os.getpid(), **facts)
+    process.notify("READY=1")
     if on_ready is not None:
         on_ready()
 
@@ -942,10 +954,13 @@ class Supervisor:
 
     def run(self) -> int:
         children = [Child(number, self._start(), time.monotonic()) for number in range(1, config.worker_processes(self._settings) + 1)]
+        watchdog = process.Watchdog()
         while not (asked := self._wakeup.wait(0.1)):
+            watchdog.beat()
             for child in children:
                 self._keep_alive(child)
         telemetry.emit("worker stopping", processes=len(children))
+        process.notify("STOPPING=1")
         return self._stop(children, at_once=asked > 1)
 
     def _start(self) -> subprocess.Popen[str]:

@@ -23,7 +23,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest
 
-from cassata import config, telemetry
+from cassata import config, process, telemetry
 from cassata.config import Settings
 from cassata.errors import CassataError, ConfigError
 from cassata.metrics import ServiceMetrics, Shared, shared_folder
@@ -267,6 +267,7 @@ class Master(Arbiter):  # type: ignore[misc]
     def __init__(self, app: Server) -> None:
         self._server = app
         self._close_at: float | None = None
+        self._watchdog = process.Watchdog()
         super().__init__(app)
 
     def spawn_worker(self) -> Any:
@@ -280,12 +281,14 @@ class Master(Arbiter):  # type: ignore[misc]
         seconds = self._server.settings.service.drain_seconds
         asked_twice = self._server.is_draining
         self._server.drain()
+        process.notify("STOPPING=1")
         if asked_twice or not seconds:
             raise StopIteration
         self._close_at = time.monotonic() + seconds
         telemetry.emit("service draining", seconds=seconds)
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[signal.Signals]:
+        self._watchdog.beat()  # it is here at least once a second, between two looks after the others, which it replaces if they hang
         if self._close_at is None:
             return list(super().wait_for_signals(timeout))
         left = self._close_at - time.monotonic()
