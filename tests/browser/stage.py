@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cassata.model import Action, Filter, NewEvent, NewOperation, RetryOptions, Scope, Status
-from cassata.receiver import Receiver, Received
+from cassata.receiver import Received, Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries
