@@ -48,12 +48,16 @@ CLEANING_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many events there are by status, and how many of them are due by now. `oldest_due_at` is since when the first of these waits."""
+    """How many events there are by status, and how many of them are due by now. `oldest_due_at` is since when the first of these waits.
+
+    Of those that have ended, the ones that were due before `since` are not counted (None: all are).
+    """
 
     statuses: Mapping[Status, Capped]
     due: Capped
     oldest_due_at: int | None
     next_at: int | None
+    since: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +211,11 @@ class Overview:
                 is_capped |= overdue >= share
         ended, ended_capped = self._ended(conn, application_id, now)
         statuses = {status: Capped(waiting[status], is_capped) for status in Status if status not in FINISHED}
+        since = store.due_before(conn, self._number(conn, application_id), now, EXAMINED) if application_id and ended_capped else None
         statuses |= {status: Capped(ended[status], ended_capped) for status in FINISHED}
         first = min(wakes.values(), default=None)
         is_late = first is not None and first <= now
-        return Counts(statuses, Capped(due, is_capped and due > 0), first if is_late else None, first)
+        return Counts(statuses, Capped(due, is_capped and due > 0), first if is_late else None, first, since)
 
     def _ended(self, conn: Connection, application_id: str | None, now: int) -> tuple[Counter[Status], bool]:
         found: Counter[Status] = Counter()
@@ -269,24 +274,28 @@ class Overview:
 
     def tell(self, pulse: Pulse, in_hand: int) -> None:
         """Write down that a worker process is alive, how much it has in hand, and what it has counted since it told last."""
-        rows = self.tallies.take()
 
         def work(conn: Connection, _tries: int) -> None:
             now = self._clock.now(conn)
             pulse.started_at = pulse.started_at or now
-            if rows:
-                store.add_tallies(conn, rows)
             who = {"worker": pulse.worker, "host": pulse.host, "pid": pulse.pid, "version": __version__}
             store.tell_worker(conn, {**who, "started_at": pulse.started_at, "seen_at": now, "in_hand": in_hand})
 
-        try:
-            self._transactions.write(work)
-        except BaseException:
-            self.tallies.give_back(rows)
-            raise
+        self._transactions.write(work)
+        self.write_tallies()
         if time.monotonic() - pulse.cleaned_at >= CLEANING_SECONDS:
             pulse.cleaned_at = time.monotonic()
             self._transactions.write(self._clean)
+
+    def write_tallies(self) -> None:
+        """Write down what this process has counted since it did so last."""
+        rows = self.tallies.take()
+        try:
+            if rows:
+                self._transactions.write(lambda conn, _tries: store.add_tallies(conn, rows))
+        except BaseException:
+            self.tallies.give_back(rows)
+            raise
 
     def _clean(self, conn: Connection, _tries: int) -> None:
         now = self._clock.now(conn)

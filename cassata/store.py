@@ -1099,6 +1099,12 @@ def statuses_due(conn: Connection, application: int, now: int, most: int, *, ahe
     return _counted(conn, _hinted(some, "events_due"))
 
 
+def due_before(conn: Connection, application: int, now: int, most: int) -> int | None:
+    """Return when the last but `most` of the events of an application that are due by now was due (ms); None: there are fewer."""
+    question = select(E.due_at).where(E.application == application, E.due_at <= now).order_by(E.due_at.desc()).offset(most - 1).limit(1)
+    return conn.execute(_hinted(question, "events_due")).scalar()
+
+
 def statuses_newest(conn: Connection, most: int) -> list[tuple[Status, int]]:
     """Count by status `most` of the events that were added last, whosever they are."""
     return _counted(conn, _hinted(select(E.status).order_by(E.id.desc()).limit(most), "PRIMARY"))

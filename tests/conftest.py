@@ -45,6 +45,8 @@ FAULT_SEED = "CASSATA_FAULT_SEED"
 NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test installs it where it may)"
 NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
 NO_PROMTOOL = "no promtool here, so nobody but us has read the alerts and the metrics (apt-get install prometheus)"
+NO_BROWSER = "no chromium or no playwright here (bin/test --browser installs both where it may)"
+NO_HISTORY = "no git history here, so no older Cassata was run on these tables"
 NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -404,6 +406,7 @@ def answers(url: str) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="run the tests that break things on purpose, and only those")
+    parser.addoption("--browser", action="store_true", help="run the tests with a real browser, and only those")
     parser.addoption("--fault-rounds", type=int, default=20, metavar="N", help="each fault N times; default: 20 (bin/test alone: 1)")
 
 
@@ -417,10 +420,16 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Faults on purpose are neither quick nor gentle to what runs beside them: they have a run of their own."""
-    faults = [item for item in items if item.get_closest_marker("faults")]
-    usual = [item for item in items if not item.get_closest_marker("faults")]
-    items[:], others = (faults, usual) if config.getoption("--faults") else (usual, faults)
+    """Faults on purpose are neither quick nor gentle to what runs beside them, and browsers are not everywhere: both have their own runs."""
+    kinds = {"faults": config.getoption("--faults"), "browser": config.getoption("--browser")}
+    wanted = {kind for kind, is_asked in kinds.items() if is_asked}
+
+    def is_wanted(item: pytest.Item) -> bool:
+        own = {kind for kind in kinds if item.get_closest_marker(kind)}
+        return own <= wanted and bool(own) == bool(wanted)
+
+    others = [item for item in items if not is_wanted(item)]
+    items[:] = [item for item in items if is_wanted(item)]
     config.hook.pytest_deselected(items=others)
 
 
@@ -445,7 +454,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    for reason in (NO_MARIADB, NO_FAKETIME, NO_PROMTOOL, NO_GALERA):
+    for reason in (NO_MARIADB, NO_FAKETIME, NO_PROMTOOL, NO_GALERA, NO_BROWSER, NO_HISTORY):
         skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
         if skipped:
             terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)

@@ -132,11 +132,11 @@ def _height(share: float) -> float:
 
 
 def _round_up(value: float) -> float:
-    """Return the next of 2, 4, 10, 20, 40, 100, ...: a scale whose half is round, too."""
-    if value <= 2:
-        return 2.0
+    """Return the next of 2, 4, 6, 8, 10, 20, 30, ...: a scale whose half is round, too."""
+    if value <= 10:
+        return max(2.0, 2.0 * math.ceil(value / 2))
     decade = 10.0 ** math.floor(math.log10(value))
-    return next(step * decade for step in (1, 2, 4, 10) if step * decade >= value)
+    return next(step * decade for step in (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10) if step * decade >= value)
 
 
 def _short(value: float) -> str:

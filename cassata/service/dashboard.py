@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 from flask import Flask, Response, g, make_response, redirect, render_template, request
 from werkzeug.exceptions import NotFound
@@ -106,7 +108,15 @@ class Dashboard:
         gate.leave_open(app, f"{PAGES}/static/<name>", self.static)
         app.extensions[problems.PAGE_EXTENSION] = self.error_page
         app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-        app.jinja_env.globals |= {"pages": pages, "ui": PAGES, "static": _static_address, "version": __version__, "Status": Status}
+        app.jinja_env.globals |= {
+            "pages": pages,
+            "ui": PAGES,
+            "static": _static_address,
+            "version": __version__,
+            "Status": Status,
+            "finished": FINISHED,
+            "rfc3339": rfc3339,
+        }
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -254,6 +264,7 @@ class Dashboard:
             faults={fault.get("parameter", ""): fault["detail"] for fault in faults},
             is_first=not cursor,
             actions=list(Action),
+            spans=_spans(self._overview.now()),
             refreshes=not cursor,
         )
 
@@ -357,6 +368,7 @@ class Dashboard:
             content=series.content,
             rule=_rule_words(series),
             instances=instances,
+            local=partial(_local, zone=series.rule.timezone),
             body=None if self._hides_payloads else body,
             body_note=note,
             headers=pages.shown_headers(series.content.headers),
@@ -619,6 +631,17 @@ def _rule_words(series: Series) -> str:
     if rule.cron is not None:
         return f"cron {rule.cron}"
     return f"every {charts.duration(rule.every_ms)}" if rule.every_ms is not None else str(rule.recurrence)
+
+
+def _spans(now: int) -> list[tuple[str, str]]:
+    """Return filters by due time that are asked for often."""
+    begins = [("last 10 minutes", 10 * 60_000), ("last hour", HOUR_MS), ("last 24 hours", DAY_MS)]
+    spans = [(words, _query({"expiry-from": rfc3339(now - length), "expiry-until": rfc3339(now)})) for words, length in begins]
+    return [*spans, ("from now on", _query({"expiry-from": rfc3339(now)})), ("all", "?")]
+
+
+def _local(instant: int, zone: str) -> str:
+    return datetime.fromtimestamp(instant / 1000, ZoneInfo(zone)).strftime("%a %d %b %Y %H:%M:%S %Z")
 
 
 def _limit_words(application: Application) -> str:

@@ -184,7 +184,7 @@ def test_a_service_that_is_reloaded_drops_no_request(
                 session = requests.Session()
             body = {"application-id": "shop", "event-id": f"{number}-{count}", "url": "http://127.0.0.1:9/", "delay": 3_600}
             try:
-                answers[session.put(f"{running.url}/cassata/event/shop/{number}-{count}", json=body, timeout=20).status_code] += 1
+                answers[session.post(f"{running.url}/cassata/add/", json=body, timeout=20).status_code] += 1
             except requests.RequestException as error:
                 failures.append(f"{number % 2}: {error!r}")
 
