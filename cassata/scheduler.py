@@ -55,6 +55,7 @@ from cassata.overview import Overview
 from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
+from cassata.tail import Tail
 from cassata.tenants import FRESH_SECONDS, Tenants
 from cassata.timetable import Timetable
 from cassata.vault import Vault
@@ -432,6 +433,10 @@ class Scheduler:
     def pruning(self, retention: Retention, *, dry_run: bool = False) -> Pruning:
         """Make passes that remove what has ended, and been kept for long enough. For one thread."""
         return Pruning(self._engines, self.clock, retention, dry_run=dry_run)
+
+    def tail(self, application_id: str) -> Tail:
+        """Follow the events of an application as they end, from now on. For one thread. Raises UnknownApplication."""
+        return Tail(self._engines, self.clock, self.tenants, application_id)
 
     def explain(self, application_id: str, event_id: str) -> list[Reason]:
         """Say why an event has not been sent yet, or how it ended: the weightiest reason first. Raises UnknownEvent."""

@@ -719,6 +719,16 @@ def lock_aged(conn: Connection, ids: Collection[int]) -> list[Aged]:
     return [Aged(*row) for row in conn.execute(which.order_by(E.id).with_for_update(skip_locked=True))]
 
 
+def events_by_row(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    return conn.execute(select(*_LISTED).where(E.id.in_(sorted(ids)))).all()
+
+
+def rows_added(conn: Connection, after: int, limit: int) -> Sequence[Row[Any]]:
+    """Say of the rows beyond one whose they are and when they are due, in their order."""
+    question: Select[Any] = select(E.id, E.application, E.due_at).where(E.id > after).order_by(E.id).limit(limit)
+    return conn.execute(_hinted(question, "PRIMARY")).all()
+
+
 def aged_by_row(conn: Connection, ids: Collection[int]) -> list[Aged]:
     return [Aged(*row) for row in conn.execute(select(*_AGED).where(E.id.in_(sorted(ids))).order_by(E.id))]
 

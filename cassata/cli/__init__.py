@@ -18,10 +18,14 @@ COMMANDS = {
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),
+    "top": ("cassata.cli.watch", "Show what is due, late, sent and failed, and who is at work."),
+    "tail": ("cassata.cli.watch", "Show the events of an application as they end, one line each."),
+    "explain": ("cassata.cli.watch", "Say why an event has not been sent yet, or what became of it."),
     "listen": ("cassata.cli.listen", "Receive requests on PORT (8090; 0 takes any free one), and show them."),
     "db": ("cassata.cli.db", "Look after the tables."),
     "config": ("cassata.cli.config", "Check and show the settings."),
     "openapi": ("cassata.cli.openapi", "Print the HTTP interface as an OpenAPI document."),
+    "completion": ("cassata.cli.completion", "Print what makes a shell complete commands and options."),
     "demo": ("cassata.cli.demo", "See it work: everything at once, in a temporary folder."),
 }
 """Where each command lies, and what `--help` says of it; a test holds the sentence against the command's own."""

@@ -35,23 +35,30 @@ def config() -> None:
 @config.command()
 @role_argument
 @config_option
-def check(role: str | None, config: Path | None) -> None:
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def check(role: str | None, config: Path | None, output: str) -> None:
     """Say whether the settings can be used, without starting anything."""
     from cassata import config as configuration
     from cassata.database import check_url
 
     warn_of_strangers()
-    problems = []
+    problems: list[str] = []
+    found_ok: dict[str, dict[str, str | None]] = {}
     for each in [role] if role else ROLES:
         try:
             file, found = loaded(each, config)
             url, _ = configuration.database_url(found.settings)
             check_url(url)
+            found_ok[each] = {"file": file and str(file), "database": configuration.masked(url)}
+            if output == "json":
+                continue
             click.echo(f"{each}: ok ({file or 'no file: defaults and environment'}; database {configuration.masked(url)})")
         except ConfigError as error:
             problems += str(error).splitlines()
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
+    if output == "json":
+        click.echo(json.dumps(found_ok, indent=2))
 
 
 @config.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,20 +51,25 @@ def db() -> None:
     """Look after the tables."""
 
 
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+
+
 @db.command()
 @database_option
-def upgrade(config: Path | None, database_url: str | None) -> None:
+@output_option
+def upgrade(config: Path | None, database_url: str | None, output: str) -> None:
     """Make the tables, or bring them to the newest version. Two that start at once take turns."""
     from cassata import database
 
     url, settings = settings_of(config, database_url)
-    click.echo(f"tables are at version {database.upgrade(url, settings.database)}")
+    _tell_version(database.upgrade(url, settings.database), output)
 
 
 @db.command()
 @database_option
 @click.option("--dry-run", is_flag=True, help="Count what would be removed, and remove nothing.")
-def prune(config: Path | None, database_url: str | None, dry_run: bool) -> None:
+@output_option
+def prune(config: Path | None, database_url: str | None, dry_run: bool, output: str) -> None:
     """Remove now what has been kept for long enough, as the workers do once an hour. The times are those of config/worker.yaml."""
     from cassata import config as configuration
     from cassata import worker
@@ -82,17 +89,25 @@ def prune(config: Path | None, database_url: str | None, dry_run: bool) -> None:
         scheduler.close()
     verb = "would be removed" if dry_run else "removed"
     total = pruning.total
+    if output == "json":
+        click.echo(json.dumps({"dry-run": dry_run, **dataclasses.asdict(total)}))
+        return
     beside = f"{total.attempts:,} attempts and {total.payloads:,} payloads of others"
     click.echo(f"{total.events:,} events {verb}, {beside}; {total.examined:,} looked at")
 
 
 @db.command()
 @database_option
-def version(config: Path | None, database_url: str | None) -> None:
+@output_option
+def version(config: Path | None, database_url: str | None, output: str) -> None:
     """Tell the version of the tables, and whether this Cassata can use them."""
     from cassata.scheduler import Scheduler
     from cassata.schema import VERSION
 
     url, settings = settings_of(config, database_url)
     Scheduler.open(url, settings=settings.database, pool_size=1).close()
-    click.echo(f"tables are at version {VERSION}")
+    _tell_version(VERSION, output)
+
+
+def _tell_version(version: str, output: str) -> None:
+    click.echo(json.dumps({"version": version}) if output == "json" else f"tables are at version {version}")
