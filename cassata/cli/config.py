@@ -49,7 +49,7 @@ def check(role: str | None, config: Path | None, output: str) -> None:
             file, found = loaded(each, config)
             url, _ = configuration.database_url(found.settings)
             check_url(url)
-            found_ok[each] = {"file": file and str(file), "database": configuration.masked(url)}
+            found_ok[each] = {"file": None if file is None else str(file), "database": configuration.masked(url)}
             if output == "json":
                 continue
             click.echo(f"{each}: ok ({file or 'no file: defaults and environment'}; database {configuration.masked(url)})")

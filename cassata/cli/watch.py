@@ -73,6 +73,7 @@ def tail(application_id: str, every: float, seconds: float | None, output: str, 
     """Show the events of an application as they end, one line each."""
     with opened(config, database_url) as scheduler:
         following = scheduler.tail(application_id)
+        click.echo(f"following {application_id}: what ends from now on", err=True)
         until = None if seconds is None else time.monotonic() + seconds
         with contextlib.suppress(KeyboardInterrupt):
             while until is None or time.monotonic() < until:
@@ -128,11 +129,13 @@ def top(application_id: str | None, every: float, once: bool, output: str, confi
 def picture(overview: Overview, application_id: str | None) -> dict[str, Any]:
     """Say what there is to see as a document. Rates are those of the last whole minute, lateness (ms) that of the last five."""
     from cassata.model import Status, rfc3339
+    from cassata.tallies import percentile
 
     now, counts = overview.now(), overview.counts(application_id)
     minutes = overview.minutes(6, application_id)
     last = minutes[-2]
-    lateness = _together(minutes)
+    known = [minute.lateness for minute in minutes if minute.lateness]
+    lateness = [sum(counts) for counts in zip(*known, strict=True)]
     return {
         "now": rfc3339(now),
         "application-id": application_id,
@@ -141,7 +144,7 @@ def picture(overview: Overview, application_id: str | None) -> dict[str, Any]:
         "oldest-due-seconds": None if counts.oldest_due_at is None else round((now - counts.oldest_due_at) / 1000, 1),
         "next-due-at": counts.next_at and rfc3339(counts.next_at),
         "per-second": {name: round(getattr(last, name) / 60, 2) for name in ("attempts", "delivered", "failed")},
-        "lateness-ms": {f"p{round(share * 100)}": last.late(share) if lateness is None else _late(lateness, share) for share in SHARES},
+        "lateness-ms": {f"p{share * 100:.0f}": percentile(lateness, share) for share in (0.5, 0.95, 0.99)},
         "ahead": [_capped(each.events) for each in overview.ahead(60_000, 10, application_id)],
         "workers": [
             {
@@ -156,22 +159,8 @@ def picture(overview: Overview, application_id: str | None) -> dict[str, Any]:
     }
 
 
-SHARES = (0.5, 0.95, 0.99)
-
-
-def _together(minutes: Any) -> list[int] | None:
-    known = [minute.lateness for minute in minutes if minute.lateness]
-    return [sum(counts) for counts in zip(*known, strict=True)] if known else None
-
-
-def _late(lateness: list[int], share: float) -> float | None:
-    from cassata.tallies import percentile
-
-    return percentile(lateness, share)
-
-
 def _capped(found: Any) -> str | int:
-    return f"{found.count}+" if found.capped else found.count
+    return f"{found.events}+" if found.is_capped else found.events
 
 
 def _words(seen: dict[str, Any]) -> Iterator[str]:
@@ -190,9 +179,8 @@ def _words(seen: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"workers   {len(seen['workers'])}"
     for each in seen["workers"]:
-        yield harmless(
-            f"  {each['host']}  pid {each['pid']}  {each['version']}  {each['in-hand']} in hand, heard of {each['seen-seconds']} s ago"
-        )
+        heard = f"{each['in-hand']} in hand, heard of {each['seen-seconds']} s ago"
+        yield harmless(f"  {each['host']}  pid {each['pid']}  {each['version']}  {heard}")
 
 
 def _live(overview: Overview, application_id: str | None, every: float) -> None:
