@@ -46,6 +46,7 @@ NO_MARIADB = "no MariaDB here: neither mariadbd nor mysqld was found (bin/test i
 NO_FAKETIME = "no libfaketime here, so clocks were not set wrong (bin/test installs it where it may)"
 NO_PROMTOOL = "no promtool here, so nobody but us has read the alerts and the metrics (apt-get install prometheus)"
 NO_BROWSER = "no chromium or no playwright here (bin/test --browser installs both where it may)"
+NO_DUMP = "no mariadb-dump here, so nothing was backed up (apt-get install mariadb-client)"
 NO_HISTORY = "no git history here, so no older Cassata was run on these tables"
 NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -454,7 +455,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_sep("=", "figures")
         for line in sorted(figures):
             terminalreporter.write_line(line)
-    for reason in (NO_MARIADB, NO_FAKETIME, NO_PROMTOOL, NO_GALERA, NO_BROWSER, NO_HISTORY):
+    for reason in (NO_MARIADB, NO_FAKETIME, NO_PROMTOOL, NO_GALERA, NO_BROWSER, NO_DUMP, NO_HISTORY):
         skipped = sum(reason in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ()))
         if skipped:
             terminalreporter.write_sep("!", f"{skipped} TESTS DID NOT RUN", red=True, bold=True)
