@@ -182,3 +182,21 @@ def test_an_older_one_does_not_begin_on_newer_tables(
     said = run_cassata("worker", "start", "--database-url", mariadb_url, env={"PYTHONPATH": str(older)})
     assert said.returncode == 1
     assert "newer Cassata" in said.stderr
+
+
+# --- what is kept no longer --------------------------------------------------------------------------------------------
+
+
+def test_a_worker_removes_what_was_kept_for_long_enough(database_url: str, worker_process: Start, receiver: Receiver) -> None:
+    scheduler = Scheduler.open(database_url)
+    scheduler.add_all([NewEvent("shop", receiver.url, event_id="sent", delay_ms=0, payload=b"x")])
+    scheduler.add(NewEvent("shop", receiver.url, event_id="waits", delay_ms=3_600_000, payload=b"x"))
+    first = worker_process(database_url)
+    wait_until(lambda: scheduler.event("shop", "sent")[0].status is Status.COMPLETED)
+    assert first.stop() == 0
+
+    second = worker_process(database_url, env={"CASSATA_WORKER__KEEPCOMPLETEDDAYS": "0.000001"})
+    wait_until(lambda: [event.event_id for event in scheduler.events("shop").events] == ["waits"], explain=second.output)
+    assert second.stop() == 0
+    assert "pruned" in second.output()
+    scheduler.close()

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, event, text
 from cassata import database, store
 from cassata.model import UNFINISHED, Action, Cursor, Filter, NewOperation, Status
 from cassata.recurrence import Rule
+from cassata.retention import Retention
 from cassata.scheduler import Scheduler, Terms
 from cassata.series import NewSeries
 from tests.words import NOON, ManualClock, new_event, outcome
@@ -92,6 +93,8 @@ ACTS: Acts = {
     "operation": lambda scheduler: operate(scheduler, Action.RESCHEDULE, shift_ms=1_000),
     "operation on what has ended": lambda scheduler: operate(scheduler, Action.RECONCILE),
     "retry": lambda scheduler: retry(scheduler),
+    "tail": lambda scheduler: scheduler.tail("app-7").poll(),
+    "prune": lambda scheduler: scheduler.pruning(Retention(completed_ms=1, attempts_ms=1), dry_run=True).run(),
 }  # fmt: skip
 
 
@@ -145,6 +148,7 @@ def test_no_statement_sorts_or_scans(filled: tuple[database.Engines, Scheduler, 
         ("search what waits", "events_wake"),
         ("search what was answered", "events_due"),
         ("added", "PRIMARY"),
+        ("prune", "events_due"),
     ],
 )
 def test_no_statement_that_could_read_too_much_may_choose_its_index(
