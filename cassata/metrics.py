@@ -7,6 +7,7 @@ mode), so that whichever is asked can tell the sum. What happens for each event 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ BACKLOG_SECONDS = 5.0
 BACKLOG_SHARE = 0.02
 """What waits is counted anew after so many seconds, or later, so that counting takes no more than this share of the time."""
 BEAT_SECONDS = 1.0
+FOLDER_PREFIX = "cassata-metrics-"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 LATENESS_MS = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 2_500, 5_000, 15_000, 60_000, 300_000, 1_800_000)
@@ -77,31 +79,39 @@ class Shared:
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[Shared]:
-    """Make a folder for as long as this process lives, and remove those that killed ones have left."""
+    """Make a folder for as long as this process lives, and remove those that killed ones have left.
+
+    It is locked while it is in use, by this process and those that are forked from it: a lock ends with who has it, however that was.
+    """
     _remove_leftovers()
-    path = Path(tempfile.mkdtemp(prefix=f"cassata-metrics-{os.getpid()}-"))
+    path, descriptor = _locked_folder()
     try:
         yield Shared(path)
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.is_dir():
+            return path, descriptor
+        os.close(descriptor)  # somebody who started at this moment took it for a leftover
 
 
 def _remove_leftovers() -> None:
-    for path in Path(tempfile.gettempdir()).glob("cassata-metrics-*-*"):
-        pid = path.name.split("-")[2]
-        with contextlib.suppress(OSError):
-            if pid.isdecimal() and path.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or in use, or gone
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            try:
+                if os.fstat(descriptor).st_uid == os.getuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 class CannotServe(CassataError):

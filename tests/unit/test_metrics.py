@@ -174,15 +174,16 @@ def test_what_waits_is_not_counted_anew_for_everybody_who_asks(bench: Bench) -> 
     assert told(counted, "cassata_waiting_events") == before == {}
 
 
-def test_a_folder_that_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_a_killed_process_left_is_removed_and_none_that_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    living, foreign = tmp_path / f"cassata-metrics-{os.getpid()}-x", tmp_path / "cassata-metrics-of-mine"
-    for folder in (living, foreign, tmp_path / "cassata-metrics-4194305-x"):  # no process has so high a number
-        folder.mkdir()
+    (tmp_path / "cassata-metrics-1-left").mkdir()
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "cassata-metrics-2-link"
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
 
-    with metrics.shared_folder() as shared:
-        assert {*tmp_path.iterdir()} == {living, foreign, shared.path}
-    assert {*tmp_path.iterdir()} == {living, foreign}
+    with metrics.shared_folder() as one, metrics.shared_folder() as other:
+        assert {*tmp_path.iterdir()} == {elsewhere, link, one.path, other.path}
+    assert {*tmp_path.iterdir()} == {elsewhere, link}
 
 
 def test_a_port_that_is_taken_is_told_in_words(bench: Bench, worker: WorkerMetrics) -> None:  # noqa: F811
