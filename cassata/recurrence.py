@@ -193,10 +193,11 @@ class _Series:
         if self.every_ms:
             return -(-(begin - self.begins_at) // self.every_ms)
         for at, index in self._counted(begin, known):
-            passed = self._passed(at + 1, begin, patience + 1) if at < begin else self._passed(begin, at, patience + 1)
-            found = index + 1 + passed if at < begin else index - passed
-            is_over = at < begin and self.most is not None and found >= self.most
-            if passed <= patience or is_over:
+            is_after = at < begin
+            passed = self._passed(at + 1, begin, patience + 1) if is_after else -self._passed(begin, at + 1, patience + 1)
+            found = index + 1 + passed
+            is_over = is_after and self.most is not None and found >= self.most
+            if abs(passed) <= patience or is_over:
                 return found
         return None
 

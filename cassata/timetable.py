@@ -555,11 +555,11 @@ class Timetable:
         series, application = self._locked(conn, application_id, series_id, now, version)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
-        at, index = self._made(series, instance_id)
-        content = replace(series.content, rule=replace(series.rule, until_at=at - 1))
-        self._remove_unmade(conn, application, series, content.rule, at)
+        first_cut = self._made(series, instance_id)
+        content = replace(series.content, rule=replace(series.rule, until_at=first_cut.at - 1))
+        self._remove_unmade(conn, application, series, content.rule, first_cut.at)
         place = series.last or Occurrence(now, None)
-        place = Occurrence(at - 1, index) if place.at >= at else place  # what was made ahead from there on is taken back
+        place = _place_before(first_cut) if place.at >= first_cut.at else place  # what was made ahead from there on is taken back
         columns = store.series_row(content, application) | {"last_at": place.at, "last_index": place.index}
         if _first_from(content.rule, min(now, place.at + 1), place) is None:
             columns |= {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": series.finished_at or now}
@@ -652,9 +652,19 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
     first = _first_from(rule, now if begin is None else begin, known)
     if first is None:
         return {"status": SeriesStatus.ENDED, "wake_at": None, "finished_at": now}
-    # The place before the first one. Its index is that of the next occurrence, from where the others are counted.
-    place = {"last_at": first.at - 1, "last_index": first.index}
-    return {"status": SeriesStatus.ACTIVE, "wake_at": max(1, first.at - LEAD_MS), "finished_at": None, **place}
+    place = _place_before(first)
+    return {
+        "status": SeriesStatus.ACTIVE,
+        "wake_at": max(1, first.at - LEAD_MS),
+        "finished_at": None,
+        "last_at": place.at,
+        "last_index": place.index,
+    }
+
+
+def _place_before(following: Occurrence) -> Occurrence:
+    """Return how far a series has come whose next occurrence is that one."""
+    return Occurrence(following.at - 1, None if following.index is None else following.index - 1)
 
 
 def _first_from(rule: Rule, begin: int, known: Occurrence | None) -> Occurrence | None:
@@ -701,7 +711,7 @@ def _pass_over_missed(plan: Plan, now: int) -> None:
     if following is None:
         plan.pass_over(Occurrence(_newest(rule, plan.place, now + 1), None), None)
     else:
-        plan.pass_over(Occurrence(following.at - 1, following.index), _distance(first, following))
+        plan.pass_over(_place_before(following), _distance(first, following))
 
 
 def _newest(rule: Rule, place: Occurrence, until: int) -> int:

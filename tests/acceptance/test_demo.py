@@ -52,7 +52,7 @@ def test_a_demonstration_that_is_too_short_says_what_had_not_ended(run_cassata: 
 def test_an_error_that_looks_like_markup_is_shown_as_it_is() -> None:
     at = datetime.now(UTC)
     error = "bad [/red] [link=http://x] \x1b[2J"
-    event = Event("demo", "e1", Status.FAILED, 1, at, None, error, False, "POST", "http://x/", at, at, document={})
+    event = Event("demo", "e1", Status.FAILED, 1, at, None, error, None, False, False, "POST", "http://x/", at, at, "1-0", document={})
     console = Console(width=150, file=io.StringIO())
     console.print(demo._table({"e1": event}, demo.Arrivals(), 150))
     demo._tell_changes(console, {}, {"e1": event}, demo.Arrivals())
@@ -75,7 +75,7 @@ def test_the_table_shows_whole_ids_and_statuses_however_narrow_the_terminal_is(w
     at = datetime.now(UTC)
     error = "connect failed: Failed to connect to 127.0.0.1:40000 after 0 ms: Could not connect to server, after 3 attempts"
     events = {
-        name: Event("demo", name, status, 3, at, None, error, False, "POST", "http://x/", at, at, document={})
+        name: Event("demo", name, status, 3, at, None, error, None, False, False, "POST", "http://x/", at, at, "1-0", document={})
         for name, status in (("in-2-seconds", Status.PROCESSING), ("unreachable", Status.SERVICE_UNAVAILABLE))
     }
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)

@@ -79,8 +79,10 @@ def test_what_is_acknowledged_and_not_there_is_lost(past: Past) -> None:
 def test_what_is_acknowledged_and_was_not_answered_2xx_is_lost_unless_it_ended_for_a_reason(past: Past) -> None:
     past.ledger.acknowledged([("shop", f"e{number}") for number in range(6, 8)])
     past.change(
-        "INSERT INTO events SELECT id + 5, application, 'e' || (id + 5), 3, due_at, NULL, fence, attempts, 0, 0, method, url, headers,"
-        " payload, options, request_hash, CASE id WHEN 1 THEN 'HTTP 404' END, created_at, finished_at FROM events WHERE id < 3"
+        "INSERT INTO events (id, application, event_id, status, due_at, fence, attempts, lost_leases, method, url, request_hash,"
+        " last_error, created_at, finished_at)"
+        " SELECT id + 5, application, 'e' || (id + 5), 3, due_at, fence, attempts, 0, method, url, request_hash,"
+        " CASE id WHEN 1 THEN 'HTTP 404' END, created_at, finished_at FROM events WHERE id < 3"
     )
 
     assert past.check().lost == [("shop", "e7")]
