@@ -72,6 +72,12 @@ class Shared:
         os.environ[FOLDER_VARIABLE] = str(self.path)
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # prometheus_client chooses when it is imported
 
+    def leave(self) -> None:
+        """Have what this process counts from here on kept in its own memory, as usual."""
+        if os.environ.get(FOLDER_VARIABLE) == str(self.path):
+            del os.environ[FOLDER_VARIABLE]
+            values.ValueClass = values.MutexValue
+
     def forget(self, pid: int) -> None:
         """Count no more what only a living process has."""
         mark_process_dead(pid, str(self.path))  # type: ignore[no-untyped-call]
@@ -85,9 +91,11 @@ def shared_folder() -> Iterator[Shared]:
     """
     _remove_leftovers()
     path, descriptor = _locked_folder()
+    shared = Shared(path)
     try:
-        yield Shared(path)
+        yield shared
     finally:
+        shared.leave()
         shutil.rmtree(path, ignore_errors=True)
         os.close(descriptor)
 

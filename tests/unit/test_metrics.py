@@ -251,12 +251,13 @@ def test_open_breakers_are_told_by_application(scheduler: Scheduler) -> None:
     assert scheduler.backlog(named=0, most=9).open_breakers == {OTHERS: 2}
 
 
-def test_a_supervisor_counts_those_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    monkeypatch.setenv(metrics.FOLDER_VARIABLE, "")
-    shared = metrics.Shared(tmp_path)
-    shared.join()
-    counted = SupervisorMetrics(shared)
-    counted.died(os.getpid())
+def test_a_supervisor_counts_those_that_died_and_leaves_nothing_behind() -> None:
+    usual = values.ValueClass
+    with metrics.shared_folder() as shared:
+        shared.join()
+        counted = SupervisorMetrics(shared)
+        counted.died(os.getpid())
+        assert told(counted, "cassata_worker_deaths_total") == {"": 1}
 
-    assert told(counted, "cassata_worker_deaths_total") == {"": 1}
+    assert values.ValueClass is usual
+    assert metrics.FOLDER_VARIABLE not in os.environ
