@@ -11,6 +11,7 @@ from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, S
 from tests.courier.sending import delivery
 
 MANY = 300  # draws, where chance decides
+NO_OUTCOMES = {ErrorKind.WORKER_LOST, ErrorKind.REPLAYED}  # they stand in the log only
 
 
 def outcome(status_code: int | None = None, error: ErrorKind | None = None, *, detail: str | None = None, **of_delivery: Any) -> Outcome:
@@ -42,7 +43,7 @@ def test_any_other_code_fails_at_once(code: int) -> None:
     assert (verdict.status, verdict.wait_ms) == (Status.FAILED, None)
 
 
-@pytest.mark.parametrize("error", [error for error in ErrorKind if error is not ErrorKind.WORKER_LOST])
+@pytest.mark.parametrize("error", [error for error in ErrorKind if error not in NO_OUTCOMES])
 @pytest.mark.parametrize("code", [None, 200, 404, 503])
 def test_an_error_decides_before_the_code(error: ErrorKind, code: int | None) -> None:
     hopeless = error in {ErrorKind.BLOCKED_ADDRESS, ErrorKind.UNSENDABLE, ErrorKind.TOO_LATE}
