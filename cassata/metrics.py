@@ -48,7 +48,8 @@ HTTP_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_0
 TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kind is not ErrorKind.WORKER_LOST))
+_NEVER_TOLD = frozenset({ErrorKind.WORKER_LOST, ErrorKind.REPLAYED})  # who writes them down has not tried to deliver
+CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kind not in _NEVER_TOLD))
 
 
 # --- figures of several processes ----------------------------------------------------------------------------------------
@@ -357,7 +358,8 @@ class WorkerMetrics(Metrics):
                 if wait:
                     throttled.observe(wait)
                 lateness.observe(max(0, outcome.started_at - delivery.send_at - wait))
-                http.observe(outcome.duration_ms)
+                if outcome.error is not ErrorKind.TOO_LATE:  # that was not sent
+                    http.observe(outcome.duration_ms)
 
     def _name(self, number: int, application_id: str) -> str:
         if number > NAMED_APPLICATIONS:

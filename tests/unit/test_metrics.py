@@ -98,6 +98,13 @@ def test_what_limits_have_an_event_wait_for_is_no_lateness(worker: WorkerMetrics
     assert (told(worker, "cassata_claims_total"), told(worker, "cassata_claimed_events_total")) == ({"": 1}, {"": 1})
 
 
+def test_what_was_not_sent_was_late_and_took_no_time(worker: WorkerMetrics) -> None:
+    telemetry.tell("delivered", [Outcome(DELIVERY, NOON + 9_000, 0, error=ErrorKind.TOO_LATE)], {})
+
+    assert told(worker, "cassata_http_seconds_count") == {"": 0}
+    assert told(worker, "cassata_scheduler_lateness_seconds_sum") == {"": 9.0}
+
+
 def test_what_was_told_to_the_log_is_counted_too(worker: WorkerMetrics) -> None:
     telemetry.tell("delivered", [outcome(DELIVERY, 404)], {})
     telemetry.emit("event failed", application_id="shop", event_id="e1", reason="HTTP 404")
