@@ -7,6 +7,7 @@ mode), so that whichever is asked can tell the sum. What happens for each event 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ BACKLOG_SECONDS = 5.0
 BACKLOG_SHARE = 0.02
 """What waits is counted anew after so many seconds, or later, so that counting takes no more than this share of the time."""
 BEAT_SECONDS = 1.0
+FOLDER_PREFIX = "cassata-metrics-"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 LATENESS_MS = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 2_500, 5_000, 15_000, 60_000, 300_000, 1_800_000)
@@ -46,7 +48,8 @@ HTTP_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 20_0
 TRANSACTION_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kind is not ErrorKind.WORKER_LOST))
+_NEVER_TOLD = frozenset({ErrorKind.WORKER_LOST, ErrorKind.REPLAYED})  # who writes them down has not tried to deliver
+CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kind not in _NEVER_TOLD))
 
 
 # --- figures of several processes ----------------------------------------------------------------------------------------
@@ -70,6 +73,12 @@ class Shared:
         os.environ[FOLDER_VARIABLE] = str(self.path)
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # prometheus_client chooses when it is imported
 
+    def leave(self) -> None:
+        """Have what this process counts from here on kept in its own memory, as usual."""
+        if os.environ.get(FOLDER_VARIABLE) == str(self.path):
+            del os.environ[FOLDER_VARIABLE]
+            values.ValueClass = values.MutexValue
+
     def forget(self, pid: int) -> None:
         """Count no more what only a living process has."""
         mark_process_dead(pid, str(self.path))  # type: ignore[no-untyped-call]
@@ -77,31 +86,41 @@ class Shared:
 
 @contextlib.contextmanager
 def shared_folder() -> Iterator[Shared]:
-    """Make a folder for as long as this process lives, and remove those that killed ones have left."""
+    """Make a folder for as long as this process lives, and remove those that killed ones have left.
+
+    It is locked while it is in use, by this process and those that are forked from it: a lock ends with who has it, however that was.
+    """
     _remove_leftovers()
-    path = Path(tempfile.mkdtemp(prefix=f"cassata-metrics-{os.getpid()}-"))
+    path, descriptor = _locked_folder()
+    shared = Shared(path)
     try:
-        yield Shared(path)
+        yield shared
     finally:
+        shared.leave()
         shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked_folder() -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        descriptor = os.open(path, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.is_dir():
+            return path, descriptor
+        os.close(descriptor)  # somebody who started at this moment took it for a leftover
 
 
 def _remove_leftovers() -> None:
-    for path in Path(tempfile.gettempdir()).glob("cassata-metrics-*-*"):
-        pid = path.name.split("-")[2]
-        with contextlib.suppress(OSError):
-            if pid.isdecimal() and path.lstat().st_uid == os.getuid() and not _is_alive(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    for path in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, or in use, or gone
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+            try:
+                if os.fstat(descriptor).st_uid == os.getuid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 class CannotServe(CassataError):
@@ -339,7 +358,8 @@ class WorkerMetrics(Metrics):
                 if wait:
                     throttled.observe(wait)
                 lateness.observe(max(0, outcome.started_at - delivery.send_at - wait))
-                http.observe(outcome.duration_ms)
+                if outcome.error is not ErrorKind.TOO_LATE:  # that was not sent
+                    http.observe(outcome.duration_ms)
 
     def _name(self, number: int, application_id: str) -> str:
         if number > NAMED_APPLICATIONS:

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassata import config, process, retention, telemetry
+from cassata import config, process, retention, telemetry, tracing
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
@@ -883,7 +883,17 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
 
 @contextlib.contextmanager
 def measured(settings: Settings, scheduler: Scheduler, process: WorkerProcess, *, is_child: bool = False) -> Iterator[None]:
-    """Have figures kept of a process while it works, and served, unless that is its supervisor's business."""
+    """Have figures, and spans, kept of a process while it works; the figures are served, unless that is its supervisor's business."""
+    stop_tracing = tracing.start("worker")
+    try:
+        with _counted(settings, scheduler, process, is_child=is_child):
+            yield
+    finally:
+        stop_tracing()
+
+
+@contextlib.contextmanager
+def _counted(settings: Settings, scheduler: Scheduler, process: WorkerProcess, *, is_child: bool) -> Iterator[None]:
     worker = settings.worker
     if worker.metrics_port is None:
         yield

@@ -23,7 +23,7 @@ from gunicorn.glogging import Logger
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest
 
-from cassata import config, process, telemetry
+from cassata import config, process, telemetry, tracing
 from cassata.config import Settings
 from cassata.errors import CassataError, ConfigError
 from cassata.metrics import ServiceMetrics, Shared, shared_folder
@@ -173,6 +173,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._on_ready = on_ready
         self._key_command = key_command
         self._scheduler: Scheduler | None = None
+        self._stop_tracing: Callable[[], None] = lambda: None
         self._draining = mmap.mmap(-1, 1)  # one byte that all processes see
         super().__init__()
 
@@ -228,6 +229,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         self._scheduler = _open(self.settings, pool_size=service.threads, check=False)
         metrics = ServiceMetrics(self._scheduler, self._figures)
         metrics.start()
+        self._stop_tracing = tracing.start("service")
         app = create_app(self._scheduler, service, draining=lambda: self.is_draining, metrics=metrics)
         app.register_error_handler(ParseException, _badly_framed)
         return app
@@ -253,6 +255,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             self._on_ready()
 
     def _ended(self, _master: Any, _worker: Any) -> None:
+        self._stop_tracing()
         if self._scheduler is not None:
             self._scheduler.close()
 

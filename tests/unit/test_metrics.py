@@ -98,6 +98,13 @@ def test_what_limits_have_an_event_wait_for_is_no_lateness(worker: WorkerMetrics
     assert (told(worker, "cassata_claims_total"), told(worker, "cassata_claimed_events_total")) == ({"": 1}, {"": 1})
 
 
+def test_what_was_not_sent_was_late_and_took_no_time(worker: WorkerMetrics) -> None:
+    telemetry.tell("delivered", [Outcome(DELIVERY, NOON + 9_000, 0, error=ErrorKind.TOO_LATE)], {})
+
+    assert told(worker, "cassata_http_seconds_count") == {"": 0}
+    assert told(worker, "cassata_scheduler_lateness_seconds_sum") == {"": 9.0}
+
+
 def test_what_was_told_to_the_log_is_counted_too(worker: WorkerMetrics) -> None:
     telemetry.tell("delivered", [outcome(DELIVERY, 404)], {})
     telemetry.emit("event failed", application_id="shop", event_id="e1", reason="HTTP 404")
@@ -174,15 +181,16 @@ def test_what_waits_is_not_counted_anew_for_everybody_who_asks(bench: Bench) -> 
     assert told(counted, "cassata_waiting_events") == before == {}
 
 
-def test_a_folder_that_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_a_killed_process_left_is_removed_and_none_that_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    living, foreign = tmp_path / f"cassata-metrics-{os.getpid()}-x", tmp_path / "cassata-metrics-of-mine"
-    for folder in (living, foreign, tmp_path / "cassata-metrics-4194305-x"):  # no process has so high a number
-        folder.mkdir()
+    (tmp_path / "cassata-metrics-1-left").mkdir()
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "cassata-metrics-2-link"
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
 
-    with metrics.shared_folder() as shared:
-        assert {*tmp_path.iterdir()} == {living, foreign, shared.path}
-    assert {*tmp_path.iterdir()} == {living, foreign}
+    with metrics.shared_folder() as one, metrics.shared_folder() as other:
+        assert {*tmp_path.iterdir()} == {elsewhere, link, one.path, other.path}
+    assert {*tmp_path.iterdir()} == {elsewhere, link}
 
 
 def test_a_port_that_is_taken_is_told_in_words(bench: Bench, worker: WorkerMetrics) -> None:  # noqa: F811
@@ -250,12 +258,13 @@ def test_open_breakers_are_told_by_application(scheduler: Scheduler) -> None:
     assert scheduler.backlog(named=0, most=9).open_breakers == {OTHERS: 2}
 
 
-def test_a_supervisor_counts_those_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "ValueClass", values.ValueClass)
-    monkeypatch.setenv(metrics.FOLDER_VARIABLE, "")
-    shared = metrics.Shared(tmp_path)
-    shared.join()
-    counted = SupervisorMetrics(shared)
-    counted.died(os.getpid())
+def test_a_supervisor_counts_those_that_died_and_leaves_nothing_behind() -> None:
+    usual = values.ValueClass
+    with metrics.shared_folder() as shared:
+        shared.join()
+        counted = SupervisorMetrics(shared)
+        counted.died(os.getpid())
+        assert told(counted, "cassata_worker_deaths_total") == {"": 1}
 
-    assert told(counted, "cassata_worker_deaths_total") == {"": 1}
+    assert values.ValueClass is usual
+    assert metrics.FOLDER_VARIABLE not in os.environ
