@@ -272,15 +272,13 @@ def expected(route: Route, rule: str, whose: str | None, scope: Scope) -> int:
 @pytest.mark.parametrize("scope", list(Scope))
 def test_every_page_and_form_is_for_those_that_it_declares(guarded: Flask, scheduler: Scheduler, whose: str | None, scope: Scope) -> None:
     client = log_in(guarded, make_key(scheduler, whose, scope))
-    home = client.get("/ui/app/bank" if whose == "bank" else "/ui/app/shop").text
-    token = re.search(r'name="token" value="([0-9a-f]+)"', home)
-    assert token
+    token = form_token(client)
     values = {"application_id": "shop", "event_id": "e1", "series_id": "daily", "operation_id": "o1", "prefix": "aaaaaaaa"}
     asked = [page for page in pages_of(guarded) if page[1] != "/ui/logout"]
     assert len(asked) > 28
     for method, rule, route in asked:
         address = re.sub(r"<(\w+)>", lambda found: values[found[1]], rule)
-        answer = client.open(address, method=method, data={"token": token[1]} if method == "POST" else None)
+        answer = client.open(address, method=method, data={"token": token} if method == "POST" else None)
         status = expected(route, rule, whose, scope)
         if status == 200:
             assert answer.status_code < 500, (rule, answer.status)
