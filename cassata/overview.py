@@ -30,8 +30,10 @@ T = TypeVar("T")
 
 EXAMINED = 10_000
 """So many events are looked at for a count by status."""
-BAR_EVENTS = 2_000
-"""So many are counted of a minute, hour or day ahead, of all applications that are asked for together."""
+BAR_EVENTS = 1_000
+"""So many are counted of a minute, hour or day ahead, of all applications that are asked for together; the rest is guessed by them."""
+LEAST_PART = 0.02
+"""From a smaller part of a step than that nothing is guessed."""
 MOST_APPLICATIONS = 20
 """Of more applications only those are looked at that have something to do first."""
 FRESH_SECONDS = 1.0
@@ -243,13 +245,14 @@ class Overview:
         wakes = {number: at for number, at in self._wakes(conn, application_id).items() if at < bounds[-1]}
         looked_at = sorted(wakes, key=wakes.__getitem__)[:MOST_APPLICATIONS]
         share = BAR_EVENTS // max(1, len(looked_at))
-        events, capped = [0] * steps, [len(looked_at) < len(wakes)] * steps
+        # What is overdue is told apart, so that the first bar is what is still to come.
+        edges = [now, *bounds[1:]]
+        bars = [Capped(0, len(looked_at) < len(wakes))] * steps
         for number in looked_at:
-            # What is overdue is told apart, so that the first bar is what is still to come.
-            for place, found in enumerate(store.waking(conn, number, [now, *bounds[1:]], share)):
-                events[place] += found
-                capped[place] |= found >= share
-        return [Ahead(bounds[place], bounds[place + 1], Capped(events[place], capped[place])) for place in range(steps)]
+            for place, (events, last) in enumerate(store.waking(conn, number, edges, share)):
+                found = Capped(events) if events < share else _guessed(events, last - edges[place], edges[place + 1] - edges[place])
+                bars[place] = _together(bars[place], found)
+        return [Ahead(bounds[place], bounds[place + 1], bars[place]) for place in range(steps)]
 
     def _minutes(self, conn: Connection, application_id: str | None, minutes: int) -> list[Minute]:
         end = self._clock.now(conn) // MINUTE_MS + 1
@@ -306,3 +309,17 @@ class Overview:
         """Say that a worker process is about to end."""
         self.tell(pulse, 0)
         self._transactions.write(lambda conn, _tries: store.forget_worker(conn, pulse.worker))
+
+
+def _guessed(events: int, within_ms: int, length_ms: int) -> Capped:
+    """Say how many events there are about in all of a step, of which the first ones lie within its first part.
+
+    Of those that wake at one instant, or nearly so, nothing follows for the rest.
+    """
+    if within_ms < length_ms * LEAST_PART:
+        return Capped(events, is_capped=True)
+    return Capped(round(events * length_ms / within_ms), is_guessed=True)
+
+
+def _together(one: Capped, other: Capped) -> Capped:
+    return Capped(one.events + other.events, one.is_capped or other.is_capped, one.is_guessed or other.is_guessed)

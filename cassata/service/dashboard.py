@@ -665,7 +665,7 @@ def _ahead_chart(ahead: Sequence[Ahead], step_ms: int, step: str) -> Any:
     for place, bar in enumerate(ahead):
         label = _label(bar.begin, step_ms)
         parts, title = [("ahead", bar.events.events)], f"{label}: {pages.count(bar.events)} events"
-        columns.append(charts.Column("now" if place == 0 else label, parts, title, bar.events.is_capped))
+        columns.append(charts.Column("now" if place == 0 else label, parts, title, bar.events.is_capped or bar.events.is_guessed))
     total = sum(bar.events.events for bar in ahead)
     return charts.bars(columns, f"Events due per {step}, for {len(ahead)} {step}s from now: {total:,} altogether")
 
