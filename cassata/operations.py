@@ -42,7 +42,6 @@ EVENTS_PER_SECOND = 2_000
 COUNT_EVENTS = 10_000
 COUNT_EXAMINED = 50_000
 """Up to there events are counted exactly."""
-LONGEST_LIST = 1_000
 
 
 class Step(NamedTuple):
@@ -135,6 +134,7 @@ class Operations:
             if there is not None:
                 return _identical(_to_operation(there, new.application_id), new)
             assert count is not None
+            store.lock_application(conn, new.application_id)  # so that whoever comes later has the larger number, and waits
             row = _row(new, search, count, application.number, self._clock.now(conn), store.newest_row(conn))
             store.insert_operation(conn, row)
             stored = store.operation(conn, application.number, new.operation_id)

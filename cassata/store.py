@@ -24,6 +24,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    exists,
     false,
     func,
     insert,
@@ -1202,8 +1203,13 @@ def next_operation_at(conn: Connection) -> int | None:
 
 
 def lock_due_operation(conn: Connection, now: int) -> Row[Any] | None:
-    """Lock the operation that has waited longest to go on, passing over those that others have locked."""
-    due = select(*OP).where(OP.wake_at <= now).order_by(OP.wake_at, OP.id).limit(1)
+    """Lock the operation that has waited longest to go on, passing over those that others have locked.
+
+    Those of one application follow each other: an event remembers only the last one that has changed it.
+    """
+    before = operations.alias()
+    is_first = ~exists().where(before.c.application == OP.application, before.c.id < OP.id, before.c.wake_at.is_not(None))
+    due = select(*OP).where(OP.wake_at <= now, is_first).order_by(OP.wake_at, OP.id).limit(1)
     return conn.execute(due.with_for_update(skip_locked=True)).first()
 
 

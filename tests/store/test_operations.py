@@ -452,7 +452,31 @@ def test_an_operation_that_is_done_cannot_be_cancelled(hand: Hand) -> None:
 
 
 @pytest.mark.usefixtures("small_steps")
-def test_operations_take_turns(hand: Hand) -> None:
+@pytest.mark.parametrize("wanted", [ALL, Filter(statuses=frozenset({Status.PENDING}))])
+def test_the_same_shift_twice_moves_each_event_twice(hand: Hand, wanted: Filter) -> None:
+    add(hand, *(f"e{number}" for number in range(9)), due_at=WAY_AHEAD)
+    for _ in range(2):
+        hand.scheduler.operations.begin(asked(Action.RESCHEDULE, wanted, shift_ms=3_600_000))
+
+    finish(hand)
+
+    assert {event(hand, name).due_at for name in statuses(hand)} == {WAY_AHEAD + 2 * 3_600_000}
+    assert [each.changed for each in hand.scheduler.operations.list("shop")] == [9, 9]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_what_was_asked_for_later_is_done_later(hand: Hand) -> None:
+    add(hand, *(f"e{number}" for number in range(9)), due_at=WAY_AHEAD)
+    hand.scheduler.operations.begin(asked(Action.CANCEL, ALL))
+    hand.scheduler.operations.begin(asked(Action.RETRY, Filter(statuses=frozenset({Status.CANCELLED}))))
+
+    finish(hand)
+
+    assert set(statuses(hand).values()) == {Status.PENDING}
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_operations_of_several_applications_take_turns(hand: Hand) -> None:
     for application in ("shop", "other"):
         add(hand, *(f"e{number}" for number in range(9)), application_id=application)
         hand.scheduler.operations.begin(NewOperation(application, Action.CANCEL, ALL))
