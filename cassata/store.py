@@ -520,6 +520,11 @@ def series_after(conn: Connection, application: int, statuses: Collection[Series
     return conn.execute(question).all()
 
 
+def series_waking(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` series that are to be seen to by `until`, those first that come first, without payloads."""
+    return conn.execute(_SERIES_WITHOUT_PAYLOAD.where(S.wake_at > 0, S.wake_at <= until).order_by(S.wake_at).limit(limit)).all()
+
+
 def next_series_wake(conn: Connection) -> int | None:
     """Tell when a worker is to see to a series next (ms); None: never."""
     return conn.execute(_ACTIVE_WAKE).scalar()

@@ -13,7 +13,9 @@ from cassata import database, overview
 from cassata.errors import UnknownApplication
 from cassata.model import Capped, ErrorKind, Outcome, Status
 from cassata.overview import Pulse
+from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.series import NewSeries
 from cassata.tallies import LATENESS_MS, MINUTE_MS, percentile
 from cassata.tenants import Changes
 from tests.words import NOON, Hand, ManualClock, new_event, outcome
@@ -86,6 +88,18 @@ def test_the_load_ahead_is_told_step_by_step(scheduler: Scheduler, clock: Manual
     ]
     assert sum(bar.events.events for bar in scheduler.overview.ahead(60_000, 60)) == 7
     assert sum(bar.events.events for bar in scheduler.overview.ahead(3_600_000, 48, "shop")) == 11
+
+
+def test_occurrences_of_series_are_told_before_they_are_events(scheduler: Scheduler, clock: ManualClock) -> None:
+    for application_id, status in (("shop", None), ("bank", None), ("shop", "paused")):
+        new = NewSeries(application_id, Rule(every_ms=600_000, start_at=NOON), "http://127.0.0.1/", series_id=f"s{status}", payload=b"")
+        scheduler.timetable.create(new)
+    scheduler.timetable.pause("shop", "spaused")
+    for application_id, expected in (("shop", 1), (None, 2)):
+        ahead = scheduler.overview.ahead(60_000, 60, application_id)
+        told = [(bar.begin - NOON) // 60_000 for bar in ahead if bar.occurrences.events]
+        assert told == [10, 20, 30, 40, 50]
+        assert {bar.occurrences for bar in ahead if bar.occurrences.events} == {Capped(expected)}
 
 
 def test_a_bar_ends_at_its_cap(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
