@@ -303,7 +303,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         description=shape.description,
         metadata=shape.metadata or {},
         url=shape.url,
-        payload=shape.event,
+        payload=shape.payload,
         method=shape.method or "POST",
         headers=shape.request_headers or (),
         timeout_ms=shape.timeout,

@@ -256,6 +256,13 @@ def _payload(value: Any) -> bytes:
     return (value if isinstance(value, str) else _encode_compact(value)).encode()
 
 
+def _bytes(value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (ValueError, TypeError):  # binascii.Error is a ValueError
+        raise ValueError("must be bytes in base64 (RFC 4648 section 4), with their padding") from None
+
+
 def _headers(value: Any) -> Headers:
     """Read ["Name: value", ...] or {"Name": "value" or ["value", ...]}, keeping order and repetitions."""
     lines: list[tuple[Steps, tuple[str, str] | str]]
@@ -370,11 +377,16 @@ class RequestDocument(Shape):
     """What may be left out of a request to send. Its validators turn what was written into what `NewEvent` holds."""
 
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
+    event_base64: Annotated[bytes | None, BeforeValidator(_bytes)] = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
     request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
+
+    @property
+    def payload(self) -> bytes | None:
+        return self.event if self.event_base64 is None else self.event_base64
 
 
 class EventDocument(RequestDocument):
@@ -451,6 +463,7 @@ def read_change(document: Any) -> Change:
             errors.append(fault(places, (name,), "cannot be null: leave it out, and it stays as it is"))
     if {"expiry", "delay"} <= fields.keys():
         errors.append(fault(places, ("delay",), _ONE_OF_TWO))
+    errors += (fault(places, steps, detail) for steps, detail in _two_bodies(fields))
     try:
         shape = ChangeDocument.model_validate(fields)
     except ValidationError as error:
@@ -532,8 +545,14 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
 
 def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
     method = fields.get("method") or "POST"
-    if "event" not in fields and isinstance(method, str) and method in METHODS_WITH_BODY:
+    if not {"event", "event-base64"} & fields.keys() and isinstance(method, str) and method in METHODS_WITH_BODY:
         yield ("event",), f'is required for {method}: write "" for an empty body'
+    yield from _two_bodies(fields)
+
+
+def _two_bodies(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    if {"event", "event-base64"} <= fields.keys():
+        yield ("event-base64",), "cannot be given together with an event: leave one of the two out"
 
 
 def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Steps, str]]:
@@ -608,7 +627,7 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
     yield "url", "url", shape.url
     yield "expiry", "due_at", shape.expiry
     yield "delay", "delay_ms", shape.delay
-    yield "event", "payload", shape.event
+    yield "event" if shape.event_base64 is None else "event_base64", "payload", shape.payload
     yield "method", "method", shape.method or "POST"
     yield "request_headers", "headers", shape.request_headers or ()
     yield "timeout", "timeout_ms", shape.timeout

@@ -235,6 +235,24 @@ def test_event_tells_everything_that_was_asked(http: FlaskClient) -> None:
     assert stored["attempt-log"] == []
 
 
+def test_a_body_may_be_given_as_base64(http: FlaskClient, scheduler: Scheduler) -> None:
+    asked = event(event_base64="/wA=")
+    del asked["event"]
+    assert http.post("/cassata/add/", json=asked).status_code == 201
+    assert scheduler.event("shop", "e1")[0].payload == b"\xff\x00"
+
+    assert http.patch("/cassata/event/shop/e1", json={"event-base64": "AAE="}).status_code == 200
+    assert scheduler.event("shop", "e1")[0].payload == b"\x00\x01"
+
+
+@pytest.mark.parametrize("facts", [{"event_base64": "/wA="}, {"event": ..., "event_base64": "/w"}, {"event": ..., "event_base64": None}])
+def test_a_body_that_is_no_base64_or_is_given_twice_is_refused(http: FlaskClient, facts: dict[str, Any]) -> None:
+    asked = {name: value for name, value in event(**facts).items() if value is not ...}
+    refused = http.post("/cassata/add/", json=asked)
+    assert refused.status_code == 400
+    assert [error["pointer"] for error in refused.json["errors"]] == ["/event-base64"]
+
+
 def test_a_payload_that_is_not_text_is_shown_as_base64(http: FlaskClient, scheduler: Scheduler) -> None:
     scheduler.add(NewEvent("shop", "http://receiver.example/", delay_ms=60_000, event_id="e1", payload=b"\xff\x00"))
 
