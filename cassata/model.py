@@ -430,10 +430,11 @@ MEANT_BY: Mapping[Action, frozenset[Status]] = {
 
 
 class Capped(NamedTuple):
-    """So many events, or (`is_capped`) at least so many."""
+    """So many events, or (`is_capped`) at least so many; or (`is_guessed`) about so many, judged by the first of them."""
 
     events: int
     is_capped: bool = False
+    is_guessed: bool = False
 
 
 class OperationStatus(IntEnum):

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import uuid
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from cassata import __version__, database, store
-from cassata.errors import UnknownApplication
+from cassata import __version__, database, recurrence, store
+from cassata.errors import CassataError, UnknownApplication
 from cassata.explain import Reason, Situation, reasons
 from cassata.limits import Limiter
 from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Capped, Event, Status
+from cassata.series import SeriesStatus
 from cassata.store import Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
 from cassata.tenants import Tenants
@@ -30,10 +32,17 @@ T = TypeVar("T")
 
 EXAMINED = 10_000
 """So many events are looked at for a count by status."""
-BAR_EVENTS = 2_000
-"""So many are counted of a minute, hour or day ahead, of all applications that are asked for together."""
+BAR_EVENTS = 1_000
+"""So many are counted of a minute, hour or day ahead, of all applications that are asked for together; the rest is guessed by them."""
+LEAST_PART = 0.02
+"""From a smaller part of a step than that nothing is guessed."""
 MOST_APPLICATIONS = 20
 """Of more applications only those are looked at that have something to do first."""
+MOST_SERIES = 50
+OCCURRENCES = 2_000
+"""So many series are looked at, and so many of their occurrences computed."""
+MADE_AHEAD_MS = 10_000
+"""What comes sooner is an event already."""
 FRESH_SECONDS = 1.0
 """What has been asked within that time is not asked again: however many look on, the database answers one."""
 MOST_ANSWERS = 500
@@ -76,11 +85,12 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What is to be sent between two instants."""
+    """What is to be sent between two instants: events, and occurrences of series that are no events yet."""
 
     begin: int
     end: int
     events: Capped
+    occurrences: Capped
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +253,36 @@ class Overview:
         wakes = {number: at for number, at in self._wakes(conn, application_id).items() if at < bounds[-1]}
         looked_at = sorted(wakes, key=wakes.__getitem__)[:MOST_APPLICATIONS]
         share = BAR_EVENTS // max(1, len(looked_at))
-        events, capped = [0] * steps, [len(looked_at) < len(wakes)] * steps
+        # What is overdue is told apart, so that the first bar is what is still to come.
+        edges = [now, *bounds[1:]]
+        bars = [Capped(0, len(looked_at) < len(wakes))] * steps
         for number in looked_at:
-            # What is overdue is told apart, so that the first bar is what is still to come.
-            for place, found in enumerate(store.waking(conn, number, [now, *bounds[1:]], share)):
-                events[place] += found
-                capped[place] |= found >= share
-        return [Ahead(bounds[place], bounds[place + 1], Capped(events[place], capped[place])) for place in range(steps)]
+            for place, (events, last) in enumerate(store.waking(conn, number, edges, share)):
+                found = Capped(events) if events < share else _guessed(events, last - edges[place], edges[place + 1] - edges[place])
+                bars[place] = _together(bars[place], found)
+        occurrences = self._occurrences(conn, application_id, now + MADE_AHEAD_MS, bounds)
+        return [Ahead(bounds[place], bounds[place + 1], bars[place], occurrences[place]) for place in range(steps)]
+
+    def _occurrences(self, conn: Connection, application_id: str | None, begin: int, bounds: Sequence[int]) -> list[Capped]:
+        """Compute when series have occurrences: of the first ones to have any, and OCCURRENCES altogether."""
+        if application_id is None:
+            rows = store.series_waking(conn, bounds[-1], MOST_SERIES)
+        else:
+            rows = store.series_after(conn, self._number(conn, application_id), {SeriesStatus.ACTIVE}, "", MOST_SERIES)
+        found: Counter[int] = Counter()
+        is_capped = len(rows) == MOST_SERIES
+        left = OCCURRENCES
+        for row in rows:
+            try:
+                made = recurrence.between(store.to_series(row, "").rule, begin, bounds[-1], left)
+            except CassataError:
+                continue  # one that cannot be read must not hide the others
+            found.update(bisect_right(bounds, occurrence.at) - 1 for occurrence in made)
+            left -= len(made)
+            if left <= 0:
+                is_capped = True
+                break
+        return [Capped(found[place], is_capped and found[place] > 0) for place in range(len(bounds) - 1)]
 
     def _minutes(self, conn: Connection, application_id: str | None, minutes: int) -> list[Minute]:
         end = self._clock.now(conn) // MINUTE_MS + 1
@@ -314,3 +347,17 @@ class Overview:
         """Say that a worker process is about to end."""
         self.tell(pulse, 0)
         self._transactions.write(lambda conn, _tries: store.forget_worker(conn, pulse.worker))
+
+
+def _guessed(events: int, within_ms: int, length_ms: int) -> Capped:
+    """Say how many events there are about in all of a step, of which the first ones lie within its first part.
+
+    Of those that wake at one instant, or nearly so, nothing follows for the rest.
+    """
+    if within_ms < length_ms * LEAST_PART:
+        return Capped(events, is_capped=True)
+    return Capped(round(events * length_ms / within_ms), is_guessed=True)
+
+
+def _together(one: Capped, other: Capped) -> Capped:
+    return Capped(one.events + other.events, one.is_capped or other.is_capped, one.is_guessed or other.is_guessed)

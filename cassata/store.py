@@ -520,6 +520,11 @@ def series_after(conn: Connection, application: int, statuses: Collection[Series
     return conn.execute(question).all()
 
 
+def series_waking(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` series that are to be seen to by `until`, those first that come first, without payloads."""
+    return conn.execute(_SERIES_WITHOUT_PAYLOAD.where(S.wake_at > 0, S.wake_at <= until).order_by(S.wake_at).limit(limit)).all()
+
+
 def next_series_wake(conn: Connection) -> int | None:
     """Tell when a worker is to see to a series next (ms); None: never."""
     return conn.execute(_ACTIVE_WAKE).scalar()
@@ -1127,16 +1132,18 @@ def _counted(conn: Connection, some: Any) -> list[tuple[Status, int]]:
     return [(Status(status), count) for status, count in rows]
 
 
-def waking(conn: Connection, application: int, bounds: Sequence[int], most: int) -> list[int]:
-    """Count the events of an application that wake between each two bounds (ms), up to `most` each, in one statement."""
+def waking(conn: Connection, application: int, bounds: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Count the events of an application that wake between each two bounds (ms), up to `most` each, and say when the last one does
+    that was counted. One statement.
+    """
     parts: list[Any] = []
     for place, (begin, end) in enumerate(pairwise(bounds)):
-        some = select(E.id).where(E.application == application, E.wake_at >= begin, E.wake_at < end).limit(most)
+        some = select(E.wake_at).where(E.application == application, E.wake_at >= begin, E.wake_at < end).order_by(E.wake_at).limit(most)
         counted = _hinted(some, "events_wake").subquery(f"s{place}")
         number: ColumnElement[int] = literal_column(str(place))
-        parts.append(select(number.label("place"), func.count().label("events")).select_from(counted))
-    rows = conn.execute(union_all(*parts))
-    found = {row.place: row.events for row in rows}
+        last = func.coalesce(func.max(counted.c.wake_at), begin).label("last")
+        parts.append(select(number.label("place"), func.count().label("events"), last).select_from(counted))
+    found = {row.place: (row.events, row.last) for row in conn.execute(union_all(*parts))}
     return [found[place] for place in range(len(parts))]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cassata.model import Outcome
 from cassata.store import Measure
@@ -23,6 +23,8 @@ LATENESS_MEASURES = range(Measure.LATENESS, Measure.LATENESS + len(LATENESS_MS) 
 MOST_APPLICATIONS = 1_000
 """So many applications are counted apart within a few seconds; of more, only the sum is right."""
 
+_ATTEMPTS, _DELIVERED, _FAILED, _LATENESS = map(int, (Measure.ATTEMPTS, Measure.DELIVERED, Measure.FAILED, Measure.LATENESS))
+
 Place = tuple[int, int, int]
 """An application's number, a measure, a minute."""
 
@@ -35,20 +37,21 @@ class Tallies:
         self._counts: Counter[Place] = Counter()
         self._applications: set[int] = set()
 
-    def note(self, outcomes: Iterable[Outcome], failed: Mapping[int, int], now: int) -> None:
+    def note(self, outcomes: Collection[Outcome], failed: Mapping[int, int], now: int) -> None:
         """Count attempts; `failed` says by application's number how many events have failed for good."""
         minute = now // MINUTE_MS
-        found: Counter[tuple[int, int]] = Counter()
-        for outcome in outcomes:
-            delivery = outcome.delivery
-            number = delivery.application
-            found[number, Measure.ATTEMPTS] += 1
-            if outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300:
-                found[number, Measure.DELIVERED] += 1
-            if delivery.number == 1:  # of a retry nobody says when it should have been
-                found[number, Measure.LATENESS + bisect_left(LATENESS_MS, outcome.started_at - delivery.due_at)] += 1
-        for number, events in failed.items():
-            found[number, Measure.FAILED] += events
+        # Lists that C counts: this is done for every delivery.
+        attempts = Counter([(outcome.delivery.application, _ATTEMPTS) for outcome in outcomes])
+        delivered = Counter([(outcome.delivery.application, _DELIVERED) for outcome in outcomes if _is_delivered(outcome)])
+        lateness = Counter(
+            [
+                (outcome.delivery.application, _LATENESS + bisect_left(LATENESS_MS, outcome.started_at - outcome.delivery.due_at))
+                for outcome in outcomes
+                if outcome.delivery.number == 1  # of a retry nobody says when it should have been
+            ]
+        )
+        missed = {(number, _FAILED): events for number, events in failed.items()}
+        found = {**attempts, **delivered, **lateness, **missed}
         with self._lock:
             for (number, measure), events in found.items():
                 self._counts[ALL, measure, minute] += events
@@ -77,6 +80,10 @@ class Tallies:
         with self._lock:
             for row in rows:
                 self._counts[row["application"], row["measure"], row["minute"]] += row["events"]
+
+
+def _is_delivered(outcome: Outcome) -> bool:
+    return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
 
 
 def percentile(classes: Sequence[int], share: float) -> float | None:

@@ -421,7 +421,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Faults on purpose are neither quick nor gentle to what runs beside them, and browsers are not everywhere: both have their own runs."""
+    """Faults on purpose are neither quick nor gentle to what runs beside them, and browsers are not everywhere: both have own runs."""
     kinds = {"faults": config.getoption("--faults"), "browser": config.getoption("--browser")}
     wanted = {kind for kind, is_asked in kinds.items() if is_asked}
 

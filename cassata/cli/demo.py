@@ -241,7 +241,7 @@ def _tidy_undisturbed() -> None:
 
 def _greet(console: Console, service: str, receiver: str) -> None:
     event = f'{{"application-id": "{APPLICATION}", "delay": 5, "url": "{receiver}/hello", "event": {{"hello": "world"}}}}'
-    console.print(f"service   {service}\nreceiver  {receiver}\n", markup=False)
+    console.print(f"dashboard {service}/ui\nservice   {service}\nreceiver  {receiver}\n", markup=False)
     console.print(f"The series {SERIES!r} sends something every {SERIES_SECONDS} seconds. Add an event of your own, due in 5 seconds:\n")
     console.print(f"  curl {service}/cassata/add/ -H 'Content-Type: application/json' -d '{event}'\n", markup=False, soft_wrap=True)
 

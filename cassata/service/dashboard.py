@@ -664,9 +664,10 @@ def _ahead_chart(ahead: Sequence[Ahead], step_ms: int, step: str) -> Any:
     columns = []
     for place, bar in enumerate(ahead):
         label = _label(bar.begin, step_ms)
-        parts, title = [("ahead", bar.events.events)], f"{label}: {pages.count(bar.events)} events"
-        columns.append(charts.Column("now" if place == 0 else label, parts, title, bar.events.is_capped))
-    total = sum(bar.events.events for bar in ahead)
+        parts = [("ahead", bar.events.events), ("series", bar.occurrences.events)]
+        title = f"{label}: {pages.count(bar.events)} events, {pages.count(bar.occurrences)} occurrences of series"
+        columns.append(charts.Column("now" if place == 0 else label, parts, title, bar.events.is_capped or bar.events.is_guessed))
+    total = sum(bar.events.events + bar.occurrences.events for bar in ahead)
     return charts.bars(columns, f"Events due per {step}, for {len(ahead)} {step}s from now: {total:,} altogether")
 
 

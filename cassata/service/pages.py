@@ -48,7 +48,13 @@ def away(at: int, now: int) -> str:
 
 
 def count(found: Capped) -> str:
-    return f"{found.events:,}{'+' if found.is_capped and found.events else ''}"
+    sign = "+" if found.is_capped and found.events else ""
+    return f"{'about ' if found.is_guessed else ''}{_rounded(found.events) if found.is_guessed else found.events:,}{sign}"
+
+
+def _rounded(events: int) -> int:
+    """Leave two digits of a number that is only guessed."""
+    return int(float(f"{events:.2g}"))
 
 
 def body_text(payload: bytes | None) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, has_request_context, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import Rule
 
@@ -247,8 +247,8 @@ def _internal_problem(error: Exception) -> Response:
 
 
 def _answer(described: dict[str, Any], headers: dict[str, str] | None, error: Exception) -> Response:
-    """Answer people with a page, programs with the document."""
-    page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION)
+    """Answer people with a page, programs with the document. What is not HTTP never becomes a request."""
+    page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION) if has_request_context() else None
     if page is not None and is_for_people(request.path):
         return page(described, headers, error)
     return answer(described, described["status"], content_type=CONTENT_TYPE, headers=headers)

@@ -66,7 +66,7 @@ def stage(folder: Path) -> Iterator[Stage]:
             words = ["--database-url", url]
             env = {"CASSATA_SERVICE__AUTHENTICATION": "required", "CASSATA_SERVICE__PROCESSES": "1"}
             # All events go to one destination: what fails there must not keep the others waiting.
-            patient = {"CASSATA_WORKER__BREAKER_MINIMUM_REQUESTS": "100000"}
+            patient = {"CASSATA_WORKER__BREAKERMINIMUMREQUESTS": "100000"}
             address = f"http://127.0.0.1:{port}"
             started.append(start_process("cassata", "service", "start", *words, "--port", str(port), log=folder / "service.log", env=env))
             started[0].wait_until(lambda: answers(f"{address}/livez"))

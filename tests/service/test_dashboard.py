@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries, SeriesStatus
 from cassata.service import create_app
+from cassata.service.auth import Route
 from cassata.service.sessions import SESSION_COOKIE, VISIT_COOKIE
 from cassata.tenants import Changes
 
@@ -26,7 +26,7 @@ LOCALHOST = "http://localhost"
 
 
 @pytest.fixture
-def scheduler(sqlite_scheduler: Scheduler) -> Iterator[Scheduler]:
+def scheduler(sqlite_scheduler: Scheduler) -> Scheduler:
     """Two applications, of which one has an event of each kind."""
     for application_id in ("shop", "bank"):
         sqlite_scheduler.tenants.create(application_id)
@@ -36,7 +36,7 @@ def scheduler(sqlite_scheduler: Scheduler) -> Iterator[Scheduler]:
     sqlite_scheduler.timetable.create(
         NewSeries("shop", Rule(cron="0 7 * * *"), "http://127.0.0.1:9/daily", series_id="daily", payload=b"{}")
     )
-    yield sqlite_scheduler
+    return sqlite_scheduler
 
 
 @pytest.fixture
@@ -251,6 +251,40 @@ def test_a_key_that_only_reads_sees_no_buttons_and_can_do_nothing(guarded: Flask
 def test_a_session_on_this_machine_is_good_for_no_more_than_its_key(open_app: Flask, scheduler: Scheduler) -> None:
     client = log_in(open_app, make_key(scheduler, "shop", Scope.READ))
     assert client.get("/ui/app/bank").status_code == 404
+
+
+def pages_of(app: Flask) -> list[tuple[str, str, Route]]:
+    """Return every page and form there is: method, rule and what it has declared."""
+    routes = app.extensions["gate"].routes
+    rules = [(rule.rule, routes[rule.endpoint]) for rule in app.url_map.iter_rules() if rule.endpoint in routes]
+    return [(method, rule, route) for rule, route in rules if route.page for method in route.methods]
+
+
+def expected(route: Route, rule: str, whose: str | None, scope: Scope) -> int:
+    if whose == "bank" and "<application_id>" in rule:
+        return 404
+    if (route.operator and whose is not None) or scope not in {route.scope, Scope.ADMIN}:
+        return 403
+    return 200  # whatever the page itself says
+
+
+@pytest.mark.parametrize("whose", ["shop", "bank", None])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_every_page_and_form_is_for_those_that_it_declares(guarded: Flask, scheduler: Scheduler, whose: str | None, scope: Scope) -> None:
+    client = log_in(guarded, make_key(scheduler, whose, scope))
+    token = form_token(client)
+    values = {"application_id": "shop", "event_id": "e1", "series_id": "daily", "operation_id": "o1", "prefix": "aaaaaaaa"}
+    asked = [page for page in pages_of(guarded) if page[1] != "/ui/logout"]
+    assert len(asked) > 28
+    for method, rule, route in asked:
+        address = re.sub(r"<(\w+)>", lambda found: values[found[1]], rule)
+        answer = client.open(address, method=method, data={"token": token} if method == "POST" else None)
+        status = expected(route, rule, whose, scope)
+        if status == 200:
+            assert answer.status_code < 500, (rule, answer.status)
+            assert answer.status_code not in {401, 403}, (rule, answer.status)
+        else:
+            assert answer.status_code == status, (rule, answer.status)
 
 
 # --- what the pages are made of ------------------------------------------------------------------------------------------
