@@ -1,3 +1,3 @@
 """Cassata: a small, persistent, multi-tenant event scheduler as a service."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
