@@ -37,7 +37,7 @@ from cassata.errors import (
 from cassata.model import Status
 from cassata.series import SeriesStatus
 from cassata.service import problems
-from cassata.service.auth import Gate, MissingScope, Route, Unauthorized
+from cassata.service.auth import Gate, MissingScope, Route, Unauthorized, is_for_people
 from cassata.service.schemas import (
     APPLICATION_ID,
     EVENT_ID,
@@ -232,10 +232,11 @@ difference. Older names of fields (`eventId`, `destinationUrl`, ...) are underst
 
 
 def document(app: Flask) -> dict[str, Any]:
-    """Describe every route of the application."""
+    """Describe every route of the application, but for the pages for people."""
     gate: Gate = app.extensions["gate"]
     paths: dict[str, dict[str, Any]] = {}
-    for rule in sorted(app.url_map.iter_rules(), key=lambda rule: rule.rule):
+    rules = (rule for rule in app.url_map.iter_rules() if not is_for_people(rule.rule))
+    for rule in sorted(rules, key=lambda rule: rule.rule):
         for method in METHODS:
             if method in (rule.methods or ()):
                 route = gate.routes.get(rule.endpoint)
