@@ -578,8 +578,9 @@ class Timetable:
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
-        ahead = self._stored_from(conn, application, series.number, series.series_id, since)
-        self._remove(conn, [row.id for at, row in ahead if _is_untouched(row) or not _makes(rule, at)])
+        ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
+        made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
+        self._remove(conn, [row.id for at, row in ahead if at not in made])
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
@@ -805,8 +806,10 @@ def _is_untouched(row: Row[Any]) -> bool:
     return bool(row.status == Status.PENDING and row.fence == 0) and not store.is_exception(row)
 
 
-def _makes(rule: Rule, at: int) -> bool:
-    return bool(recurrence.between(rule, at, at + 1, 1))
+def _known_of(series: Series, rule: Rule) -> Occurrence | None:
+    """Return how far a series has come, if it has counted the same instants as that rule does, but perhaps to another end."""
+    is_same = replace(series.rule, until_at=None, count=None) == replace(rule, until_at=None, count=None)
+    return series.last if is_same else None
 
 
 def _as_asked(row: Row[Any], application_id: str) -> NewEvent:

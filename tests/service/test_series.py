@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from cassata.config import Service
@@ -227,6 +228,17 @@ def test_one_instance_can_be_cancelled(http: FlaskClient) -> None:
     assert [instance["status"] for instance in instances(http)] == [None, None, "CANCELLED", None]
     again = http.patch(f"{HERE}/s1/instances/s1_20300131T123000Z", json={"event": "x"})
     assert (again.status_code, again.json["type"]) == (409, "urn:cassata:problem:instance-gone")
+
+
+def test_a_series_whose_rule_can_no_longer_be_computed_is_a_bad_request_and_no_fault(http: FlaskClient, scheduler: Scheduler) -> None:
+    put(http)
+    http.post(f"{HERE}/s1/pause")
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(text("""UPDATE series SET rule = '{"cron": "@daily", "timezone": "Nowhere/Gone"}'"""))
+
+    refused = http.post(f"{HERE}/s1/resume")
+    assert (refused.status_code, refused.json["type"]) == (400, "urn:cassata:problem:invalid-request")
+    assert "is not a time zone" in refused.json["errors"][0]["detail"]
 
 
 def test_this_and_following_ends_one_series_and_makes_another_in_one_call(http: FlaskClient) -> None:

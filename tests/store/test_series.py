@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -499,6 +500,20 @@ def test_exceptions_outlive_another_content_where_the_new_rule_makes_their_insta
     fire_until(scheduler, clock, NOON + 6 * HOUR)
     assert stored(scheduler).keys() == {2 * HOUR, 4 * HOUR, 6 * HOUR}
     assert scheduler.event("shop", instance_id(NOON + 2 * HOUR))[0].payload == b"by itself"
+
+
+def test_a_series_with_a_count_that_is_far_along_keeps_its_exceptions_when_it_is_replaced(table: Timetable) -> None:
+    rule = Rule(cron="* * * * *", start_at=NOON - 2_000 * MINUTE, count=5_000)
+    table.create(new_series(rule))
+    table.cancel_instance("shop", "s", instance_id(NOON + 5 * MINUTE))
+
+    replaced = table.replace(new_series(rule, payload=b"new"))
+    assert (replaced.version, replaced.next_at) == (2, NOON)
+    kept = [each for each in table.instances("shop", "s", NOON, NOON + 9 * MINUTE) if each.is_exception]
+    assert [(each.original_at, each.index, each.status) for each in kept] == [(NOON + 5 * MINUTE, 2_005, Status.CANCELLED)]
+
+    table.replace(new_series(replace(rule, count=2_005)))
+    assert not [each for each in table.instances("shop", "s", NOON, NOON + 9 * MINUTE) if each.is_exception]
 
 
 def test_a_series_is_only_changed_at_the_version_that_was_seen(table: Timetable) -> None:
