@@ -152,6 +152,7 @@ class Timetable:
     def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
+        By the same rule it goes on from where it is, and catches up as the new content says; another rule begins now.
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
         Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
         """
@@ -166,7 +167,8 @@ class Timetable:
                 return series
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
-            columns = store.series_row(content, application) | {"request_hash": new.content_hash} | _begun(content.rule, now)
+            columns = store.series_row(content, application) | {"request_hash": new.content_hash}
+            columns |= {"wake_at": now} if _is_behind(series, content.rule, now) else _begun(content.rule, now)
             if series.status is SeriesStatus.PAUSED:
                 columns |= _PAUSED
             return self._changed(conn, series, columns, now)
@@ -661,6 +663,11 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
         "last_at": place.at,
         "last_index": place.index,
     }
+
+
+def _is_behind(series: Series, rule: Rule, now: int) -> bool:
+    """Whether a series that stays by its rule may have occurrences that have passed and were not made."""
+    return series.status is SeriesStatus.ACTIVE and rule == series.rule and series.last is not None and series.last.at < now
 
 
 def _place_before(following: Occurrence) -> Occurrence:

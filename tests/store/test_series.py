@@ -485,6 +485,44 @@ def test_another_content_holds_from_now_on_for_all_that_is_to_come(scheduler: Sc
     assert table.replace(new_series(every(2 * SECOND), payload=b"new")).version == 2
 
 
+@pytest.mark.parametrize(("catch_up", "caught_up"), [(CatchUp.ALL, [1, 2, 3, 4, 5]), (CatchUp.LATEST, [5]), (CatchUp.NONE, [])])
+def test_another_content_by_the_same_rule_loses_nothing_that_is_to_be_caught_up(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock, catch_up: CatchUp, caught_up: list[int]
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL))
+    clock.instant = NOON + 5 * MINUTE + 30 * SECOND
+    table.replace(new_series(every(MINUTE, NOON + MINUTE), catch_up=catch_up, payload=b"new"))
+    fire_until(scheduler, clock, NOON + 6 * MINUTE)
+
+    assert sorted(stored(scheduler)) == [minute * MINUTE for minute in [*caught_up, 6]]
+    assert {scheduler.event("shop", instance_id(NOON + at))[0].payload for at in stored(scheduler)} == {b"new"}
+
+
+def test_another_content_by_another_rule_begins_now(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL))
+    clock.instant = NOON + 5 * MINUTE + 30 * SECOND
+    table.replace(new_series(every(2 * MINUTE, NOON + 2 * MINUTE), catch_up=CatchUp.ALL))
+    fire_until(scheduler, clock, NOON + 8 * MINUTE)
+
+    assert sorted(stored(scheduler)) == [6 * MINUTE, 8 * MINUTE]
+
+
+def test_another_content_by_the_same_rule_makes_none_again_and_leaves_none_out(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    table.create(new_series(every(SECOND), payload=b"0", catch_up=CatchUp.ALL))
+    sent: list[str] = []
+    for step in range(40):
+        table.advance()
+        for delivery in hand.claim():
+            sent.append(delivery.event_id)
+            hand.answer(delivery)
+        table.replace(new_series(every(SECOND), payload=b"%d" % (step + 1), catch_up=CatchUp.ALL))
+        clock.advance(700)
+
+    assert sent == [instance_id(NOON + second * SECOND) for second in range(28)]
+
+
 def test_exceptions_outlive_another_content_where_the_new_rule_makes_their_instants(
     scheduler: Scheduler, table: Timetable, clock: ManualClock
 ) -> None:
