@@ -308,7 +308,6 @@ class Timetable:
                 # A retry that waits stays where it is, unless the event is to be sent at another time.
                 wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
                 store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
-                store.mark_exception(conn, row.id)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
@@ -809,8 +808,9 @@ def _lies_from(row: Row[Any], since: int) -> bool:
 
 
 def _is_untouched(row: Row[Any]) -> bool:
-    """Nobody has claimed, changed or cancelled it, nor was it made ahead by whoever changed it."""
-    return bool(row.status == Status.PENDING and row.fence == 0) and not store.is_exception(row)
+    """Nobody has begun to send it, changed or cancelled it, by itself or with others, nor asked for it once more."""
+    is_as_made = row.attempts == 0 and row.replayed_at is None and row.operation is None
+    return bool(row.status == Status.PENDING and is_as_made) and not store.is_exception(row)
 
 
 def _known_of(series: Series, rule: Rule) -> Occurrence | None:

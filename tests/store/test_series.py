@@ -25,7 +25,7 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import ErrorKind, Limits, Status
+from cassata.model import Action, ErrorKind, Filter, Limits, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, NewSeries, Overlap, Series, SeriesStatus
@@ -457,6 +457,58 @@ def test_a_paused_series_takes_back_what_is_not_due_and_goes_on_after_the_next_b
     fire_until(scheduler, clock, NOON + 12 * MINUTE)
     assert list(stored(scheduler)) == [0, 11 * MINUTE, 12 * MINUTE]
     assert [each.index for each in table.instances("shop", "s", NOON + 11 * MINUTE, NOON + 13 * MINUTE)] == [11, 12]
+
+
+@pytest.mark.parametrize(
+    ("act", "sent"),
+    [
+        (lambda table, _new: table.pause("shop", "s"), []),
+        (lambda table, new: table.replace(new), [b"new"]),
+    ],
+    ids=["pause", "replace"],
+)
+def test_an_occurrence_that_a_stopping_worker_has_put_back_is_taken_back_like_any_other(
+    table: Timetable, hand: Hand, clock: ManualClock, act: Callable[[Timetable, NewSeries], object], sent: list[bytes]
+) -> None:
+    rule = every(MINUTE, NOON + 5 * SECOND)
+    table.create(new_series(rule, payload=b"old"))
+    table.advance()
+    assert hand.scheduler.release(hand.claim(look_ahead_ms=6_000)) == 1
+
+    act(table, new_series(rule, payload=b"new"))
+    clock.advance(6 * SECOND)
+    table.advance()
+    assert [delivery.payload for delivery in hand.claim()] == sent
+
+
+def test_an_occurrence_whose_event_is_changed_is_an_exception(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    rule = every(MINUTE, NOON + 5 * SECOND)
+    table.create(new_series(rule))
+    table.advance()
+    scheduler.change("shop", instance_id(NOON + 5 * SECOND), {"payload": b"by itself"})
+
+    (changed,) = table.instances("shop", "s", NOON, NOON + MINUTE)
+    assert (changed.is_exception, changed.version) == (True, scheduler.status("shop", changed.instance_id).version)
+    table.replace(new_series(rule, payload=b"new"))
+    table.pause("shop", "s")
+    clock.advance(6 * SECOND)
+    assert [delivery.payload for delivery in hand.claim()] == [b"by itself"]
+
+
+def test_occurrences_that_an_operation_has_moved_stay_when_their_series_is_paused(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock
+) -> None:
+    table.create(new_series(every(SECOND, NOON + SECOND)))
+    table.advance()
+    made = stored(scheduler)
+    scheduler.operations.begin(NewOperation("shop", Action.RESCHEDULE, Filter(series_id="s"), shift_ms=HOUR))
+    while scheduler.operations.step(events_per_second=1_000_000_000):
+        pass
+
+    table.pause("shop", "s")
+    assert stored(scheduler) == made
 
 
 def test_a_series_that_is_resumed_at_once_loses_nothing(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
