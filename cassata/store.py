@@ -280,7 +280,7 @@ def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | 
 
 
 def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
-    """Have a locked event that waits ask for something else: a higher fence is a new version of it. One of a series becomes an exception."""
+    """Have a locked event that waits ask for something else: a higher fence is a new version. One of a series becomes an exception."""
     columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
     columns["request_hash"] = case((E.series.is_not(None), literal(EXCEPTION_HASH, E.request_hash.type)), else_=E.request_hash)
     changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))

@@ -152,7 +152,8 @@ class Timetable:
     def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
-        By the same rule it goes on from where it is, and catches up as the new content says; another rule begins now.
+        What it is to do already is no error, whatever the version: a call may be repeated. By the same rule it goes on from where
+        it is, and catches up as the new content says; another rule begins now.
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
         Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
         """
@@ -160,11 +161,12 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, new.application_id, new.series_id, now, version)
+            series, application = self._locked(conn, new.application_id, new.series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             if series.content_hash == new.content_hash:
                 return series
+            _check_version(series, version)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
@@ -176,16 +178,17 @@ class Timetable:
         return self._transactions.write(work)
 
     def pause(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
-        """Make no more occurrences until `resume`, and take back what is not due yet.
+        """Make no more occurrences until `resume`, and take back what is not due yet. To pause what is paused is no error.
 
         Raises UnknownSeries, SeriesFinished, SeriesChanged.
         """
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, version)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.PAUSED:
                 return series
+            _check_version(series, version)
             if series.status is not SeriesStatus.ACTIVE:
                 raise SeriesFinished(series)
             self._remove_untouched(conn, application, series, now)
@@ -201,9 +204,10 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, _ = self._locked(conn, application_id, series_id, now, version)
+            series, _ = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.ACTIVE:
                 return series
+            _check_version(series, version)
             if series.status is not SeriesStatus.PAUSED:
                 raise SeriesFinished(series)
             return self._changed(conn, series, _begun(series.rule, now, series.last), now)
@@ -218,9 +222,10 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, version)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 return series
+            _check_version(series, version)
             self._cancel_events(conn, [row.id for row in self._unfinished(conn, application, series)], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
@@ -252,7 +257,7 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Event:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, None)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             event = series.content.event(_run_id(series_id, now), now)
@@ -338,6 +343,7 @@ class Timetable:
     ) -> tuple[Series, Series]:
         """End a series before one of its occurrences, and begin another one; return both. `version` is that of the first.
 
+        A repeated call returns what the first one made, whatever the version.
         Raises UnknownSeries, SeriesFinished, UnknownInstance, SeriesChanged, and as `create` does.
         """
         if new.application_id != application_id or new.series_id == series_id:
@@ -346,6 +352,9 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> tuple[Series, Series]:
             now = self._clock.now(conn)
+            series, _ = self._locked(conn, application_id, series_id, now)
+            if _ends_before(series, instance_id) and (there := self._identical(conn, new)):
+                return series, there
             trimmed, application = self._trim(conn, application_id, series_id, instance_id, now, version)
             return trimmed, self._create(conn, application, new, now)
 
@@ -355,7 +364,11 @@ class Timetable:
         """End a series before one of its occurrences. Raises UnknownSeries, SeriesFinished, UnknownInstance, SeriesChanged."""
 
         def work(conn: Connection, _tries: int) -> Series:
-            return self._trim(conn, application_id, series_id, instance_id, self._clock.now(conn), version)[0]
+            now = self._clock.now(conn)
+            series, _ = self._locked(conn, application_id, series_id, now)
+            if _ends_before(series, instance_id):
+                return series
+            return self._trim(conn, application_id, series_id, instance_id, now, version)[0]
 
         return self._transactions.write(work)
 
@@ -520,12 +533,9 @@ class Timetable:
             store.change_series(conn, row.id, columns | {"version": row.version + 1})
         return self._read(store.find_series(conn, application, new.series_id), new.application_id, now)
 
-    def _locked(self, conn: Connection, application_id: str, series_id: str, now: int, version: int | None) -> tuple[Series, int]:
+    def _locked(self, conn: Connection, application_id: str, series_id: str, now: int) -> tuple[Series, int]:
         application = self._number(conn, application_id)
-        series = self._read(store.lock_series(conn, application, series_id), application_id, now)
-        if version is not None and version != series.version:
-            raise SeriesChanged(series)
-        return series, application
+        return self._read(store.lock_series(conn, application, series_id), application_id, now), application
 
     def _read(self, row: Row[Any] | None, application_id: str, now: int) -> Series:
         """Read a series, and compute when it fires next."""
@@ -553,7 +563,8 @@ class Timetable:
     def _trim(
         self, conn: Connection, application_id: str, series_id: str, instance_id: str, now: int, version: int | None
     ) -> tuple[Series, int]:
-        series, application = self._locked(conn, application_id, series_id, now, version)
+        series, application = self._locked(conn, application_id, series_id, now)
+        _check_version(series, version)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
         first_cut = self._made(series, instance_id)
@@ -619,7 +630,7 @@ class Timetable:
         or_cancelled: bool = False,
     ) -> tuple[Series, int, Occurrence, Row[Any] | None]:
         """Lock a series, and return it with one of its occurrences that may still be changed, and the row of its event, if there is one."""
-        series, application = self._locked(conn, application_id, series_id, now, None)
+        series, application = self._locked(conn, application_id, series_id, now)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
         row = store.lock_event(conn, application, instance_id)
@@ -662,6 +673,19 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
         "last_at": place.at,
         "last_index": place.index,
     }
+
+
+def _check_version(series: Series, version: int | None) -> None:
+    if version is not None and version != series.version:
+        raise SeriesChanged(series)
+
+
+def _ends_before(series: Series, instance_id: str) -> bool:
+    """Whether a series was ended before that instance already."""
+    at = _original(instance_id)
+    if at is None or series.content.event_id(at) != instance_id:
+        return False
+    return series.status is not SeriesStatus.CANCELLED and series.rule.until_at == at - 1
 
 
 def _is_behind(series: Series, rule: Rule, now: int) -> bool:

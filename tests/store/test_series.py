@@ -607,24 +607,66 @@ def test_a_series_with_a_count_that_is_far_along_keeps_its_exceptions_when_it_is
 
 
 def test_a_series_is_only_changed_at_the_version_that_was_seen(table: Timetable) -> None:
-    table.create(new_series())
-    table.pause("shop", "s", version=1)
+    table.create(new_series(every(HOUR)))
+    table.replace(new_series(), version=1)
+    refuse(table, [act for act in ACTS_AT_A_VERSION if act is not RESUME], 1)
 
-    for act in ACTS_AT_A_VERSION:
-        with pytest.raises(SeriesChanged) as refused:
-            act(table, 1)
-        assert refused.value.series.version == 2
+    table.pause("shop", "s", version=2)
+    refuse(table, [act for act in ACTS_AT_A_VERSION if act is not PAUSE], 1)
     assert table.get("shop", "s").status is SeriesStatus.PAUSED
 
 
-ACTS_AT_A_VERSION: list[Callable[[Timetable, int], object]] = [
-    lambda table, version: table.replace(new_series(every(DAY)), version=version),
+def refuse(table: Timetable, acts: list[Callable[[Timetable, int], object]], version: int) -> None:
+    before = table.get("shop", "s")
+    for act in acts:
+        with pytest.raises(SeriesChanged) as refused:
+            act(table, version)
+        assert refused.value.series.version == before.version
+    assert table.get("shop", "s") == before
+
+
+def test_a_call_whose_answer_was_lost_may_be_repeated_at_the_version_that_was_seen(table: Timetable) -> None:
+    table.create(new_series(every(HOUR)))
+    for version, act in enumerate(REPEATABLE, start=1):
+        first = act(table, version)
+        assert first.version == version + 1
+        assert act(table, version) == first
+
+
+REPEATABLE: list[Callable[[Timetable, int], Series]] = [
+    lambda table, version: table.replace(new_series(every(MINUTE, NOON + MINUTE)), version=version),
     lambda table, version: table.pause("shop", "s", version=version),
     lambda table, version: table.resume("shop", "s", version=version),
+    lambda table, version: table.cancel_following("shop", "s", instance_id(NOON + HOUR), version=version),
+    lambda table, version: table.cancel("shop", "s", version=version),
+]
+
+
+def test_following_that_is_asked_for_again_is_what_there_is_and_only_for_the_same(table: Timetable) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE)))
+    where, following = instance_id(NOON + 5 * MINUTE), new_series(every(HOUR, NOON + HOUR), "t")
+    made = table.change_following("shop", "s", where, following, version=1)
+
+    assert table.change_following("shop", "s", where, following, version=1) == made
+    with pytest.raises(SeriesChanged):
+        table.change_following("shop", "s", where, new_series(every(DAY), "t"), version=1)
+    with pytest.raises(UnknownInstance):
+        table.change_following("shop", "s", where, new_series(every(DAY), "t"))
+    table.cancel("shop", "s")
+    with pytest.raises(SeriesFinished):
+        table.change_following("shop", "s", where, following)
+
+
+PAUSE: Callable[[Timetable, int], object] = lambda table, version: table.pause("shop", "s", version=version)  # noqa: E731
+RESUME: Callable[[Timetable, int], object] = lambda table, version: table.resume("shop", "s", version=version)  # noqa: E731
+ACTS_AT_A_VERSION: list[Callable[[Timetable, int], object]] = [
+    lambda table, version: table.replace(new_series(every(DAY)), version=version),
+    RESUME,
     lambda table, version: table.cancel("shop", "s", version=version),
     lambda table, version: table.delete("shop", "s", version=version),
     lambda table, version: table.cancel_following("shop", "s", instance_id(NOON + MINUTE), version=version),
     lambda table, version: table.change_following("shop", "s", instance_id(NOON), new_series(series_id="t"), version=version),
+    PAUSE,
 ]
 
 
