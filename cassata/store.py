@@ -638,6 +638,12 @@ def latest_occurrences(conn: Connection, application: int, number: int, first: s
     return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
 
 
+def statuses_of_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> dict[str, Status]:
+    """Tell the statuses of those whose ids lie between two, both included."""
+    question = select(E.event_id, E.status).where(_occurrences(application, number, first, last))
+    return {row.event_id: Status(row.status) for row in conn.execute(_hinted(question, "events_event_id"))}
+
+
 def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
     """Tell which of these (application, event_id) are taken."""
     return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}

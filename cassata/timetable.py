@@ -445,6 +445,9 @@ class Timetable:
     def _make_one_by_one(self, conn: Connection, plan: Plan, now: int, room: int) -> None:
         """Make an occurrence only if the one before it has ended; whether it has is decided at its instant at the latest."""
         series = plan.series
+        content = series.content
+        first, last = content.event_id(plan.place.at + 1), content.event_id(now + LEAD_MS)
+        there = store.statuses_of_occurrences(conn, plan.application, series.number, first, last)
         busy: bool | None = None
         for _ in range(room):
             made = recurrence.after(series.rule, plan.place)
@@ -458,6 +461,9 @@ class Timetable:
                 return
             if busy:
                 plan.pass_over(made, 1)
+            elif (status := there.get(content.event_id(made.at))) is not None:  # it was changed or cancelled ahead of its time
+                plan.pass_over(made, None)
+                busy = _is_unfinished(status)
             else:
                 _make(plan, made, now)
                 busy = True
@@ -468,7 +474,7 @@ class Timetable:
         content = plan.series.content
         first, before = content.event_id(0), content.event_id(made.at)
         latest = store.latest_occurrences(conn, plan.application, plan.series.number, first, before, LATEST_LOOKED_AT)
-        return any(status in WAITING or status is Status.PROCESSING for status in latest)
+        return any(map(_is_unfinished, latest))
 
     def _insert_missing(self, conn: Connection, plans: Sequence[Plan]) -> None:
         """Insert what is not there already: an occurrence that was changed or cancelled by itself is there before its time."""
@@ -829,6 +835,10 @@ def _original(event_id: str) -> int | None:
 def _lies_from(row: Row[Any], since: int) -> bool:
     at = _original(row.event_id)
     return at is not None and at >= since
+
+
+def _is_unfinished(status: Status) -> bool:
+    return status in WAITING or status is Status.PROCESSING
 
 
 def _is_untouched(row: Row[Any]) -> bool:

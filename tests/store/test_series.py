@@ -430,6 +430,31 @@ def test_one_that_ends_just_before_the_next_instant_is_no_overlap(
     assert table.advance().fired == 1
 
 
+def test_one_that_was_cancelled_or_has_ended_ahead_of_its_time_is_no_overlap(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL, overlap=Overlap.SKIP))
+    table.cancel_instance("shop", "s", instance_id(NOON + MINUTE))
+    table.change_instance("shop", "s", instance_id(NOON + 2 * MINUTE), {"due_at": NOON})
+    hand.answer(hand.claim_one())
+    clock.instant = NOON + 10 * MINUTE + 30 * SECOND
+
+    advanced = table.advance()
+    assert (advanced.fired, advanced.caught_up, advanced.skipped) == (1, 1, 7)
+    assert stored(scheduler) == {MINUTE: Status.CANCELLED, 2 * MINUTE: Status.COMPLETED, 3 * MINUTE: Status.PENDING}
+
+
+def test_one_that_was_changed_ahead_of_its_time_and_is_unfinished_is_an_overlap(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL, overlap=Overlap.SKIP))
+    table.change_instance("shop", "s", instance_id(NOON + MINUTE), {"due_at": NOON + HOUR})
+    clock.instant = NOON + 10 * MINUTE + 30 * SECOND
+
+    assert (table.advance().fired, table.next_wake()) == (0, NOON + 11 * MINUTE - LEAD_MS)
+    assert list(stored(scheduler)) == [MINUTE]
+
+
 def test_every_second_without_overlap_misses_none_that_has_room(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
     table.create(new_series(every(SECOND), overlap=Overlap.SKIP))
     fire_until(scheduler, clock, NOON + 20 * SECOND)
