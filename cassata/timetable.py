@@ -226,7 +226,8 @@ class Timetable:
             if series.status is SeriesStatus.CANCELLED:
                 return series
             _check_version(series, version)
-            self._cancel_events(conn, [row.id for row in self._unfinished(conn, application, series)], now)
+            unfinished = store.unfinished_occurrences(conn, application, series.number, *_whole_range(series_id))
+            self._cancel_events(conn, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
         return self._transactions.write(work)
@@ -587,12 +588,11 @@ class Timetable:
 
     # --- the events of a series ------------------------------------------------------------------------------------------
 
-    def _unfinished(self, conn: Connection, application: int, series: Series) -> Sequence[Row[Any]]:
-        return store.unfinished_occurrences(conn, application, series.number, *_whole_range(series.series_id))
-
     def _remove_untouched(self, conn: Connection, application: int, series: Series, since: int) -> None:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
-        self._remove(conn, [row.id for row in self._unfinished(conn, application, series) if _is_untouched(row) and _lies_from(row, since)])
+        range_ahead = (series.content.event_id(since), _whole_range(series.series_id)[1])
+        ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
+        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
