@@ -644,9 +644,10 @@ def statuses_of_occurrences(conn: Connection, application: int, number: int, fir
     return {row.event_id: Status(row.status) for row in conn.execute(_hinted(question, "events_event_id"))}
 
 
-def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Tell which of these (application, event_id) are taken."""
-    return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}
+def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], int | None]:
+    """Tell which of these (application, event_id) are taken, and by an event of which series, if it is of one."""
+    question = select(E.application, E.event_id, E.series).where(_any_key(keys))
+    return {(row.application, row.event_id): row.series for row in conn.execute(question)}
 
 
 def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:

@@ -82,6 +82,8 @@ class Plan:
     finished_at: int | None = None
     caught_up: int = 0
     skipped: int = 0
+    taken: list[str] = field(default_factory=list)
+    """Ids of occurrences that were not made, because events that are not of this series have them."""
 
     def pass_over(self, place: Occurrence, skipped: int | None) -> None:
         self.place = place
@@ -483,6 +485,8 @@ class Timetable:
             return
         there = store.ids_there(conn, {(row["application"], row["event_id"]) for plan in plans for row in plan.rows})
         for plan in plans:
+            keys = [(row["application"], row["event_id"]) for row in plan.rows]
+            plan.taken = [key[1] for key in keys if key in there and there[key] != plan.series.number]
             plan.rows = [row for row in plan.rows if (row["application"], row["event_id"]) not in there]
         rows = [row for plan in plans for row in plan.rows]
         if rows:
@@ -811,6 +815,9 @@ def _tell(plans: Sequence[Plan], advanced: Advanced) -> None:
             telemetry.emit("series caught up", level="warning", **names, occurrences=plan.caught_up)
         if plan.skipped:
             telemetry.emit("series skipped", level="warning", **names, occurrences=plan.skipped)
+        if plan.taken:
+            ids = {"event_id": plan.taken[0], "occurrences": len(plan.taken)}
+            telemetry.emit("other events have the ids of occurrences", level="warning", **names, **ids)
         if plan.finished_at is not None:
             telemetry.emit("series ended", **names)
 

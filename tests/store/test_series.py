@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from cassata import database, recurrence, store, timetable
+from cassata import database, recurrence, store, telemetry, timetable
 from cassata.errors import (
     ApplicationInactive,
     InstanceChanged,
@@ -31,7 +31,7 @@ from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Changes
 from cassata.timetable import EVENTS_AT_ONCE, GRACE_MS, LEAD_MS, REACH_MS, Timetable
-from tests.words import NOON, Hand, ManualClock
+from tests.words import NOON, Hand, ManualClock, new_event
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 URL = "http://127.0.0.1/hook"
@@ -233,14 +233,24 @@ def test_an_advance_that_dies_before_its_commit_has_done_nothing(
     assert table.advance().fired == 16
 
 
-def test_an_event_of_a_client_that_has_the_id_of_an_occurrence_is_left_alone(scheduler: Scheduler, table: Timetable) -> None:
-    from tests.words import new_event
-
-    table.create(new_series(every(MINUTE)))
+def test_an_event_of_a_client_that_has_the_id_of_an_occurrence_is_left_alone_and_told_of(scheduler: Scheduler, table: Timetable) -> None:
+    table.create(new_series(every(SECOND)))
     mine = scheduler.add(new_event(instance_id(NOON), payload=b"mine"))
+    table.cancel_instance("shop", "s", instance_id(NOON + SECOND))
+    told: list[dict[str, Any]] = []
 
-    assert table.advance().fired == 0
+    def listen(name: str, facts: dict[str, Any]) -> None:
+        if name.startswith("other events have"):
+            told.append(facts)
+
+    telemetry.subscribe(listen)
+    try:
+        assert table.advance().fired == REACH_MS // SECOND - 1
+    finally:
+        telemetry.unsubscribe(listen)
+
     assert scheduler.event("shop", mine.event_id)[0].payload == b"mine"
+    assert [(facts["series_id"], facts["event_id"], facts["occurrences"]) for facts in told] == [("s", mine.event_id, 1)]
 
 
 def test_a_series_that_cannot_be_read_or_computed_stops_no_other(scheduler: Scheduler, table: Timetable) -> None:
