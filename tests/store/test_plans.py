@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, text
 
-from cassata import database, store
+from cassata import database, recurrence, store
 from cassata.model import UNFINISHED, Action, Cursor, Filter, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler, Terms
@@ -105,6 +105,17 @@ def operate(scheduler: Scheduler, action: Action, **facts: int) -> None:
 def retry(scheduler: Scheduler) -> None:
     scheduler.cancel("app-19", "e2989")
     scheduler.retry("app-19", "e2989")
+
+
+def test_a_series_is_paused_without_looking_at_its_past(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, clock = filled
+    scheduler.timetable.create(NewSeries("app-1", Rule(every_ms=60_000, start_at=clock.instant), "http://127.0.0.1/", series_id="long"))
+    with statements(engines) as seen:
+        scheduler.timetable.pause("app-1", "long")
+
+    begins = [list(parameters.values() if isinstance(parameters, dict) else parameters) for s, parameters in seen if "FROM events" in s]
+    assert len(begins) == 1
+    assert recurrence.occurrence_id("long", clock.instant) in begins[0]
 
 
 @pytest.mark.parametrize("act", ACTS)
