@@ -13,7 +13,7 @@ import click
 
 from cassata.cli.app import print_json, print_table, show
 from cassata.cli.event import Delay, Instant, Reported, filter_options, output_option, service_options
-from cassata.cli.meter import Meter
+from cassata.cli.meter import Meter, counted
 from cassata.client import Client, Count, NewOperation, Operation
 
 Command = Callable[..., Any]
@@ -179,7 +179,7 @@ def _begin(client: Client, new: NewOperation, yes: bool, wait: bool, output: str
 
 def _followed(client: Client, operation: Operation) -> Operation:
     """Stay with an operation until it has ended."""
-    stalled_at = time.monotonic()
+    moved_at: float | None = time.monotonic()  # None: it has been said that it does not move
     total = operation.expected if operation.exact else None
     try:
         with Meter(operation.action, total) as meter:
@@ -187,10 +187,11 @@ def _followed(client: Client, operation: Operation) -> Operation:
                 time.sleep(LOOK_SECONDS)
                 before, operation = operation, client.operation(operation.application_id, operation.operation_id)
                 if operation.examined != before.examined:
-                    stalled_at = time.monotonic()
-                is_stalled = time.monotonic() - stalled_at > PATIENCE_SECONDS
-                hint = "; nothing happens: is a worker running?" if is_stalled else ""
-                meter.show(operation.changed, f"{operation.changed:,} of {_most(operation)} events{hint}")
+                    moved_at = moved_at and time.monotonic()
+                if moved_at is not None and time.monotonic() - moved_at > PATIENCE_SECONDS:
+                    meter.tell("nothing happens: is a worker running?")
+                    moved_at = None
+                meter.show(operation.changed, f"{operation.changed:,} of {_most(operation)}")
     except KeyboardInterrupt:
         names = f"{operation.application_id} {operation.operation_id}"
         click.echo(f"It goes on without you: cassata bulk show {names}; to end it: cassata bulk stop {names}", err=True)
@@ -199,7 +200,7 @@ def _followed(client: Client, operation: Operation) -> Operation:
 
 
 def _in_words(operation: Operation) -> str:
-    facts = f"{operation.changed:,} events changed"
+    facts = f"{counted(operation.changed, 'event')} changed"
     if operation.skipped:
         facts += f", {operation.skipped:,} passed over"
     match operation.status:
@@ -211,13 +212,14 @@ def _in_words(operation: Operation) -> str:
 
 
 def _expected(count: Count) -> str:
-    if not count.exact:
-        return f"{count.expected:,} events or more"
-    return "1 event" if count.expected == 1 else f"{count.expected:,} events"
+    expected = counted(count.expected, "event")
+    return expected if count.exact else f"{expected} or more"
 
 
 def _most(operation: Operation) -> str:
-    return f"{operation.expected:,}" if operation.exact else f"{operation.expected:,} or more"
+    """How many there will be: what was added meanwhile may make it more than were expected."""
+    most = counted(max(operation.expected, operation.changed), "event")
+    return most if operation.exact else f"{most} or more"
 
 
 def _by_status(count: Count) -> str:

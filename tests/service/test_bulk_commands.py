@@ -138,3 +138,21 @@ def test_one_event_is_retried(run: Run, sqlite_scheduler: Scheduler) -> None:
 
     assert "PENDING" in run("retry", "shop", "e1", group=event).stdout
     assert run("retry", "shop", "e2", group=event).stderr.startswith("Error: event 'e2' of 'shop' is PENDING: only what failed")
+
+
+def test_that_nothing_happens_is_said_once(run: Run, monkeypatch: pytest.MonkeyPatch, sqlite_scheduler: Scheduler) -> None:
+    monkeypatch.setattr("cassata.cli.bulk.PATIENCE_SECONDS", 0.1)
+    looks: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        threading.Event().wait(0.05)
+        if len(looks) == 8:
+            while sqlite_scheduler.operations.step():
+                pass
+
+    monkeypatch.setattr("cassata.cli.bulk.time.sleep", look_again)
+    done = run("cancel", "shop", "--status", "pending", "--yes")
+
+    assert (done.exit_code, done.stdout) == (0, "cancel: 5 events changed\n")
+    assert done.stderr == "nothing happens: is a worker running?\n"
