@@ -82,6 +82,11 @@ def test_a_preview_needs_no_service() -> None:
     ]
 
 
+def test_a_distance_of_bare_digits_is_seconds() -> None:
+    result = CliRunner().invoke(series, ["preview", "--every", "90", "--scheduled-at", "2030-01-31T12:00:00Z", *FROM, "--limit", "2"])
+    assert [line.split()[1] for line in result.stdout.splitlines()[1:]] == ["2030-01-31T12:00:00+00:00", "2030-01-31T12:01:30+00:00"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
