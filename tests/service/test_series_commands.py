@@ -186,6 +186,32 @@ def test_the_client_pauses_resumes_runs_and_cancels(client: Client) -> None:
         client.series("shop", "s1")
 
 
+def test_the_client_changes_a_series_only_at_the_version_that_is_named(client: Client) -> None:
+    version = client.schedule_series(QUARTERS).version
+    found = list(client.iter_instances("shop", "s1"))
+    following = NewSeries("shop", "http://receiver.example/", every="1h", scheduled_at=NOON + timedelta(hours=1), series_id="s2")
+    for call in (
+        lambda: client.pause_series("shop", "s1", version=version + 1),
+        lambda: client.resume_series("shop", "s1", version=version + 1),
+        lambda: client.cancel_series("shop", "s1", version=version + 1),
+        lambda: client.cancel_series("shop", "s1", purge=True, version=version + 1),
+        lambda: client.cancel_instance("shop", "s1", found[0].event_id, version="another"),
+        lambda: client.change_following("shop", "s1", found[2].event_id, following, version=version + 1),
+        lambda: client.cancel_following("shop", "s1", found[2].event_id, version=version + 1),
+    ):
+        with pytest.raises(Outdated):
+            call()
+
+    assert client.series("shop", "s1").version == version
+    changed = client.change_instance("shop", "s1", found[0].event_id, payload="x")
+    assert client.cancel_instance("shop", "s1", found[0].event_id, version=changed.version).status is Status.CANCELLED
+    version = client.pause_series("shop", "s1", version=client.series("shop", "s1").version).version
+    version = client.resume_series("shop", "s1", version=version).version
+    version = client.cancel_following("shop", "s1", found[3].event_id, version=version).version
+    client.change_following("shop", "s1", found[2].event_id, following, version=version)
+    client.cancel_series("shop", "s1", version=client.series("shop", "s1").version)
+
+
 def test_the_client_previews_a_rule_in_its_zone(client: Client) -> None:
     rule = NewSeries(
         "shop",
