@@ -12,12 +12,10 @@ import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
 from cassata.cli.event import Delay, Instant, Reported, output_option, service_options, text_of
-from cassata.client import Client, NewSeries, Series
+from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, new_event_id
 
 Command = Callable[..., Any]
-
-STATUSES = ("ACTIVE", "PAUSED", "ENDED", "CANCELLED")
 
 _OPTIONS = (
     "cron recurrence every timezone scheduled-at ends-at until count name description metadata catch-up catch-up-window overlap jitter "
@@ -89,7 +87,7 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @series.command()
 @click.argument("url")
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
-@click.option("--id", "series_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
+@click.option("--id", "series_id", help="Its id, unique in its application.  [default: a new one]")
 @rule_options
 @click.option("--payload", help="The body, sent as it is.")
 @click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
@@ -104,18 +102,32 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--jitter", metavar="TIME", help="Send each up to so much later.")
 @click.option("--name", help="What it is called in lists.")
 @click.option("--description", help="What it is for.")
-@click.option("--version", type=int, help="Put it in the place of the one that is at this version.")
+@click.option("--if-version", "version", type=int, help="Put it in the place of the one with this --id, if that is at this version.")
+@click.option("--version", "if_version", type=int, hidden=True)  # what it was called
 @output_option
 @click.pass_obj
 def add(
-    client: Client, /, url: str, payload: str | None, payload_file: BinaryIO | None, version: int | None, output: str, **given: Any
+    client: Client,
+    /,
+    url: str,
+    series_id: str | None,
+    payload: str | None,
+    payload_file: BinaryIO | None,
+    version: int | None,
+    if_version: int | None,
+    output: str,
+    **given: Any,
 ) -> None:
     """Make a series that sends a request to URL, again and again."""
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
+    version = if_version if version is None else version
+    if version is not None and series_id is None:
+        raise click.UsageError("--if-version goes with --id: say which series is to be replaced.")
     retry_count, timeout = given.pop("retry_count"), given.pop("timeout")
     new = NewSeries(
         url=url,
+        series_id=series_id or new_event_id(),
         payload=text_of(payload_file) if payload_file else payload,
         headers=given.pop("headers") or None,
         timeout=None if timeout is None else timeout.total_seconds(),
@@ -123,7 +135,19 @@ def add(
         **_rule(given),
         **given,
     )
-    _show(client.schedule_series(new, version=version).document, output)
+    try:
+        made = client.schedule_series(new, version=version)
+    except Conflict as error:
+        raise click.ClickException(_how_to_replace(error)) from error
+    _show(made.document, output)
+
+
+def _how_to_replace(error: Conflict) -> str:
+    """Say which version is in the way, if one is."""
+    version = error.problem.get("version")
+    if not str(error.problem.get("type")).endswith(":series-exists") or version is None:
+        return str(error)
+    return f"{error}; it is at version {version}: give --if-version {version} to replace it"
 
 
 def _rule(given: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,21 @@ def test_a_series_that_cannot_be_says_which_option_is_wrong(run: Run, words: lis
     assert "Traceback" not in result.output
 
 
+def test_a_series_in_the_way_of_another_says_how_to_replace_it(run: Run) -> None:
+    assert add(run, *EVERY, "--payload", "").exit_code == 0
+
+    refused = add(run, "--cron", "@daily", "--payload", "")
+    assert refused.exit_code == 1
+    assert refused.stderr.endswith("with other content; it is at version 1: give --if-version 1 to replace it\n")
+    replaced = add(run, "--cron", "@daily", "--payload", "", "--if-version", "1", "-o", "json")
+    assert json.loads(replaced.stdout)["version"] == 2
+    assert add(run, "--cron", "@hourly", "--payload", "", "--version", "2").exit_code == 0
+    assert add(run, "--cron", "@daily", "--payload", "", "--if-version", "2").stderr.endswith("is at version 3 now: look at it again\n")
+    nameless = run("add", "http://receiver.example/", "--app", "shop", "--cron", "@daily", "--if-version", "1")
+    assert nameless.exit_code == 2
+    assert "--if-version goes with --id" in nameless.stderr
+
+
 def test_what_goes_only_with_something_else_says_so(run: Run) -> None:
     assert run("cancel", "shop", "s1", "--following").exit_code == 2
     assert run("cancel", "shop", "s1", "--purge", "--instance", "x").exit_code == 2
