@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -25,7 +26,7 @@ PATIENCE_SECONDS = 10.0
 WORDS = {
     "/action": "the action",
     "/expiry": "--at",
-    "/filter": "give at least one of --status, --from, --until, --host, --last-status, --series",
+    "/filter": "the filter (--status, --from, --until, --host, --last-status, --series)",
     "/filter/expiry-from": "--from",
     "/filter/expiry-until": "--until",
     "/filter/host": "--host",
@@ -35,6 +36,8 @@ WORDS = {
     "/shift": "--shift",
 }
 """What the places of a request are called on the command line."""
+
+OF_SERIES = "Only the occurrences of this series, those that are stored; the series itself goes on: see 'series pause', 'series cancel'."
 
 
 class Shift(Delay):
@@ -63,7 +66,7 @@ def _begins(command: Command) -> Command:
     """What all commands take that begin an operation."""
     options: list[Command] = [
         click.argument("application_id", metavar="APP"),
-        filter_options,
+        partial(filter_options, of_series=OF_SERIES),
         click.option("-y", "--yes", is_flag=True, help="Do not ask."),
         click.option("--wait/--no-wait", default=True, help="Whether to stay until it is done.  [default: wait]"),
         output_option,

@@ -149,8 +149,8 @@ def service_options(command: Command) -> Command:
     return command
 
 
-def filter_options(command: Command) -> Command:
-    """Which events are meant: what `Client.iter_events` takes."""
+def filter_options(command: Command, *, of_series: str = "Only the occurrences of this series.") -> Command:
+    """Which events are meant: what `Client.iter_events` takes. `of_series`: what is said of the option --series."""
     statuses = click.Choice(Status.__members__, case_sensitive=False)
     for option in reversed(
         [
@@ -159,7 +159,7 @@ def filter_options(command: Command) -> Command:
             click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier."),
             click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
             click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
-            click.option("--series", metavar="ID", help="Only the occurrences of this series."),
+            click.option("--series", metavar="ID", help=of_series),
         ]
     ):
         command = option(command)

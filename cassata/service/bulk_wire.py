@@ -100,7 +100,7 @@ def read_filter(value: Any) -> Filter:
     except ValidationError as error:
         raise Faults(list(explained(FilterDocument, error))) from None
     if shape.expiry_from is not None and shape.expiry_until is not None and shape.expiry_until <= shape.expiry_from:
-        raise Faults([(("expiry-until",), "must be later than expiry-from")])
+        raise Faults([(("expiry-until",), "must be later than the beginning")])
     return Filter(shape.status, shape.expiry_from, shape.expiry_until, shape.host, shape.last_status, shape.series)
 
 

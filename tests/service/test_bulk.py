@@ -104,7 +104,7 @@ def test_a_shift_is_a_duration_with_a_sign(http: FlaskClient, written: object, s
         ({"filter": {"status": ["COMPLETED"]}}, "/filter/status", "names nothing that can be done to"),
         ({"filter": {"stat": "PENDING"}}, "/filter/stat", "is not a field: did you mean 'status'?"),
         ({"filter": {"expiry-from": "soon"}}, "/filter/expiry-from", "must be seconds since 1970, or ISO 8601"),
-        ({"filter": {"expiry-from": 5, "expiry-until": 5}}, "/filter/expiry-until", "must be later than expiry-from"),
+        ({"filter": {"expiry-from": 5, "expiry-until": 5}}, "/filter/expiry-until", "must be later than the beginning"),
         ({"filter": {"host": "http://x/"}}, "/filter/host", "must be a host such as"),
         ({"filter": {"host": 5}}, "/filter/host", "must be a string, not a number"),
         ({"filter": {"last-status": "503"}}, "/filter/last-status", "must be a whole number, not a string"),
