@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, output_option, service_options, text_of
+from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, service_options, text_of
 from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, new_event_id
 
@@ -24,11 +24,14 @@ _OPTIONS = (
 WORDS = {
     **{f"/{name}": f"--{name}" for name in _OPTIONS.split()},
     "/application-id": "--app",
+    "/delay": "--in",
+    "/expiry": "--at",
     "/series-id": "--id",
     "/event": "--payload",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
-    "/url": "URL",
+    "/url": "the URL",
+    "instance-id": "--instance",
     "application-id": "--app",
     "series-id": "--id",
     "from": "--from",
@@ -243,6 +246,23 @@ def run(client: Client, application_id: str, series_id: str, output: str) -> Non
         print_json(event.document)
     else:
         click.echo(event.event_id)
+
+
+@series.command()
+@series_arguments
+@click.option("--instance", "instance_id", metavar="INSTANCE", required=True, help="Which one: an event-id that 'series instances' shows.")
+@change_options
+@output_option
+@click.pass_obj
+def change(
+    client: Client, /, application_id: str, series_id: str, instance_id: str, version: str | None, output: str, **options: Any
+) -> None:
+    """Change one instance that is still to be sent; what is not named stays as it is, and so do all others.
+
+    For all of a series: add --id SERIES --if-version VERSION.
+    """
+    changed = client.change_instance(application_id, series_id, instance_id, version=version, **changes_of(**options))
+    _show(changed.document, output)
 
 
 @series.command()

@@ -71,6 +71,37 @@ def test_instances_are_shown_in_the_zone_and_cancelled_singly_or_from_one_on(run
     assert [instance["status"] for instance in left] == ["CANCELLED", None]
 
 
+def test_one_instance_is_changed_and_no_other(run: Run) -> None:
+    assert add(run, *EVERY, "--payload", "old").exit_code == 0
+    names = ("change", "shop", "s1", "--instance", "s1_20300131T121500Z")
+
+    changed = run(*names, "--at", "2030-01-31T12:20:00Z", "--payload", "new", "--max-lateness", "30", "-o", "json")
+
+    assert changed.exit_code == 0, changed.output
+    assert "s1_20300131T121500Z" in run(*names, "--timeout", "30").stdout
+    shown = json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)
+    assert [instance["exception"] for instance in shown] == [False, True, False, False]
+    assert shown[1]["expiry"] == "2030-01-31T12:20:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        ((), 2, "Say what is to be changed."),
+        (("--at", "1900000000", "--in", "5m"), 2, "Give only one of --at and --in."),
+        (("--payload", "x", "--if-version", "another"), 1, "Error: "),
+        (("--url", "ftp://x/"), 1, "Error: the URL: must"),
+        (("--at", "2300-01-01T00:00:00Z"), 1, "Error: --at: must"),
+    ],
+)
+def test_an_instance_that_cannot_be_changed_so_says_why(run: Run, words: tuple[str, ...], code: int, expected: str) -> None:
+    assert add(run, *EVERY, "--payload", "").exit_code == 0
+
+    refused = run("change", "shop", "s1", "--instance", "s1_20300131T121500Z", *words)
+
+    assert (refused.exit_code, expected in refused.stderr) == (code, True), refused.output
+
+
 def test_a_preview_needs_no_service() -> None:
     words = ["--service", "http://127.0.0.1:1", "preview", "--recurrence", "RRULE:FREQ=DAILY;COUNT=2", "--recurrence"]
     words += ["RDATE:20300301T090000Z", "--scheduled-at", "2030-01-01T10:00:00", "--timezone", "Europe/Berlin", *FROM, "-o", "json"]
