@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -251,18 +251,72 @@ def run(client: Client, application_id: str, series_id: str, output: str) -> Non
 @series.command()
 @series_arguments
 @click.option("--instance", "instance_id", metavar="INSTANCE", required=True, help="Which one: an event-id that 'series instances' shows.")
+@click.option("--following", is_flag=True, help="Go on from there with another series, by another rule.")
+@click.option("--id", "new_id", metavar="NEW", help="With --following: the id of that one.")
+@rule_options
 @change_options
 @output_option
 @click.pass_obj
 def change(
-    client: Client, /, application_id: str, series_id: str, instance_id: str, version: str | None, output: str, **options: Any
+    client: Client,
+    /,
+    application_id: str,
+    series_id: str,
+    instance_id: str,
+    following: bool,
+    new_id: str | None,
+    version: str | None,
+    output: str,
+    **options: Any,
 ) -> None:
     """Change one instance that is still to be sent; what is not named stays as it is, and so do all others.
 
+    With --following, that instance and all that follow: the series ends before it, and the one with the id NEW goes on by the
+    rule that is given, which begins at --scheduled-at. What it sends is as it was, but for what is named.
+
     For all of a series: add --id SERIES --if-version VERSION.
     """
+    rule = _rule(options)
+    if following:
+        new = _following(client.series(application_id, series_id), new_id, rule, options)
+        if version is not None and not version.isdecimal():
+            raise click.UsageError("With --following, --if-version is that of the series: a number.")
+        expected = None if version is None else int(version)
+        _show(client.change_following(application_id, series_id, instance_id, new, version=expected).document, output)
+        return
+    if new_id is not None or any(value is not None for value in rule.values()):
+        raise click.UsageError("--id and the options of a rule go with --following.")
     changed = client.change_instance(application_id, series_id, instance_id, version=version, **changes_of(**options))
     _show(changed.document, output)
+
+
+def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], options: Mapping[str, Any]) -> NewSeries:
+    """Return the series that goes on where another one ends: by a rule of its own, with what the other one sends."""
+    if new_id is None or rule["scheduled_at"] is None:
+        raise click.UsageError("--following goes with --id and --scheduled-at: what the new series is called, and when it begins.")
+    if options["resets"] or options["at"] is not None or options["delay"] is not None:
+        raise click.UsageError("--at, --in and --reset are about one instance, and do not go with --following.")
+    given: Any = changes_of(**options) if any(value not in (None, ()) for value in options.values()) else {}
+    known = series.document
+    if "payload" not in given and known.get("event-base64"):
+        raise click.ClickException("the series sends what is no text: give --payload")
+    sent = {
+        "url": known["url"],
+        "method": known["method"],
+        "payload": known["event"],
+        "headers": known["request-headers"] or None,
+        "timeout": known["timeout"],
+        "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},
+        "max_lateness": known["max-lateness"],
+    } | given
+    for name in ("timeout", "max_lateness"):
+        sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
+    kept = {
+        name: known[name.replace("_", "-")]
+        for name in ("name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
+    }
+    zone = rule["timezone"] or known["timezone"]
+    return NewSeries(series.application_id, series_id=new_id, **{**rule, "timezone": zone}, **kept, **sent)
 
 
 @series.command()

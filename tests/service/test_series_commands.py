@@ -102,6 +102,30 @@ def test_an_instance_that_cannot_be_changed_so_says_why(run: Run, words: tuple[s
     assert (refused.exit_code, expected in refused.stderr) == (code, True), refused.output
 
 
+def test_what_follows_an_instance_goes_on_by_another_rule_and_sends_the_same(run: Run) -> None:
+    made = add(run, *EVERY, "--payload", "old", "--header", "A: b", "--timeout", "5", "--retry-count", "2", "--name", "ticks")
+    assert made.exit_code == 0
+    names = ("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--following", "--id", "s2")
+    rule = ("--every", "1h", "--scheduled-at", "2030-01-31T13:00:00Z")
+
+    assert run(*names, "--every", "1h").exit_code == 2
+    assert run(*names, *rule, "--at", "1900000000").exit_code == 2
+    assert "is at version 1 now" in run(*names, *rule, "--if-version", "7").stderr
+    done = run(*names, *rule, "--timeout", "7", "--if-version", "1", "-o", "json")
+
+    assert done.exit_code == 0, done.output
+    new = json.loads(done.stdout)
+    assert (new["series-id"], new["every"], new["event"], new["request-headers"]) == ("s2", 3600, "old", ["A: b"])
+    assert (new["timeout"], new["retry"]["count"], new["name"]) == (7, 2, "ticks")
+    assert len(json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)) == 2
+
+
+def test_a_rule_is_not_that_of_one_instance(run: Run) -> None:
+    refused = run("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--every", "1h")
+
+    assert (refused.exit_code, "go with --following" in refused.stderr) == (2, True)
+
+
 def test_a_preview_needs_no_service() -> None:
     words = ["--service", "http://127.0.0.1:1", "preview", "--recurrence", "RRULE:FREQ=DAILY;COUNT=2", "--recurrence"]
     words += ["RDATE:20300301T090000Z", "--scheduled-at", "2030-01-01T10:00:00", "--timezone", "Europe/Berlin", *FROM, "-o", "json"]
