@@ -303,7 +303,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
     sent = {
         "url": known["url"],
         "method": known["method"],
-        "payload": known["event"],
+        "payload": known.get("event"),
         "headers": known["request-headers"] or None,
         "timeout": known["timeout"],
         "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},

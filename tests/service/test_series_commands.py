@@ -13,6 +13,9 @@ from click.testing import CliRunner, Result
 from cassata.cli.series import series
 from cassata.client import Client, Conflict, InvalidRequest, NewSeries, NotFound, Outdated
 from cassata.model import Status
+from cassata.recurrence import Rule
+from cassata.scheduler import Scheduler
+from cassata.series import NewSeries as StoredSeries
 
 Run = Callable[..., Result]
 
@@ -118,6 +121,17 @@ def test_what_follows_an_instance_goes_on_by_another_rule_and_sends_the_same(run
     assert (new["series-id"], new["every"], new["event"], new["request-headers"]) == ("s2", 3600, "old", ["A: b"])
     assert (new["timeout"], new["retry"]["count"], new["name"]) == (7, 2, "ticks")
     assert len(json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)) == 2
+
+
+def test_what_follows_a_body_that_is_no_text_needs_one_that_is(run: Run, sqlite_scheduler: Scheduler) -> None:
+    start_at = int(NOON.timestamp()) * 1_000
+    rule = Rule(every_ms=900_000, timezone="UTC", start_at=start_at)
+    sqlite_scheduler.timetable.put(StoredSeries("shop", rule, "http://receiver.example/", payload=b"\xff", series_id="s1"))
+    words = ("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--following", "--id", "s2", "--every", "1h")
+    words += ("--scheduled-at", "2030-01-31T13:00:00Z")
+
+    assert run(*words).stderr == "Error: the series sends what is no text: give --payload\n"
+    assert run(*words, "--payload", "x").exit_code == 0
 
 
 def test_a_rule_is_not_that_of_one_instance(run: Run) -> None:
