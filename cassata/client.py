@@ -763,21 +763,27 @@ class Client:
         query = {"from": begin and begin.isoformat(), "until": end and end.isoformat(), "limit": page_length}
         yield from self._pages(_path("series", application_id, series_id, "instances"), _instances_page, query)
 
-    def pause_series(self, application_id: str, series_id: str) -> Series:
-        """Let a series make no more events until it is resumed."""
-        return self._read_as(_series, self._call("POST", _path("series", application_id, series_id, "pause")))
+    def pause_series(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
+        """Let a series make no more events until it is resumed. Raises Outdated if it is not at `version` any more."""
+        path = _path("series", application_id, series_id, "pause")
+        return self._read_as(_series, self._call("POST", path, headers=_if_match(version)))
 
-    def resume_series(self, application_id: str, series_id: str) -> Series:
-        """Let a paused series go on, at the next instant of its rule."""
-        return self._read_as(_series, self._call("POST", _path("series", application_id, series_id, "resume")))
+    def resume_series(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
+        """Let a paused series go on, at the next instant of its rule. Raises Outdated if it is not at `version` any more."""
+        path = _path("series", application_id, series_id, "resume")
+        return self._read_as(_series, self._call("POST", path, headers=_if_match(version)))
 
     def run_series(self, application_id: str, series_id: str) -> Event:
         """Send what a series sends once more, now. Never repeated by itself: that would send it once more again."""
         return self._read_as(_event, self._send("POST", _path("series", application_id, series_id, "run"), None, None, {}))
 
-    def cancel_series(self, application_id: str, series_id: str, *, purge: bool = False) -> None:
-        """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again."""
-        self._call("DELETE", _path("series", application_id, series_id), query={"purge": "true"} if purge else None)
+    def cancel_series(self, application_id: str, series_id: str, *, purge: bool = False, version: int | None = None) -> None:
+        """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again.
+
+        Raises Outdated if it is not at `version` any more.
+        """
+        query = {"purge": "true"} if purge else None
+        self._call("DELETE", _path("series", application_id, series_id), query=query, headers=_if_match(version))
 
     def change_instance(
         self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None, **changes: Unpack[Changes]
@@ -786,19 +792,25 @@ class Client:
         path = _instance_path(application_id, series_id, instance_id)
         return self._read_as(_instance, self._call("PATCH", path, _changes_document(changes), headers=_if_match(version)))
 
-    def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Instance:
-        """Let one instance not be sent."""
-        return self._read_as(_instance, self._call("DELETE", _instance_path(application_id, series_id, instance_id)))
+    def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None) -> Instance:
+        """Let one instance not be sent. Raises Outdated if its event is not at `version` any more."""
+        path = _instance_path(application_id, series_id, instance_id)
+        return self._read_as(_instance, self._call("DELETE", path, headers=_if_match(version)))
 
-    def change_following(self, application_id: str, series_id: str, instance_id: str, series: NewSeries) -> Series:
-        """End a series before an instance, and go on with another from there. Return that one."""
-        path = f"{_instance_path(application_id, series_id, instance_id)}/following"
-        return self._read_as(_series, self._call("PUT", path, series.document()))
+    def change_following(
+        self, application_id: str, series_id: str, instance_id: str, series: NewSeries, *, version: int | None = None
+    ) -> Series:
+        """End a series before an instance, and go on with another from there. Return that one.
 
-    def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Series:
-        """End a series before an instance. Return what is left of it."""
+        Raises Outdated if the series that is ended is not at `version` any more.
+        """
         path = f"{_instance_path(application_id, series_id, instance_id)}/following"
-        return self._read_as(_series, self._call("DELETE", path))
+        return self._read_as(_series, self._call("PUT", path, series.document(), headers=_if_match(version)))
+
+    def cancel_following(self, application_id: str, series_id: str, instance_id: str, *, version: int | None = None) -> Series:
+        """End a series before an instance. Return what is left of it. Raises Outdated if the series is not at `version` any more."""
+        path = f"{_instance_path(application_id, series_id, instance_id)}/following"
+        return self._read_as(_series, self._call("DELETE", path, headers=_if_match(version)))
 
     def _pages(self, path: str, read: Callable[[Any], tuple[list[T], str | None]], query: Mapping[str, Any]) -> Iterator[T]:
         cursor: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from calendar import monthrange
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
@@ -121,6 +121,20 @@ def newest(rule: Rule, begin: int, end: int) -> int | None:
         else:
             latest = later
     return latest
+
+
+def made_of(rule: Rule, instants: Collection[int], *, known: Occurrence | None = None) -> set[int]:
+    """Tell which of these instants a rule makes. Only of one with a count occurrences are counted, once for all of them.
+
+    Raises RecurrenceError as `check` does.
+    """
+    series = _series(rule)
+    found = {at for at in instants if next(series._bounded(max(at, series.begins_at)), None) == at}
+    if not found or series.most is None:
+        return found
+    last = max(found)
+    counted = series.occurrences(min(found), known, MAX_COUNT)
+    return found & {occurrence.at for occurrence in takewhile(lambda occurrence: occurrence.at <= last, counted)}
 
 
 def occurrence_id(series_id: str, at: int) -> str:

@@ -28,6 +28,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     literal_column,
     null,
     or_,
@@ -297,8 +298,9 @@ def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | 
 
 
 def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
-    """Have a locked event that waits ask for something else. A higher fence is a new version of it."""
+    """Have a locked event that waits ask for something else: a higher fence is a new version. One of a series becomes an exception."""
     columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
+    columns["request_hash"] = case((E.series.is_not(None), literal(EXCEPTION_HASH, E.request_hash.type)), else_=E.request_hash)
     changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
     _expect(changed.rowcount, 1, "change_event")
 
@@ -647,7 +649,8 @@ def occurrences(conn: Connection, application: int, number: int, first: str, las
 def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
     """Read the ids, and no more, of those that have not ended, in the order of their ids."""
     which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
-    question = select(E.id, E.event_id, E.status, E.fence, E.request_hash).where(which).order_by(E.event_id)
+    columns = (E.id, E.event_id, E.status, E.attempts, E.replayed_at, E.operation, E.request_hash)
+    question = select(*columns).where(which).order_by(E.event_id)
     return conn.execute(_hinted(question, "events_event_id")).all()
 
 
@@ -658,9 +661,16 @@ def latest_occurrences(conn: Connection, application: int, number: int, first: s
     return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
 
 
-def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Tell which of these (application, event_id) are taken."""
-    return {(row.application, row.event_id) for row in conn.execute(select(E.application, E.event_id).where(_any_key(keys)))}
+def statuses_of_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> dict[str, Status]:
+    """Tell the statuses of those whose ids lie between two, both included."""
+    question = select(E.event_id, E.status).where(_occurrences(application, number, first, last))
+    return {row.event_id: Status(row.status) for row in conn.execute(_hinted(question, "events_event_id"))}
+
+
+def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], int | None]:
+    """Tell which of these (application, event_id) are taken, and by an event of which series, if it is of one."""
+    question = select(E.application, E.event_id, E.series).where(_any_key(keys))
+    return {(row.application, row.event_id): row.series for row in conn.execute(question)}
 
 
 def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:

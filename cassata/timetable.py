@@ -82,6 +82,8 @@ class Plan:
     finished_at: int | None = None
     caught_up: int = 0
     skipped: int = 0
+    taken: list[str] = field(default_factory=list)
+    """Ids of occurrences that were not made, because events that are not of this series have them."""
 
     def pass_over(self, place: Occurrence, skipped: int | None) -> None:
         self.place = place
@@ -152,6 +154,8 @@ class Timetable:
     def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
+        What it is to do already is no error, whatever the version: a call may be repeated. By the same rule it goes on from where
+        it is, and catches up as the new content says; another rule begins now.
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
         Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
         """
@@ -159,14 +163,16 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, new.application_id, new.series_id, now, version)
+            series, application = self._locked(conn, new.application_id, new.series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             if series.content_hash == new.content_hash:
                 return series
+            _check_version(series, version)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
-            columns = store.series_row(content, application) | {"request_hash": new.content_hash} | _begun(content.rule, now)
+            columns = store.series_row(content, application) | {"request_hash": new.content_hash}
+            columns |= {"wake_at": now} if _is_behind(series, content.rule, now) else _begun(content.rule, now)
             if series.status is SeriesStatus.PAUSED:
                 columns |= _PAUSED
             return self._changed(conn, series, columns, now)
@@ -174,16 +180,17 @@ class Timetable:
         return self._transactions.write(work)
 
     def pause(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
-        """Make no more occurrences until `resume`, and take back what is not due yet.
+        """Make no more occurrences until `resume`, and take back what is not due yet. To pause what is paused is no error.
 
         Raises UnknownSeries, SeriesFinished, SeriesChanged.
         """
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, version)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.PAUSED:
                 return series
+            _check_version(series, version)
             if series.status is not SeriesStatus.ACTIVE:
                 raise SeriesFinished(series)
             self._remove_untouched(conn, application, series, now)
@@ -199,9 +206,10 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, _ = self._locked(conn, application_id, series_id, now, version)
+            series, _ = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.ACTIVE:
                 return series
+            _check_version(series, version)
             if series.status is not SeriesStatus.PAUSED:
                 raise SeriesFinished(series)
             return self._changed(conn, series, _begun(series.rule, now, series.last), now)
@@ -216,10 +224,12 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, version)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 return series
-            self._cancel_events(conn, [row.id for row in self._unfinished(conn, application, series)], now)
+            _check_version(series, version)
+            unfinished = store.unfinished_occurrences(conn, application, series.number, *_whole_range(series_id))
+            self._cancel_events(conn, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
         return self._transactions.write(work)
@@ -250,7 +260,7 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Event:
             now = self._clock.now(conn)
-            series, application = self._locked(conn, application_id, series_id, now, None)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             event = series.content.event(_run_id(series_id, now), now)
@@ -306,7 +316,6 @@ class Timetable:
                 # A retry that waits stays where it is, unless the event is to be sent at another time.
                 wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
                 store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
-                store.mark_exception(conn, row.id)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
@@ -337,6 +346,7 @@ class Timetable:
     ) -> tuple[Series, Series]:
         """End a series before one of its occurrences, and begin another one; return both. `version` is that of the first.
 
+        A repeated call returns what the first one made, whatever the version.
         Raises UnknownSeries, SeriesFinished, UnknownInstance, SeriesChanged, and as `create` does.
         """
         if new.application_id != application_id or new.series_id == series_id:
@@ -345,6 +355,9 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> tuple[Series, Series]:
             now = self._clock.now(conn)
+            series, _ = self._locked(conn, application_id, series_id, now)
+            if _ends_before(series, instance_id) and (there := self._identical(conn, new)):
+                return series, there
             trimmed, application = self._trim(conn, application_id, series_id, instance_id, now, version)
             return trimmed, self._create(conn, application, new, now)
 
@@ -354,7 +367,11 @@ class Timetable:
         """End a series before one of its occurrences. Raises UnknownSeries, SeriesFinished, UnknownInstance, SeriesChanged."""
 
         def work(conn: Connection, _tries: int) -> Series:
-            return self._trim(conn, application_id, series_id, instance_id, self._clock.now(conn), version)[0]
+            now = self._clock.now(conn)
+            series, _ = self._locked(conn, application_id, series_id, now)
+            if _ends_before(series, instance_id):
+                return series
+            return self._trim(conn, application_id, series_id, instance_id, now, version)[0]
 
         return self._transactions.write(work)
 
@@ -431,6 +448,9 @@ class Timetable:
     def _make_one_by_one(self, conn: Connection, plan: Plan, now: int, room: int) -> None:
         """Make an occurrence only if the one before it has ended; whether it has is decided at its instant at the latest."""
         series = plan.series
+        content = series.content
+        first, last = content.event_id(plan.place.at + 1), content.event_id(now + LEAD_MS)
+        there = store.statuses_of_occurrences(conn, plan.application, series.number, first, last)
         busy: bool | None = None
         for _ in range(room):
             made = recurrence.after(series.rule, plan.place)
@@ -444,6 +464,9 @@ class Timetable:
                 return
             if busy:
                 plan.pass_over(made, 1)
+            elif (status := there.get(content.event_id(made.at))) is not None:  # it was changed or cancelled ahead of its time
+                plan.pass_over(made, None)
+                busy = _is_unfinished(status)
             else:
                 _make(plan, made, now)
                 busy = True
@@ -454,7 +477,7 @@ class Timetable:
         content = plan.series.content
         first, before = content.event_id(0), content.event_id(made.at)
         latest = store.latest_occurrences(conn, plan.application, plan.series.number, first, before, LATEST_LOOKED_AT)
-        return any(status in WAITING or status is Status.PROCESSING for status in latest)
+        return any(map(_is_unfinished, latest))
 
     def _insert_missing(self, conn: Connection, plans: Sequence[Plan]) -> None:
         """Insert what is not there already: an occurrence that was changed or cancelled by itself is there before its time."""
@@ -462,6 +485,8 @@ class Timetable:
             return
         there = store.ids_there(conn, {(row["application"], row["event_id"]) for plan in plans for row in plan.rows})
         for plan in plans:
+            keys = [(row["application"], row["event_id"]) for row in plan.rows]
+            plan.taken = [key[1] for key in keys if key in there and there[key] != plan.series.number]
             plan.rows = [row for row in plan.rows if (row["application"], row["event_id"]) not in there]
         rows = [row for plan in plans for row in plan.rows]
         if rows:
@@ -519,12 +544,9 @@ class Timetable:
             store.change_series(conn, row.id, columns | {"version": row.version + 1})
         return self._read(store.find_series(conn, application, new.series_id), new.application_id, now)
 
-    def _locked(self, conn: Connection, application_id: str, series_id: str, now: int, version: int | None) -> tuple[Series, int]:
+    def _locked(self, conn: Connection, application_id: str, series_id: str, now: int) -> tuple[Series, int]:
         application = self._number(conn, application_id)
-        series = self._read(store.lock_series(conn, application, series_id), application_id, now)
-        if version is not None and version != series.version:
-            raise SeriesChanged(series)
-        return series, application
+        return self._read(store.lock_series(conn, application, series_id), application_id, now), application
 
     def _read(self, row: Row[Any] | None, application_id: str, now: int) -> Series:
         """Read a series, and compute when it fires next."""
@@ -552,7 +574,8 @@ class Timetable:
     def _trim(
         self, conn: Connection, application_id: str, series_id: str, instance_id: str, now: int, version: int | None
     ) -> tuple[Series, int]:
-        series, application = self._locked(conn, application_id, series_id, now, version)
+        series, application = self._locked(conn, application_id, series_id, now)
+        _check_version(series, version)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
         first_cut = self._made(series, instance_id)
@@ -569,17 +592,17 @@ class Timetable:
 
     # --- the events of a series ------------------------------------------------------------------------------------------
 
-    def _unfinished(self, conn: Connection, application: int, series: Series) -> Sequence[Row[Any]]:
-        return store.unfinished_occurrences(conn, application, series.number, *_whole_range(series.series_id))
-
     def _remove_untouched(self, conn: Connection, application: int, series: Series, since: int) -> None:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
-        self._remove(conn, [row.id for row in self._unfinished(conn, application, series) if _is_untouched(row) and _lies_from(row, since)])
+        range_ahead = (series.content.event_id(since), _whole_range(series.series_id)[1])
+        ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
+        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
-        ahead = self._stored_from(conn, application, series.number, series.series_id, since)
-        self._remove(conn, [row.id for at, row in ahead if _is_untouched(row) or not _makes(rule, at)])
+        ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
+        made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
+        self._remove(conn, [row.id for at, row in ahead if at not in made])
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
@@ -617,7 +640,7 @@ class Timetable:
         or_cancelled: bool = False,
     ) -> tuple[Series, int, Occurrence, Row[Any] | None]:
         """Lock a series, and return it with one of its occurrences that may still be changed, and the row of its event, if there is one."""
-        series, application = self._locked(conn, application_id, series_id, now, None)
+        series, application = self._locked(conn, application_id, series_id, now)
         if series.status is SeriesStatus.CANCELLED:
             raise SeriesFinished(series)
         row = store.lock_event(conn, application, instance_id)
@@ -660,6 +683,24 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
         "last_at": place.at,
         "last_index": place.index,
     }
+
+
+def _check_version(series: Series, version: int | None) -> None:
+    if version is not None and version != series.version:
+        raise SeriesChanged(series)
+
+
+def _ends_before(series: Series, instance_id: str) -> bool:
+    """Whether a series was ended before that instance already."""
+    at = _original(instance_id)
+    if at is None or series.content.event_id(at) != instance_id:
+        return False
+    return series.status is not SeriesStatus.CANCELLED and series.rule.until_at == at - 1
+
+
+def _is_behind(series: Series, rule: Rule, now: int) -> bool:
+    """Whether a series that stays by its rule may have occurrences that have passed and were not made."""
+    return series.status is SeriesStatus.ACTIVE and rule == series.rule and series.last is not None and series.last.at < now
 
 
 def _place_before(following: Occurrence) -> Occurrence:
@@ -774,6 +815,9 @@ def _tell(plans: Sequence[Plan], advanced: Advanced) -> None:
             telemetry.emit("series caught up", level="warning", **names, occurrences=plan.caught_up)
         if plan.skipped:
             telemetry.emit("series skipped", level="warning", **names, occurrences=plan.skipped)
+        if plan.taken:
+            ids = {"event_id": plan.taken[0], "occurrences": len(plan.taken)}
+            telemetry.emit("other events have the ids of occurrences", level="warning", **names, **ids)
         if plan.finished_at is not None:
             telemetry.emit("series ended", **names)
 
@@ -800,13 +844,20 @@ def _lies_from(row: Row[Any], since: int) -> bool:
     return at is not None and at >= since
 
 
+def _is_unfinished(status: Status) -> bool:
+    return status in WAITING or status is Status.PROCESSING
+
+
 def _is_untouched(row: Row[Any]) -> bool:
-    """Nobody has claimed, changed or cancelled it, nor was it made ahead by whoever changed it."""
-    return bool(row.status == Status.PENDING and row.fence == 0) and not store.is_exception(row)
+    """Nobody has begun to send it, changed or cancelled it, by itself or with others, nor asked for it once more."""
+    is_as_made = row.attempts == 0 and row.replayed_at is None and row.operation is None
+    return bool(row.status == Status.PENDING and is_as_made) and not store.is_exception(row)
 
 
-def _makes(rule: Rule, at: int) -> bool:
-    return bool(recurrence.between(rule, at, at + 1, 1))
+def _known_of(series: Series, rule: Rule) -> Occurrence | None:
+    """Return how far a series has come, if it has counted the same instants as that rule does, but perhaps to another end."""
+    is_same = replace(series.rule, until_at=None, count=None) == replace(rule, until_at=None, count=None)
+    return series.last if is_same else None
 
 
 def _as_asked(row: Row[Any], application_id: str) -> NewEvent:

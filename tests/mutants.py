@@ -278,9 +278,7 @@ MUTANTS = (
     ),
     mutant(
         "exceptions of a series replaced with the others",
-        Change(
-            TIMETABLE, "row.status == Status.PENDING and row.fence == 0) and not store.is_exception(row)", "row.status == Status.PENDING)"
-        ),
+        Change(TIMETABLE, "is_as_made) and not store.is_exception(row)", "is_as_made)"),
         tests=f"{SERIES}::test_exceptions_outlive_another_content_where_the_new_rule_makes_their_instants",
     ),
     mutant(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 
 from cassata.cli.app import print_json, print_table, show
 from cassata.cli.event import Delay, Instant, Reported, filter_options, output_option, service_options
-from cassata.cli.meter import Meter
+from cassata.cli.meter import Meter, counted
 from cassata.client import Client, Count, NewOperation, Operation
 
 Command = Callable[..., Any]
@@ -25,7 +26,7 @@ PATIENCE_SECONDS = 10.0
 WORDS = {
     "/action": "the action",
     "/expiry": "--at",
-    "/filter": "give at least one of --status, --from, --until, --host, --last-status, --series",
+    "/filter": "the filter (--status, --from, --until, --host, --last-status, --series)",
     "/filter/expiry-from": "--from",
     "/filter/expiry-until": "--until",
     "/filter/host": "--host",
@@ -35,6 +36,8 @@ WORDS = {
     "/shift": "--shift",
 }
 """What the places of a request are called on the command line."""
+
+OF_SERIES = "Only the occurrences of this series, those that are stored; the series itself goes on: see 'series pause', 'series cancel'."
 
 
 class Shift(Delay):
@@ -63,7 +66,7 @@ def _begins(command: Command) -> Command:
     """What all commands take that begin an operation."""
     options: list[Command] = [
         click.argument("application_id", metavar="APP"),
-        filter_options,
+        partial(filter_options, of_series=OF_SERIES),
         click.option("-y", "--yes", is_flag=True, help="Do not ask."),
         click.option("--wait/--no-wait", default=True, help="Whether to stay until it is done.  [default: wait]"),
         output_option,
@@ -179,7 +182,7 @@ def _begin(client: Client, new: NewOperation, yes: bool, wait: bool, output: str
 
 def _followed(client: Client, operation: Operation) -> Operation:
     """Stay with an operation until it has ended."""
-    stalled_at = time.monotonic()
+    moved_at: float | None = time.monotonic()  # None: it has been said that it does not move
     total = operation.expected if operation.exact else None
     try:
         with Meter(operation.action, total) as meter:
@@ -187,10 +190,11 @@ def _followed(client: Client, operation: Operation) -> Operation:
                 time.sleep(LOOK_SECONDS)
                 before, operation = operation, client.operation(operation.application_id, operation.operation_id)
                 if operation.examined != before.examined:
-                    stalled_at = time.monotonic()
-                is_stalled = time.monotonic() - stalled_at > PATIENCE_SECONDS
-                hint = "; nothing happens: is a worker running?" if is_stalled else ""
-                meter.show(operation.changed, f"{operation.changed:,} of {_most(operation)} events{hint}")
+                    moved_at = moved_at and time.monotonic()
+                if moved_at is not None and time.monotonic() - moved_at > PATIENCE_SECONDS:
+                    meter.tell("nothing happens: is a worker running?")
+                    moved_at = None
+                meter.show(operation.changed, f"{operation.changed:,} of {_most(operation)}")
     except KeyboardInterrupt:
         names = f"{operation.application_id} {operation.operation_id}"
         click.echo(f"It goes on without you: cassata bulk show {names}; to end it: cassata bulk stop {names}", err=True)
@@ -199,7 +203,7 @@ def _followed(client: Client, operation: Operation) -> Operation:
 
 
 def _in_words(operation: Operation) -> str:
-    facts = f"{operation.changed:,} events changed"
+    facts = f"{counted(operation.changed, 'event')} changed"
     if operation.skipped:
         facts += f", {operation.skipped:,} passed over"
     match operation.status:
@@ -211,13 +215,14 @@ def _in_words(operation: Operation) -> str:
 
 
 def _expected(count: Count) -> str:
-    if not count.exact:
-        return f"{count.expected:,} events or more"
-    return "1 event" if count.expected == 1 else f"{count.expected:,} events"
+    expected = counted(count.expected, "event")
+    return expected if count.exact else f"{expected} or more"
 
 
 def _most(operation: Operation) -> str:
-    return f"{operation.expected:,}" if operation.exact else f"{operation.expected:,} or more"
+    """How many there will be: what was added meanwhile may make it more than were expected."""
+    most = counted(max(operation.expected, operation.changed), "event")
+    return most if operation.exact else f"{most} or more"
 
 
 def _by_status(count: Count) -> str:

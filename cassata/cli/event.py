@@ -7,12 +7,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import click
 
 from cassata.cli.listen import harmless
-from cassata.client import DEFAULT_URL, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
+from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, Status, new_event_id
 
 Command = Callable[..., Any]
@@ -149,8 +149,8 @@ def service_options(command: Command) -> Command:
     return command
 
 
-def filter_options(command: Command) -> Command:
-    """Which events are meant: what `Client.iter_events` takes."""
+def filter_options(command: Command, *, of_series: str = "Only the occurrences of this series.") -> Command:
+    """Which events are meant: what `Client.iter_events` takes. `of_series`: what is said of the option --series."""
     statuses = click.Choice(Status.__members__, case_sensitive=False)
     for option in reversed(
         [
@@ -159,7 +159,7 @@ def filter_options(command: Command) -> Command:
             click.option("--until", "expiry_until", type=Instant(), help="Only those that expire earlier."),
             click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
             click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
-            click.option("--series", metavar="ID", help="Only the occurrences of this series."),
+            click.option("--series", metavar="ID", help=of_series),
         ]
     ):
         command = option(command)
@@ -280,35 +280,53 @@ RESETS = ("header", "max-lateness", "method", "retry", "timeout")
 """What an event may have again as if it had never been given."""
 
 
+def change_options(command: Command) -> Command:
+    """What may be different in an event: what `changes_of` takes."""
+    for option in reversed(
+        [
+            click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset."),
+            click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d."),
+            click.option("--url", help="Where to send it."),
+            click.option("--payload", help="The body, sent as it is."),
+            click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input."),
+            click.option(
+                "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header, in place of all there were; may be repeated."
+            ),
+            click.option("--method", type=click.Choice(METHODS, case_sensitive=False)),
+            click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m."),
+            click.option("--retry-count", type=int, help="How often to try again."),
+            click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
+            click.option(
+                "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."
+            ),
+            click.option("--if-version", "version", metavar="VERSION", help="Only if that is still its version."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @event.command()
 @click.argument("application_id", metavar="APP")
 @click.argument("event_id", metavar="EVENT")
-@click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
-@click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
-@click.option("--url", help="Where to send it.")
-@click.option("--payload", help="The body, sent as it is.")
-@click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header, in place of all there were; may be repeated.")
-@click.option("--method", type=click.Choice(METHODS, case_sensitive=False))
-@click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
-@click.option("--retry-count", type=int, help="How often to try again.")
-@click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
-@click.option("--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated.")
-@click.option("--if-version", "version", metavar="VERSION", help="Only if that is still its version.")
+@change_options
 @output_option
 @click.pass_obj
-def change(
-    client: Client, /, application_id: str, event_id: str, version: str | None, resets: Sequence[str], output: str, **options: Any
-) -> None:
+def change(client: Client, /, application_id: str, event_id: str, version: str | None, output: str, **options: Any) -> None:
     """Change an event that waits to be sent; what is not named stays as it is."""
+    _show(client.change(application_id, event_id, version=version, **changes_of(**options)), output)
+
+
+def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
+    """Return what is to be different, as `Client.change` takes it."""
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("Give only one of --at and --in.")
     if options["payload"] is not None and options["payload_file"] is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
-    changes: Any = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}
+    changes = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}
     if not changes:
         raise click.UsageError("Say what is to be changed.")
-    _show(client.change(application_id, event_id, version=version, **changes), output)
+    return cast("Changes", changes)
 
 
 def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: Any) -> dict[str, Any]:

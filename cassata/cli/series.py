@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, BinaryIO
 
 import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, output_option, service_options, text_of
-from cassata.client import Client, NewSeries, Series
+from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, service_options, text_of
+from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, new_event_id
 
 Command = Callable[..., Any]
-
-STATUSES = ("ACTIVE", "PAUSED", "ENDED", "CANCELLED")
 
 _OPTIONS = (
     "cron recurrence every timezone scheduled-at ends-at until count name description metadata catch-up catch-up-window overlap jitter "
@@ -26,11 +24,14 @@ _OPTIONS = (
 WORDS = {
     **{f"/{name}": f"--{name}" for name in _OPTIONS.split()},
     "/application-id": "--app",
+    "/delay": "--in",
+    "/expiry": "--at",
     "/series-id": "--id",
     "/event": "--payload",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
-    "/url": "URL",
+    "/url": "the URL",
+    "instance-id": "--instance",
     "application-id": "--app",
     "series-id": "--id",
     "from": "--from",
@@ -89,7 +90,7 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @series.command()
 @click.argument("url")
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
-@click.option("--id", "series_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
+@click.option("--id", "series_id", help="Its id, unique in its application.  [default: a new one]")
 @rule_options
 @click.option("--payload", help="The body, sent as it is.")
 @click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input.")
@@ -104,18 +105,32 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--jitter", metavar="TIME", help="Send each up to so much later.")
 @click.option("--name", help="What it is called in lists.")
 @click.option("--description", help="What it is for.")
-@click.option("--version", type=int, help="Put it in the place of the one that is at this version.")
+@click.option("--if-version", "version", type=int, help="Put it in the place of the one with this --id, if that is at this version.")
+@click.option("--version", "if_version", type=int, hidden=True)  # what it was called
 @output_option
 @click.pass_obj
 def add(
-    client: Client, /, url: str, payload: str | None, payload_file: BinaryIO | None, version: int | None, output: str, **given: Any
+    client: Client,
+    /,
+    url: str,
+    series_id: str | None,
+    payload: str | None,
+    payload_file: BinaryIO | None,
+    version: int | None,
+    if_version: int | None,
+    output: str,
+    **given: Any,
 ) -> None:
     """Make a series that sends a request to URL, again and again."""
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
+    version = if_version if version is None else version
+    if version is not None and series_id is None:
+        raise click.UsageError("--if-version goes with --id: say which series is to be replaced.")
     retry_count, timeout = given.pop("retry_count"), given.pop("timeout")
     new = NewSeries(
         url=url,
+        series_id=series_id or new_event_id(),
         payload=text_of(payload_file) if payload_file else payload,
         headers=given.pop("headers") or None,
         timeout=None if timeout is None else timeout.total_seconds(),
@@ -123,7 +138,19 @@ def add(
         **_rule(given),
         **given,
     )
-    _show(client.schedule_series(new, version=version).document, output)
+    try:
+        made = client.schedule_series(new, version=version)
+    except Conflict as error:
+        raise click.ClickException(_how_to_replace(error)) from error
+    _show(made.document, output)
+
+
+def _how_to_replace(error: Conflict) -> str:
+    """Say which version is in the way, if one is."""
+    version = error.problem.get("version")
+    if not str(error.problem.get("type")).endswith(":series-exists") or version is None:
+        return str(error)
+    return f"{error}; it is at version {version}: give --if-version {version} to replace it"
 
 
 def _rule(given: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +246,77 @@ def run(client: Client, application_id: str, series_id: str, output: str) -> Non
         print_json(event.document)
     else:
         click.echo(event.event_id)
+
+
+@series.command()
+@series_arguments
+@click.option("--instance", "instance_id", metavar="INSTANCE", required=True, help="Which one: an event-id that 'series instances' shows.")
+@click.option("--following", is_flag=True, help="Go on from there with another series, by another rule.")
+@click.option("--id", "new_id", metavar="NEW", help="With --following: the id of that one.")
+@rule_options
+@change_options
+@output_option
+@click.pass_obj
+def change(
+    client: Client,
+    /,
+    application_id: str,
+    series_id: str,
+    instance_id: str,
+    following: bool,
+    new_id: str | None,
+    version: str | None,
+    output: str,
+    **options: Any,
+) -> None:
+    """Change one instance that is still to be sent; what is not named stays as it is, and so do all others.
+
+    With --following, that instance and all that follow: the series ends before it, and the one with the id NEW goes on by the
+    rule that is given, which begins at --scheduled-at. What it sends is as it was, but for what is named.
+
+    For all of a series: add --id SERIES --if-version VERSION.
+    """
+    rule = _rule(options)
+    if following:
+        new = _following(client.series(application_id, series_id), new_id, rule, options)
+        if version is not None and not version.isdecimal():
+            raise click.UsageError("With --following, --if-version is that of the series: a number.")
+        expected = None if version is None else int(version)
+        _show(client.change_following(application_id, series_id, instance_id, new, version=expected).document, output)
+        return
+    if new_id is not None or any(value is not None for value in rule.values()):
+        raise click.UsageError("--id and the options of a rule go with --following.")
+    changed = client.change_instance(application_id, series_id, instance_id, version=version, **changes_of(**options))
+    _show(changed.document, output)
+
+
+def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], options: Mapping[str, Any]) -> NewSeries:
+    """Return the series that goes on where another one ends: by a rule of its own, with what the other one sends."""
+    if new_id is None or rule["scheduled_at"] is None:
+        raise click.UsageError("--following goes with --id and --scheduled-at: what the new series is called, and when it begins.")
+    if options["resets"] or options["at"] is not None or options["delay"] is not None:
+        raise click.UsageError("--at, --in and --reset are about one instance, and do not go with --following.")
+    given: Any = changes_of(**options) if any(value not in (None, ()) for value in options.values()) else {}
+    known = series.document
+    if "payload" not in given and known.get("event-base64"):
+        raise click.ClickException("the series sends what is no text: give --payload")
+    sent = {
+        "url": known["url"],
+        "method": known["method"],
+        "payload": known.get("event"),
+        "headers": known["request-headers"] or None,
+        "timeout": known["timeout"],
+        "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},
+        "max_lateness": known["max-lateness"],
+    } | given
+    for name in ("timeout", "max_lateness"):
+        sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
+    kept = {
+        name: known[name.replace("_", "-")]
+        for name in ("name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
+    }
+    zone = rule["timezone"] or known["timezone"]
+    return NewSeries(series.application_id, series_id=new_id, **{**rule, "timezone": zone}, **kept, **sent)
 
 
 @series.command()

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -17,7 +17,7 @@ import click
 
 from cassata.cli.app import print_json
 from cassata.cli.event import filter_options, output_option
-from cassata.cli.meter import Meter
+from cassata.cli.meter import Meter, counted
 from cassata.client import BATCH_BYTES, Client
 from cassata.model import BATCH_LENGTH, FINISHED
 from cassata.service.wire import ALIASES, METHODS_WITH_BODY, MalformedDocument, read_json
@@ -118,24 +118,36 @@ def import_events(ctx: click.Context, file: str, application_id: str | None, end
     """
     with ExitStack() as stack:
         source = Source(sys.stdin.buffer if file == "-" else stack.enter_context(Path(file).open("rb")))
-        notes = Notes(None if file == "-" else Path(file), ctx.parent.params["service"] if ctx.parent else "")
+        asked = {"service": ctx.parent.params["service"] if ctx.parent else "", "application": application_id, "ended": ended}
+        notes = Notes(None if file == "-" else Path(file), asked)
         tally = Tally() if restart else notes.resumed(source)
         stack.enter_context(notes)
         size = None if file == "-" else Path(file).stat().st_size
-        with Meter("import", size) as meter:
+        with _stoppable(lambda: f"line {notes.line:,}", restart=restart, goes_on=file != "-"), Meter("import", size) as meter:
             for part in source.parts():
                 lines = [_line(source.line + index, text, application_id) for index, text in enumerate(part, 1)]
                 rejects = _add(ctx.obj, lines, tally, ended=ended)
                 passed = source.offset + sum(map(len, part))
                 notes.remember(source, part, tally, rejects)
-                meter.show(passed, f"{tally.lines:,} lines: {tally}")
+                meter.show(passed, f"{counted(tally.lines, 'line')}: {tally}")
     notes.finish()
     if output == "json":
         print_json({**asdict(tally), "rejects": notes.rejects_told})
     else:
-        click.echo(f"{tally.lines:,} lines: {tally}{notes.where}")
+        click.echo(f"{counted(tally.lines, 'line')}: {tally}{notes.where}")
     if tally.rejected:
         raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _stoppable(place: Callable[[], str], *, restart: bool, goes_on: bool) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C how far it has come, and how to go on, if it can."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = "the same command without --restart" if restart else "the same command"
+        click.echo(f"stopped after {place()}" + (f"; {command} goes on from there" if goes_on else ""), err=True)
+        raise click.exceptions.Exit(1) from None
 
 
 def _line(number: int, text: bytes, application_id: str | None) -> Line:
@@ -147,7 +159,8 @@ def _line(number: int, text: bytes, application_id: str | None) -> Line:
     try:
         document = read_json(text)
     except MalformedDocument as error:
-        return Line(number, fault=str(error))
+        cause = error.__cause__
+        return Line(number, fault=f"is not JSON (column {cause.colno})" if isinstance(cause, json.JSONDecodeError) else str(error))
     if isinstance(document, dict):
         given = {ALIASES.get(name, name) for name in document}
         if "event-id" not in given:
@@ -159,7 +172,7 @@ def _line(number: int, text: bytes, application_id: str | None) -> Line:
 
 def _add(client: Client, lines: Sequence[Line], tally: Tally, *, ended: bool) -> list[dict[str, Any]]:
     """Add what can be added, and return what cannot."""
-    rejects = [{"line": line.number, "detail": line.fault} for line in lines if line.fault]
+    rejects: list[dict[str, Any]] = [{"line": line.number, "detail": _of_line(line.number, line.fault)} for line in lines if line.fault]
     wanted = []
     for line in lines:
         if line.fault is not None:
@@ -180,6 +193,11 @@ def _add(client: Client, lines: Sequence[Line], tally: Tally, *, ended: bool) ->
             rejects.append({"line": line.number, "event-id": result.get("event-id"), "detail": _detail(problem)})
     tally.rejected += len(rejects)
     return sorted(rejects, key=lambda reject: reject["line"])
+
+
+def _of_line(number: int, fault: str) -> str:
+    """Name the line in what is wrong with it: a reader of JSON counts lines too, and knows one only."""
+    return f"line {number:,}{' ' if fault.startswith('is ') else ': '}{fault}"
 
 
 def _results(client: Client, lines: Sequence[Line]) -> Iterator[tuple[Line, Mapping[str, Any]]]:
@@ -211,15 +229,21 @@ def _check_anybody_takes_them(lines: Sequence[Line], results: Sequence[Mapping[s
 
 
 def _detail(problem: Mapping[str, Any]) -> str:
-    errors = [f"{error.get('pointer') or error.get('parameter') or 'it'}: {error['detail']}" for error in problem.get("errors", ())]
-    return "; ".join(errors) or str(problem.get("detail", "was refused"))
+    return "; ".join(map(_fault, problem.get("errors", ()))) or str(problem.get("detail", "was refused"))
+
+
+def _fault(error: Mapping[str, str]) -> str:
+    place = error.get("pointer") or error.get("parameter") or "it"
+    hint = ": give --app" if place == "/application-id" and error["detail"].startswith("is required") else ""
+    return f"{place}: {error['detail']}{hint}"
 
 
 class Notes:
     """What is kept beside the file: FILE.progress, how far the import has come; and FILE.rejects. Nothing for standard input."""
 
-    def __init__(self, file: Path | None, service: str) -> None:
-        self._service = service
+    def __init__(self, file: Path | None, asked: Mapping[str, Any]) -> None:
+        self.line = 0
+        self._asked = dict(asked)  # what else makes it the same import, beside the file
         self._progress = None if file is None else file.with_name(f"{file.name}.progress")
         self._rejects = None if file is None else file.with_name(f"{file.name}.rejects")
         self._kept = 0  # bytes of the rejects of the parts that are over
@@ -227,19 +251,21 @@ class Notes:
         self._any = False
 
     def resumed(self, source: Source) -> Tally:
-        """Go on from where an import of the same file into the same service was interrupted."""
+        """Go on from where the same import of the same file was interrupted."""
         if self._progress is None or not self._progress.exists():
             return Tally()
         try:
             known = json.loads(self._progress.read_text())
-            same = known["service"] == self._service and source.go_on(known["offset"], known["line"], known["sha256"])
+            same = known["asked"] == self._asked and source.go_on(known["offset"], known["line"], known["sha256"])
             tally, kept = Tally(**known["tally"]), int(known["rejects"])
         except (ValueError, KeyError, TypeError):
             same = False
         if not same:
-            click.echo(f"{self._progress} is of another file, or of another service: beginning at the first line", err=True)
+            click.echo(
+                f"{self._progress} is of another file, of another service or of other options: beginning at the first line", err=True
+            )
             return Tally()
-        self._kept, self._any = kept, tally.rejected > 0
+        self._kept, self._any, self.line = kept, tally.rejected > 0, source.line
         click.echo(f"going on after line {source.line:,}", err=True)
         return tally
 
@@ -259,10 +285,12 @@ class Notes:
         for reject in rejects:
             self._any = True
             if self._rejects is None:
-                click.echo(f"line {reject['line']}: {reject['detail']}", err=True)
+                told = str(reject["detail"])
+                click.echo(told if told.startswith("line ") else _of_line(reject["line"], told), err=True)
                 continue
             self._file = self._file or self._rejects.open("wb")
             self._file.write(json.dumps(reject).encode() + b"\n")
+        self.line = source.line + len(part)
         if self._progress is None:
             return
         if self._file is not None:
@@ -271,8 +299,8 @@ class Notes:
         digest = source.digest.copy()
         for line in part:
             digest.update(line)
-        place = {"offset": source.offset + sum(map(len, part)), "line": source.line + len(part), "sha256": digest.hexdigest()}
-        replace_file(self._progress, {"service": self._service, **place, "rejects": self._kept, "tally": asdict(tally)})
+        place = {"offset": source.offset + sum(map(len, part)), "line": self.line, "sha256": digest.hexdigest()}
+        replace_file(self._progress, {"asked": self._asked, **place, "rejects": self._kept, "tally": asdict(tally)})
 
     def finish(self) -> None:
         if self._progress is not None:
@@ -311,6 +339,7 @@ def export_events(ctx: click.Context, /, application_id: str, file: str, restart
     Each line holds the event's request, its expiry and its status. Interrupted, it goes on where it was when it is started again.
     """
     query = _query(wanted)
+    next(ctx.obj.iter_operations(application_id, page_length=1), None)  # raises NotFound, which a list of events does not
     if file == "-":
         _export(ctx.obj, application_id, query, sys.stdout.buffer, None, {})
         return
@@ -320,14 +349,15 @@ def export_events(ctx: click.Context, /, application_id: str, file: str, restart
     if restart or known is None:
         progress.unlink(missing_ok=True)
         path.write_bytes(b"")
+        replace_file(progress, {**asked, "cursor": None, "events": 0, "bytes": 0})
     with path.open("r+b") as out:
         if known is not None:
             out.truncate(known["bytes"])
             out.seek(known["bytes"])
-            click.echo(f"going on after {known['events']:,} events", err=True)
-        events = _export(ctx.obj, application_id, query, out, progress, asked, known)
+            click.echo(f"going on after {counted(known['events'], 'event')}", err=True)
+        events = _export(ctx.obj, application_id, query, out, progress, asked, known, restart=restart)
     progress.unlink(missing_ok=True)
-    click.echo(f"{events:,} events in {file}")
+    click.echo(f"{counted(events, 'event')} in {file}")
 
 
 def _query(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,9 +396,12 @@ def _export(
     progress: Path | None,
     asked: Mapping[str, Any],
     known: Mapping[str, Any] | None = None,
+    *,
+    restart: bool = False,
 ) -> int:
     cursor, events = (known["cursor"], known["events"]) if known else (None, 0)
-    with Meter("export") as meter:
+    noted = events
+    with _stoppable(lambda: counted(noted, "event"), restart=restart, goes_on=progress is not None), Meter("export") as meter:
         while True:
             page, cursor = client.full_page(application_id, {**query, "limit": BATCH_LENGTH}, cursor)
             out.writelines(json.dumps(_exported(event), ensure_ascii=False).encode() + b"\n" for event in page)
@@ -378,7 +411,8 @@ def _export(
                 return events
             if progress is not None:
                 replace_file(progress, {**asked, "cursor": cursor, "events": events, "bytes": out.tell()})
-            meter.show(events, f"{events:,} events")
+            noted = events
+            meter.show(events, counted(events, "event"))
 
 
 def _exported(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ from cassata.service.wire import (
     few_fields,
     instant,
     kind_of,
-    milliseconds,
     page_length,
+    read_duration,
     read_instant,
     read_query,
     seconds,
@@ -55,6 +55,14 @@ def _action(value: Any) -> Action:
     if not isinstance(value, str) or value not in list(Action):
         raise ValueError(f"must be one of {', '.join(Action)}")
     return Action(value)
+
+
+def _shift(value: Any) -> int:
+    """Read a duration as those of series are, with a sign: -90, "-1h30m", "+PT15M"."""
+    if not isinstance(value, str) or value[:1] not in {"+", "-"}:
+        return read_duration(value)
+    length = read_duration(value[1:])
+    return -length if value[0] == "-" else length
 
 
 def _statuses(value: Any) -> frozenset[Status]:
@@ -92,7 +100,7 @@ def read_filter(value: Any) -> Filter:
     except ValidationError as error:
         raise Faults(list(explained(FilterDocument, error))) from None
     if shape.expiry_from is not None and shape.expiry_until is not None and shape.expiry_until <= shape.expiry_from:
-        raise Faults([(("expiry-until",), "must be later than expiry-from")])
+        raise Faults([(("expiry-until",), "must be later than the beginning")])
     return Filter(shape.status, shape.expiry_from, shape.expiry_until, shape.host, shape.last_status, shape.series)
 
 
@@ -102,7 +110,7 @@ class OperationDocument(Shape):
     action: Annotated[Any, BeforeValidator(_action)]
     filter: Annotated[Any, BeforeValidator(read_filter)]
     expiry: Annotated[int, BeforeValidator(read_instant)] | None = None
-    shift: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_shift_ms)] | None = None
+    shift: Annotated[int, BeforeValidator(_shift), AfterValidator(check_shift_ms)] | None = None
     operation_id: Annotated[str, AfterValidator(check_operation_id)] | None = None
     preview: bool = False
 

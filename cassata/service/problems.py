@@ -31,6 +31,7 @@ from cassata.errors import (
     LimitReached,
     OperationExists,
     OperationFinished,
+    RecurrenceError,
     SeriesChanged,
     SeriesExists,
     SeriesFinished,
@@ -76,6 +77,7 @@ KINDS: dict[type[Exception], Kind] = {
     PayloadOverLimit: Kind(413, "payload-too-large", "The event's payload is too large"),
     InvalidDocument: Kind(400, "invalid-request", "The request cannot be accepted as it is"),
     MalformedDocument: Kind(400, "malformed-json", "The body is not JSON"),
+    RecurrenceError: Kind(400, "invalid-request", "The request cannot be accepted as it is"),
     InvalidApplication: Kind(400, "invalid-application", "The application cannot be kept as it is"),
     Unauthorized: Kind(
         401, "unauthorized", "A valid key is needed", "Send a key that is valid as 'Authorization: Bearer csk_...', and nowhere else."
@@ -142,6 +144,8 @@ def document(error: CassataError) -> dict[str, Any]:
     match error:
         case InvalidDocument(errors=errors):
             described["errors"] = list(errors)
+        case RecurrenceError(problems=problems):
+            described["errors"] = [{"detail": detail} for _, detail in problems]
         case InvalidApplication(problems=problems):
             described["errors"] = [{"pointer": f"/{field}", "detail": detail} for field, detail in problems]
         case MissingScope(scope=scope):

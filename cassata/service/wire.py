@@ -225,12 +225,15 @@ def milliseconds(value: Any) -> int:
 
 _UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _ISO_DURATION = TypeAdapter(timedelta)
+_SECONDS = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 
 
 def read_duration(value: Any) -> int:
-    """Turn seconds (a number), "90s", "1h30m" or an ISO 8601 duration ("PT15M") into milliseconds, rounded up."""
+    """Turn seconds (a number, also as text), "90s", "1h30m" or an ISO 8601 duration ("PT15M") into milliseconds, rounded up."""
     if not isinstance(value, str):
         return milliseconds(value)
+    if _SECONDS.fullmatch(value):
+        return math.ceil(Decimal(value) * 1000)
     parts = re.findall(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)", value)
     if parts and "".join(figures + unit for figures, unit in parts) == value:
         return math.ceil(sum(Decimal(figures) * _UNITS_MS[unit] for figures, unit in parts))
@@ -241,7 +244,7 @@ def read_duration(value: Any) -> int:
     return _from_iso_duration(value)
 
 
-_DURATION_EXPECTED = "must be seconds (a number), or a duration such as '90s', '15m', '1h30m' or 'PT15M'"
+_DURATION_EXPECTED = "must be seconds, or a duration such as '90s', '15m', '1h30m' or 'PT15M'"
 
 
 def _from_iso_duration(value: str) -> int:

@@ -85,6 +85,11 @@ def test_operations_are_listed_page_by_page(http: FlaskClient) -> None:
     assert rest["next-cursor"] is None
 
 
+@pytest.mark.parametrize(("written", "seconds"), [(-90, -90), ("90", 90), ("-90", -90), ("+1h30m", 5_400), ("-PT15M", -900)])
+def test_a_shift_is_a_duration_with_a_sign(http: FlaskClient, written: object, seconds: int) -> None:
+    assert bulk(http, "reschedule", shift=written).json["shift"] == seconds
+
+
 @pytest.mark.parametrize(
     ("fields", "pointer", "said"),
     [
@@ -99,7 +104,7 @@ def test_operations_are_listed_page_by_page(http: FlaskClient) -> None:
         ({"filter": {"status": ["COMPLETED"]}}, "/filter/status", "names nothing that can be done to"),
         ({"filter": {"stat": "PENDING"}}, "/filter/stat", "is not a field: did you mean 'status'?"),
         ({"filter": {"expiry-from": "soon"}}, "/filter/expiry-from", "must be seconds since 1970, or ISO 8601"),
-        ({"filter": {"expiry-from": 5, "expiry-until": 5}}, "/filter/expiry-until", "must be later than expiry-from"),
+        ({"filter": {"expiry-from": 5, "expiry-until": 5}}, "/filter/expiry-until", "must be later than the beginning"),
         ({"filter": {"host": "http://x/"}}, "/filter/host", "must be a host such as"),
         ({"filter": {"host": 5}}, "/filter/host", "must be a string, not a number"),
         ({"filter": {"last-status": "503"}}, "/filter/last-status", "must be a whole number, not a string"),
@@ -108,7 +113,7 @@ def test_operations_are_listed_page_by_page(http: FlaskClient) -> None:
         ({"filter": {"series": "nobody"}}, "/filter/series", "is not the id of a series"),
         ({"action": "reschedule"}, "/expiry", "give either an instant or a shift"),
         ({"action": "reschedule", "expiry": 1_900_000_000, "shift": 5}, "/expiry", "give either an instant or a shift"),
-        ({"action": "reschedule", "shift": "1h"}, "/shift", "must be a number, not a string"),
+        ({"action": "reschedule", "shift": "soon"}, "/shift", "must be seconds, or a duration such as"),
         ({"action": "reschedule", "shift": 0}, "/shift", "must be from"),
         ({"action": "reschedule", "expiry": 200_000_000_000_000}, "/expiry", "is too large"),
         ({"action": "reschedule", "expiry": "2300-01-01T00:00:00Z"}, "/expiry", "must not lead more than"),

@@ -115,7 +115,12 @@ def test_an_operation_that_somebody_stops_is_no_success(run: Run, sqlite_schedul
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("cancel", "shop", "--yes"), 1, "Error: give at least one of --status, "),
+        (
+            ("cancel", "shop", "--yes"),
+            1,
+            "Error: the filter (--status, --from, --until, --host, --last-status, --series): must not be empty",
+        ),
+        (("cancel", "shop", "--from", "9", "--until", "5", "--yes"), 1, "Error: --until: must be later than the beginning"),
         (("retry", "shop", "--status", "completed", "--yes"), 1, "Error: --status: names nothing that can be done to"),
         (("cancel", "shop", "--host", "http://x/", "--yes"), 1, "Error: --host: must be a host such as"),
         (("cancel", "shop", "--last-status", "7", "--yes"), 1, "Error: --last-status: must be a status code"),
@@ -133,8 +138,31 @@ def test_what_is_wrong_is_told_in_the_words_of_the_command_line(run: Run, words:
     assert said in refused.stderr
 
 
+def test_the_help_says_that_a_series_outlives_its_events(run: Run) -> None:
+    assert "the series itself goes on" in " ".join(run("cancel", "--help").stdout.split())
+    assert "goes on" not in run("list", "--help", group=event).stdout
+
+
 def test_one_event_is_retried(run: Run, sqlite_scheduler: Scheduler) -> None:
     sqlite_scheduler.cancel("shop", "e1")
 
     assert "PENDING" in run("retry", "shop", "e1", group=event).stdout
     assert run("retry", "shop", "e2", group=event).stderr.startswith("Error: event 'e2' of 'shop' is PENDING: only what failed")
+
+
+def test_that_nothing_happens_is_said_once(run: Run, monkeypatch: pytest.MonkeyPatch, sqlite_scheduler: Scheduler) -> None:
+    monkeypatch.setattr("cassata.cli.bulk.PATIENCE_SECONDS", 0.1)
+    looks: list[float] = []
+
+    def look_again(seconds: float) -> None:
+        looks.append(seconds)
+        threading.Event().wait(0.05)
+        if len(looks) == 8:
+            while sqlite_scheduler.operations.step():
+                pass
+
+    monkeypatch.setattr("cassata.cli.bulk.time.sleep", look_again)
+    done = run("cancel", "shop", "--status", "pending", "--yes")
+
+    assert (done.exit_code, done.stdout) == (0, "cancel: 5 events changed\n")
+    assert done.stderr == "nothing happens: is a worker running?\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from cassata.config import Service
@@ -135,7 +136,7 @@ def test_a_series_is_paused_and_resumed_and_cancelled_and_deleted(http: FlaskCli
     put(http)
     assert http.post(f"{HERE}/s1/pause").json["status"] == "PAUSED"
     assert http.post(f"{HERE}/s1/resume").json["status"] == "ACTIVE"
-    assert http.post(f"{HERE}/s1/resume", headers={"If-Match": '"1"'}).status_code == 412
+    assert http.post(f"{HERE}/s1/pause", headers={"If-Match": '"1"'}).status_code == 412
     assert http.delete(f"{HERE}/s1").json["status"] == "CANCELLED"
     assert http.post(f"{HERE}/s1/resume").json["series-status"] == "CANCELLED"
     assert http.get(f"{HERE}/s1").status_code == 200
@@ -229,6 +230,17 @@ def test_one_instance_can_be_cancelled(http: FlaskClient) -> None:
     assert (again.status_code, again.json["type"]) == (409, "urn:cassata:problem:instance-gone")
 
 
+def test_a_series_whose_rule_can_no_longer_be_computed_is_a_bad_request_and_no_fault(http: FlaskClient, scheduler: Scheduler) -> None:
+    put(http)
+    http.post(f"{HERE}/s1/pause")
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(text("""UPDATE series SET rule = '{"cron": "@daily", "timezone": "Nowhere/Gone"}'"""))
+
+    refused = http.post(f"{HERE}/s1/resume")
+    assert (refused.status_code, refused.json["type"]) == (400, "urn:cassata:problem:invalid-request")
+    assert "is not a time zone" in refused.json["errors"][0]["detail"]
+
+
 def test_this_and_following_ends_one_series_and_makes_another_in_one_call(http: FlaskClient) -> None:
     put(http)
     following = {**REQUEST, "series-id": "s2", "every": "1h", "scheduled-at": "2030-01-31T13:00:00Z"}
@@ -236,6 +248,17 @@ def test_this_and_following_ends_one_series_and_makes_another_in_one_call(http: 
     assert (made.status_code, made.json["series-id"], made.headers["Location"]) == (201, "s2", f"{HERE}/s2")
     assert [instance["index"] for instance in instances(http)] == [0, 1]
     assert instances(http, "s2")[0]["event-id"] == "s2_20300131T130000Z"
+
+
+def test_a_request_with_if_match_whose_answer_was_lost_may_be_repeated(http: FlaskClient) -> None:
+    put(http)
+    other = {**QUARTERS, "count": 3}
+    assert [put(http, document=other, If_Match='"1"').status_code for _ in range(2)] == [200, 200]
+
+    where = f"{HERE}/s1/instances/s1_20300131T123000Z/following"
+    following = {**REQUEST, "series-id": "s2", "every": "1h", "scheduled-at": "2030-01-31T13:00:00Z"}
+    made, again = (http.put(where, json=following, headers={"If-Match": '"2"'}) for _ in range(2))
+    assert (made.status_code, again.status_code, again.json) == (201, 201, made.json)
 
 
 def test_a_following_series_that_cannot_be_leaves_the_first_as_it_was(http: FlaskClient) -> None:

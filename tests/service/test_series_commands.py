@@ -13,6 +13,9 @@ from click.testing import CliRunner, Result
 from cassata.cli.series import series
 from cassata.client import Client, Conflict, InvalidRequest, NewSeries, NotFound, Outdated
 from cassata.model import Status
+from cassata.recurrence import Rule
+from cassata.scheduler import Scheduler
+from cassata.series import NewSeries as StoredSeries
 
 Run = Callable[..., Result]
 
@@ -71,6 +74,72 @@ def test_instances_are_shown_in_the_zone_and_cancelled_singly_or_from_one_on(run
     assert [instance["status"] for instance in left] == ["CANCELLED", None]
 
 
+def test_one_instance_is_changed_and_no_other(run: Run) -> None:
+    assert add(run, *EVERY, "--payload", "old").exit_code == 0
+    names = ("change", "shop", "s1", "--instance", "s1_20300131T121500Z")
+
+    changed = run(*names, "--at", "2030-01-31T12:20:00Z", "--payload", "new", "--max-lateness", "30", "-o", "json")
+
+    assert changed.exit_code == 0, changed.output
+    assert "s1_20300131T121500Z" in run(*names, "--timeout", "30").stdout
+    shown = json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)
+    assert [instance["exception"] for instance in shown] == [False, True, False, False]
+    assert shown[1]["expiry"] == "2030-01-31T12:20:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        ((), 2, "Say what is to be changed."),
+        (("--at", "1900000000", "--in", "5m"), 2, "Give only one of --at and --in."),
+        (("--payload", "x", "--if-version", "another"), 1, "Error: "),
+        (("--url", "ftp://x/"), 1, "Error: the URL: must"),
+        (("--at", "2300-01-01T00:00:00Z"), 1, "Error: --at: must"),
+    ],
+)
+def test_an_instance_that_cannot_be_changed_so_says_why(run: Run, words: tuple[str, ...], code: int, expected: str) -> None:
+    assert add(run, *EVERY, "--payload", "").exit_code == 0
+
+    refused = run("change", "shop", "s1", "--instance", "s1_20300131T121500Z", *words)
+
+    assert (refused.exit_code, expected in refused.stderr) == (code, True), refused.output
+
+
+def test_what_follows_an_instance_goes_on_by_another_rule_and_sends_the_same(run: Run) -> None:
+    made = add(run, *EVERY, "--payload", "old", "--header", "A: b", "--timeout", "5", "--retry-count", "2", "--name", "ticks")
+    assert made.exit_code == 0
+    names = ("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--following", "--id", "s2")
+    rule = ("--every", "1h", "--scheduled-at", "2030-01-31T13:00:00Z")
+
+    assert run(*names, "--every", "1h").exit_code == 2
+    assert run(*names, *rule, "--at", "1900000000").exit_code == 2
+    assert "is at version 1 now" in run(*names, *rule, "--if-version", "7").stderr
+    done = run(*names, *rule, "--timeout", "7", "--if-version", "1", "-o", "json")
+
+    assert done.exit_code == 0, done.output
+    new = json.loads(done.stdout)
+    assert (new["series-id"], new["every"], new["event"], new["request-headers"]) == ("s2", 3600, "old", ["A: b"])
+    assert (new["timeout"], new["retry"]["count"], new["name"]) == (7, 2, "ticks")
+    assert len(json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)) == 2
+
+
+def test_what_follows_a_body_that_is_no_text_needs_one_that_is(run: Run, sqlite_scheduler: Scheduler) -> None:
+    start_at = int(NOON.timestamp()) * 1_000
+    rule = Rule(every_ms=900_000, timezone="UTC", start_at=start_at)
+    sqlite_scheduler.timetable.put(StoredSeries("shop", rule, "http://receiver.example/", payload=b"\xff", series_id="s1"))
+    words = ("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--following", "--id", "s2", "--every", "1h")
+    words += ("--scheduled-at", "2030-01-31T13:00:00Z")
+
+    assert run(*words).stderr == "Error: the series sends what is no text: give --payload\n"
+    assert run(*words, "--payload", "x").exit_code == 0
+
+
+def test_a_rule_is_not_that_of_one_instance(run: Run) -> None:
+    refused = run("change", "shop", "s1", "--instance", "s1_20300131T123000Z", "--every", "1h")
+
+    assert (refused.exit_code, "go with --following" in refused.stderr) == (2, True)
+
+
 def test_a_preview_needs_no_service() -> None:
     words = ["--service", "http://127.0.0.1:1", "preview", "--recurrence", "RRULE:FREQ=DAILY;COUNT=2", "--recurrence"]
     words += ["RDATE:20300301T090000Z", "--scheduled-at", "2030-01-01T10:00:00", "--timezone", "Europe/Berlin", *FROM, "-o", "json"]
@@ -80,6 +149,11 @@ def test_a_preview_needs_no_service() -> None:
         "2030-01-02T10:00:00+01:00",
         "2030-03-01T10:00:00+01:00",
     ]
+
+
+def test_a_distance_of_bare_digits_is_seconds() -> None:
+    result = CliRunner().invoke(series, ["preview", "--every", "90", "--scheduled-at", "2030-01-31T12:00:00Z", *FROM, "--limit", "2"])
+    assert [line.split()[1] for line in result.stdout.splitlines()[1:]] == ["2030-01-31T12:00:00+00:00", "2030-01-31T12:01:30+00:00"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +189,21 @@ def test_a_series_that_cannot_be_says_which_option_is_wrong(run: Run, words: lis
     assert result.exit_code == code
     assert expected in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_series_in_the_way_of_another_says_how_to_replace_it(run: Run) -> None:
+    assert add(run, *EVERY, "--payload", "").exit_code == 0
+
+    refused = add(run, "--cron", "@daily", "--payload", "")
+    assert refused.exit_code == 1
+    assert refused.stderr.endswith("with other content; it is at version 1: give --if-version 1 to replace it\n")
+    replaced = add(run, "--cron", "@daily", "--payload", "", "--if-version", "1", "-o", "json")
+    assert json.loads(replaced.stdout)["version"] == 2
+    assert add(run, "--cron", "@hourly", "--payload", "", "--version", "2").exit_code == 0
+    assert add(run, "--cron", "@daily", "--payload", "", "--if-version", "2").stderr.endswith("is at version 3 now: look at it again\n")
+    nameless = run("add", "http://receiver.example/", "--app", "shop", "--cron", "@daily", "--if-version", "1")
+    assert nameless.exit_code == 2
+    assert "--if-version goes with --id" in nameless.stderr
 
 
 def test_what_goes_only_with_something_else_says_so(run: Run) -> None:
@@ -179,6 +268,31 @@ def test_the_client_pauses_resumes_runs_and_cancels(client: Client) -> None:
     client.cancel_series("shop", "s1", purge=True)
     with pytest.raises(NotFound):
         client.series("shop", "s1")
+
+
+def test_the_client_changes_a_series_only_at_the_version_that_is_named(client: Client) -> None:
+    version = client.schedule_series(QUARTERS).version
+    found = list(client.iter_instances("shop", "s1"))
+    following = NewSeries("shop", "http://receiver.example/", every="1h", scheduled_at=NOON + timedelta(hours=1), series_id="s2")
+    for call in (
+        lambda: client.pause_series("shop", "s1", version=version + 1),
+        lambda: client.cancel_series("shop", "s1", version=version + 1),
+        lambda: client.cancel_series("shop", "s1", purge=True, version=version + 1),
+        lambda: client.cancel_instance("shop", "s1", found[0].event_id, version="another"),
+        lambda: client.change_following("shop", "s1", found[2].event_id, following, version=version + 1),
+        lambda: client.cancel_following("shop", "s1", found[2].event_id, version=version + 1),
+    ):
+        with pytest.raises(Outdated):
+            call()
+
+    assert client.series("shop", "s1").version == version
+    changed = client.change_instance("shop", "s1", found[0].event_id, payload="x")
+    assert client.cancel_instance("shop", "s1", found[0].event_id, version=changed.version).status is Status.CANCELLED
+    version = client.pause_series("shop", "s1", version=client.series("shop", "s1").version).version
+    version = client.resume_series("shop", "s1", version=version).version
+    version = client.cancel_following("shop", "s1", found[3].event_id, version=version).version
+    client.change_following("shop", "s1", found[2].event_id, following, version=version)
+    client.cancel_series("shop", "s1", version=client.series("shop", "s1").version)
 
 
 def test_the_client_previews_a_rule_in_its_zone(client: Client) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, text
 
-from cassata import database, store
+from cassata import database, recurrence, store
 from cassata.model import UNFINISHED, Action, Cursor, Filter, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.retention import Retention
@@ -121,6 +121,17 @@ def test_what_waits_is_counted_by_index_and_no_further_than_asked(filled: tuple[
         inner = next(step for step in explain(engines, statement, parameters) if step["table"] == "events")
         assert (inner["key"], inner["type"]) == ("events_wake", "range"), (statement, inner)
         assert "filesort" not in str(inner["Extra"])
+
+
+def test_a_series_is_paused_without_looking_at_its_past(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, clock = filled
+    scheduler.timetable.create(NewSeries("app-1", Rule(every_ms=60_000, start_at=clock.instant), "http://127.0.0.1/", series_id="long"))
+    with statements(engines) as seen:
+        scheduler.timetable.pause("app-1", "long")
+
+    begins = [list(parameters.values() if isinstance(parameters, dict) else parameters) for s, parameters in seen if "FROM events" in s]
+    assert len(begins) == 1
+    assert recurrence.occurrence_id("long", clock.instant) in begins[0]
 
 
 @pytest.mark.parametrize("act", ACTS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
-from cassata import database, recurrence, store, timetable
+from cassata import database, recurrence, store, telemetry, timetable
 from cassata.errors import (
     ApplicationInactive,
     InstanceChanged,
@@ -24,13 +25,13 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import ErrorKind, Limits, Status
+from cassata.model import Action, ErrorKind, Filter, Limits, NewOperation, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Changes
 from cassata.timetable import EVENTS_AT_ONCE, GRACE_MS, LEAD_MS, REACH_MS, Timetable
-from tests.words import NOON, Hand, ManualClock
+from tests.words import NOON, Hand, ManualClock, new_event
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 URL = "http://127.0.0.1/hook"
@@ -232,14 +233,24 @@ def test_an_advance_that_dies_before_its_commit_has_done_nothing(
     assert table.advance().fired == 16
 
 
-def test_an_event_of_a_client_that_has_the_id_of_an_occurrence_is_left_alone(scheduler: Scheduler, table: Timetable) -> None:
-    from tests.words import new_event
-
-    table.create(new_series(every(MINUTE)))
+def test_an_event_of_a_client_that_has_the_id_of_an_occurrence_is_left_alone_and_told_of(scheduler: Scheduler, table: Timetable) -> None:
+    table.create(new_series(every(SECOND)))
     mine = scheduler.add(new_event(instance_id(NOON), payload=b"mine"))
+    table.cancel_instance("shop", "s", instance_id(NOON + SECOND))
+    told: list[dict[str, Any]] = []
 
-    assert table.advance().fired == 0
+    def listen(name: str, facts: dict[str, Any]) -> None:
+        if name.startswith("other events have"):
+            told.append(facts)
+
+    telemetry.subscribe(listen)
+    try:
+        assert table.advance().fired == REACH_MS // SECOND - 1
+    finally:
+        telemetry.unsubscribe(listen)
+
     assert scheduler.event("shop", mine.event_id)[0].payload == b"mine"
+    assert [(facts["series_id"], facts["event_id"], facts["occurrences"]) for facts in told] == [("s", mine.event_id, 1)]
 
 
 def test_a_series_that_cannot_be_read_or_computed_stops_no_other(scheduler: Scheduler, table: Timetable) -> None:
@@ -429,6 +440,31 @@ def test_one_that_ends_just_before_the_next_instant_is_no_overlap(
     assert table.advance().fired == 1
 
 
+def test_one_that_was_cancelled_or_has_ended_ahead_of_its_time_is_no_overlap(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL, overlap=Overlap.SKIP))
+    table.cancel_instance("shop", "s", instance_id(NOON + MINUTE))
+    table.change_instance("shop", "s", instance_id(NOON + 2 * MINUTE), {"due_at": NOON})
+    hand.answer(hand.claim_one())
+    clock.instant = NOON + 10 * MINUTE + 30 * SECOND
+
+    advanced = table.advance()
+    assert (advanced.fired, advanced.caught_up, advanced.skipped) == (1, 1, 7)
+    assert stored(scheduler) == {MINUTE: Status.CANCELLED, 2 * MINUTE: Status.COMPLETED, 3 * MINUTE: Status.PENDING}
+
+
+def test_one_that_was_changed_ahead_of_its_time_and_is_unfinished_is_an_overlap(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL, overlap=Overlap.SKIP))
+    table.change_instance("shop", "s", instance_id(NOON + MINUTE), {"due_at": NOON + HOUR})
+    clock.instant = NOON + 10 * MINUTE + 30 * SECOND
+
+    assert (table.advance().fired, table.next_wake()) == (0, NOON + 11 * MINUTE - LEAD_MS)
+    assert list(stored(scheduler)) == [MINUTE]
+
+
 def test_every_second_without_overlap_misses_none_that_has_room(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
     table.create(new_series(every(SECOND), overlap=Overlap.SKIP))
     fire_until(scheduler, clock, NOON + 20 * SECOND)
@@ -458,6 +494,58 @@ def test_a_paused_series_takes_back_what_is_not_due_and_goes_on_after_the_next_b
     assert [each.index for each in table.instances("shop", "s", NOON + 11 * MINUTE, NOON + 13 * MINUTE)] == [11, 12]
 
 
+@pytest.mark.parametrize(
+    ("act", "sent"),
+    [
+        (lambda table, _new: table.pause("shop", "s"), []),
+        (lambda table, new: table.replace(new), [b"new"]),
+    ],
+    ids=["pause", "replace"],
+)
+def test_an_occurrence_that_a_stopping_worker_has_put_back_is_taken_back_like_any_other(
+    table: Timetable, hand: Hand, clock: ManualClock, act: Callable[[Timetable, NewSeries], object], sent: list[bytes]
+) -> None:
+    rule = every(MINUTE, NOON + 5 * SECOND)
+    table.create(new_series(rule, payload=b"old"))
+    table.advance()
+    assert hand.scheduler.release(hand.claim(look_ahead_ms=6_000)) == 1
+
+    act(table, new_series(rule, payload=b"new"))
+    clock.advance(6 * SECOND)
+    table.advance()
+    assert [delivery.payload for delivery in hand.claim()] == sent
+
+
+def test_an_occurrence_whose_event_is_changed_is_an_exception(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    rule = every(MINUTE, NOON + 5 * SECOND)
+    table.create(new_series(rule))
+    table.advance()
+    scheduler.change("shop", instance_id(NOON + 5 * SECOND), {"payload": b"by itself"})
+
+    (changed,) = table.instances("shop", "s", NOON, NOON + MINUTE)
+    assert (changed.is_exception, changed.version) == (True, scheduler.status("shop", changed.instance_id).version)
+    table.replace(new_series(rule, payload=b"new"))
+    table.pause("shop", "s")
+    clock.advance(6 * SECOND)
+    assert [delivery.payload for delivery in hand.claim()] == [b"by itself"]
+
+
+def test_occurrences_that_an_operation_has_moved_stay_when_their_series_is_paused(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock
+) -> None:
+    table.create(new_series(every(SECOND, NOON + SECOND)))
+    table.advance()
+    made = stored(scheduler)
+    scheduler.operations.begin(NewOperation("shop", Action.RESCHEDULE, Filter(series_id="s"), shift_ms=HOUR))
+    while scheduler.operations.step(events_per_second=1_000_000_000):
+        pass
+
+    table.pause("shop", "s")
+    assert stored(scheduler) == made
+
+
 def test_a_series_that_is_resumed_at_once_loses_nothing(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
     table.create(new_series(every(SECOND)))
     fire_until(scheduler, clock, NOON + 5 * SECOND + 500)
@@ -484,6 +572,44 @@ def test_another_content_holds_from_now_on_for_all_that_is_to_come(scheduler: Sc
     assert table.replace(new_series(every(2 * SECOND), payload=b"new")).version == 2
 
 
+@pytest.mark.parametrize(("catch_up", "caught_up"), [(CatchUp.ALL, [1, 2, 3, 4, 5]), (CatchUp.LATEST, [5]), (CatchUp.NONE, [])])
+def test_another_content_by_the_same_rule_loses_nothing_that_is_to_be_caught_up(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock, catch_up: CatchUp, caught_up: list[int]
+) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL))
+    clock.instant = NOON + 5 * MINUTE + 30 * SECOND
+    table.replace(new_series(every(MINUTE, NOON + MINUTE), catch_up=catch_up, payload=b"new"))
+    fire_until(scheduler, clock, NOON + 6 * MINUTE)
+
+    assert sorted(stored(scheduler)) == [minute * MINUTE for minute in [*caught_up, 6]]
+    assert {scheduler.event("shop", instance_id(NOON + at))[0].payload for at in stored(scheduler)} == {b"new"}
+
+
+def test_another_content_by_another_rule_begins_now(scheduler: Scheduler, table: Timetable, clock: ManualClock) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE), catch_up=CatchUp.ALL))
+    clock.instant = NOON + 5 * MINUTE + 30 * SECOND
+    table.replace(new_series(every(2 * MINUTE, NOON + 2 * MINUTE), catch_up=CatchUp.ALL))
+    fire_until(scheduler, clock, NOON + 8 * MINUTE)
+
+    assert sorted(stored(scheduler)) == [6 * MINUTE, 8 * MINUTE]
+
+
+def test_another_content_by_the_same_rule_makes_none_again_and_leaves_none_out(
+    scheduler: Scheduler, table: Timetable, hand: Hand, clock: ManualClock
+) -> None:
+    table.create(new_series(every(SECOND), payload=b"0", catch_up=CatchUp.ALL))
+    sent: list[str] = []
+    for step in range(40):
+        table.advance()
+        for delivery in hand.claim():
+            sent.append(delivery.event_id)
+            hand.answer(delivery)
+        table.replace(new_series(every(SECOND), payload=b"%d" % (step + 1), catch_up=CatchUp.ALL))
+        clock.advance(700)
+
+    assert sent == [instance_id(NOON + second * SECOND) for second in range(28)]
+
+
 def test_exceptions_outlive_another_content_where_the_new_rule_makes_their_instants(
     scheduler: Scheduler, table: Timetable, clock: ManualClock
 ) -> None:
@@ -501,25 +627,81 @@ def test_exceptions_outlive_another_content_where_the_new_rule_makes_their_insta
     assert scheduler.event("shop", instance_id(NOON + 2 * HOUR))[0].payload == b"by itself"
 
 
-def test_a_series_is_only_changed_at_the_version_that_was_seen(table: Timetable) -> None:
-    table.create(new_series())
-    table.pause("shop", "s", version=1)
+def test_a_series_with_a_count_that_is_far_along_keeps_its_exceptions_when_it_is_replaced(table: Timetable) -> None:
+    rule = Rule(cron="* * * * *", start_at=NOON - 2_000 * MINUTE, count=5_000)
+    table.create(new_series(rule))
+    table.cancel_instance("shop", "s", instance_id(NOON + 5 * MINUTE))
 
-    for act in ACTS_AT_A_VERSION:
-        with pytest.raises(SeriesChanged) as refused:
-            act(table, 1)
-        assert refused.value.series.version == 2
+    replaced = table.replace(new_series(rule, payload=b"new"))
+    assert (replaced.version, replaced.next_at) == (2, NOON)
+    kept = [each for each in table.instances("shop", "s", NOON, NOON + 9 * MINUTE) if each.is_exception]
+    assert [(each.original_at, each.index, each.status) for each in kept] == [(NOON + 5 * MINUTE, 2_005, Status.CANCELLED)]
+
+    table.replace(new_series(replace(rule, count=2_005)))
+    assert not [each for each in table.instances("shop", "s", NOON, NOON + 9 * MINUTE) if each.is_exception]
+
+
+def test_a_series_is_only_changed_at_the_version_that_was_seen(table: Timetable) -> None:
+    table.create(new_series(every(HOUR)))
+    table.replace(new_series(), version=1)
+    refuse(table, [act for act in ACTS_AT_A_VERSION if act is not RESUME], 1)
+
+    table.pause("shop", "s", version=2)
+    refuse(table, [act for act in ACTS_AT_A_VERSION if act is not PAUSE], 1)
     assert table.get("shop", "s").status is SeriesStatus.PAUSED
 
 
-ACTS_AT_A_VERSION: list[Callable[[Timetable, int], object]] = [
-    lambda table, version: table.replace(new_series(every(DAY)), version=version),
+def refuse(table: Timetable, acts: list[Callable[[Timetable, int], object]], version: int) -> None:
+    before = table.get("shop", "s")
+    for act in acts:
+        with pytest.raises(SeriesChanged) as refused:
+            act(table, version)
+        assert refused.value.series.version == before.version
+    assert table.get("shop", "s") == before
+
+
+def test_a_call_whose_answer_was_lost_may_be_repeated_at_the_version_that_was_seen(table: Timetable) -> None:
+    table.create(new_series(every(HOUR)))
+    for version, act in enumerate(REPEATABLE, start=1):
+        first = act(table, version)
+        assert first.version == version + 1
+        assert act(table, version) == first
+
+
+REPEATABLE: list[Callable[[Timetable, int], Series]] = [
+    lambda table, version: table.replace(new_series(every(MINUTE, NOON + MINUTE)), version=version),
     lambda table, version: table.pause("shop", "s", version=version),
     lambda table, version: table.resume("shop", "s", version=version),
+    lambda table, version: table.cancel_following("shop", "s", instance_id(NOON + HOUR), version=version),
+    lambda table, version: table.cancel("shop", "s", version=version),
+]
+
+
+def test_following_that_is_asked_for_again_is_what_there_is_and_only_for_the_same(table: Timetable) -> None:
+    table.create(new_series(every(MINUTE, NOON + MINUTE)))
+    where, following = instance_id(NOON + 5 * MINUTE), new_series(every(HOUR, NOON + HOUR), "t")
+    made = table.change_following("shop", "s", where, following, version=1)
+
+    assert table.change_following("shop", "s", where, following, version=1) == made
+    with pytest.raises(SeriesChanged):
+        table.change_following("shop", "s", where, new_series(every(DAY), "t"), version=1)
+    with pytest.raises(UnknownInstance):
+        table.change_following("shop", "s", where, new_series(every(DAY), "t"))
+    table.cancel("shop", "s")
+    with pytest.raises(SeriesFinished):
+        table.change_following("shop", "s", where, following)
+
+
+PAUSE: Callable[[Timetable, int], object] = lambda table, version: table.pause("shop", "s", version=version)  # noqa: E731
+RESUME: Callable[[Timetable, int], object] = lambda table, version: table.resume("shop", "s", version=version)  # noqa: E731
+ACTS_AT_A_VERSION: list[Callable[[Timetable, int], object]] = [
+    lambda table, version: table.replace(new_series(every(DAY)), version=version),
+    RESUME,
     lambda table, version: table.cancel("shop", "s", version=version),
     lambda table, version: table.delete("shop", "s", version=version),
     lambda table, version: table.cancel_following("shop", "s", instance_id(NOON + MINUTE), version=version),
     lambda table, version: table.change_following("shop", "s", instance_id(NOON), new_series(series_id="t"), version=version),
+    PAUSE,
 ]
 
 

@@ -18,7 +18,19 @@ from hypothesis import strategies as st
 
 from cassata import recurrence
 from cassata.errors import RecurrenceError
-from cassata.recurrence import MAX_COUNT, Occurrence, Rule, after, between, check, local_instant, newest, occurrence_id, original_of
+from cassata.recurrence import (
+    MAX_COUNT,
+    Occurrence,
+    Rule,
+    after,
+    between,
+    check,
+    local_instant,
+    made_of,
+    newest,
+    occurrence_id,
+    original_of,
+)
 
 NEW_YORK = "America/New_York"
 FOREVER = 253_402_300_799_999
@@ -989,6 +1001,32 @@ def compare_with_clocks(zones: Sequence[str], year: int) -> tuple[int, int]:
 def test_the_newest_instant_of_a_span_is_the_last_one_found_by_walking_through_it(rule: Rule, begin: int, length: int) -> None:
     walked = between(rule, begin, begin + length, 10_000)
     assert newest(rule, begin, begin + length) == (walked[-1].at if walked else None)
+
+
+@given(
+    rule=st.sampled_from(
+        [
+            of_cron("*/20 1-3 * * *", "2026-10-31", NEW_YORK),
+            replace(of_cron("*/20 1-3 * * *", "2026-10-31", NEW_YORK), count=15),
+            replace(of_rrule("FREQ=MONTHLY;BYDAY=-1FR", "2026-10-01T09:00", NEW_YORK), count=2),
+            of_rrule("FREQ=DAILY;COUNT=3", "2026-10-31T01:20", NEW_YORK),
+            Rule(every_ms=1_200_000, start_at=instant("2026-10-31T00:00"), count=100),
+        ]
+    ),
+    instants=st.sets(st.integers(0, 5 * 72).map(lambda twentieth: instant("2026-10-30T00:00") + twentieth * 20 * MINUTE_MS)),
+    place=st.none() | st.integers(0, 9),
+)
+def test_an_instant_is_made_if_it_is_among_all_that_a_rule_makes(rule: Rule, instants: set[int], place: int | None) -> None:
+    made = between(rule, 0, instant("2026-12-01T00:00"), 10_000)
+    known = None if place is None else made[min(place, len(made) - 1)]
+    assert made_of(rule, instants, known=known) == instants & {occurrence.at for occurrence in made}
+
+
+def test_what_is_made_far_from_the_beginning_is_known_up_to_the_last_of_the_count() -> None:
+    rule = Rule(cron="* * * * *", start_at=instant("2026-01-01T00:00"), count=5_000)
+    last = rule.start_at + 4_999 * MINUTE_MS
+    assert made_of(rule, [last - 1, last, last + MINUTE_MS]) == {last}
+    assert made_of(rule, [last - MINUTE_MS, last + MINUTE_MS], known=Occurrence(last, 4_999)) == {last - MINUTE_MS}
 
 
 HOURS: dict[str, Callable[[datetime], bool]] = {

@@ -188,6 +188,7 @@ def test_any_json_value_is_sent_on_as_the_same_value(value: Any) -> None:
 @pytest.mark.parametrize(
     ("written", "duration_ms"),
     [
+        *(("90", 90_000), ("1.5", 1_500)),
         *((90, 90_000), (0.0001, 1), ("90s", 90_000), ("15m", 900_000), ("1h30m", 5_400_000), ("2d", 172_800_000), ("250ms", 250)),
         *(("PT15M", 900_000), ("P1DT2H", 93_600_000), ("P1W", 604_800_000), ("PT0.0001S", 1)),
     ],
@@ -197,7 +198,8 @@ def test_a_duration_is_a_number_of_seconds_or_text(written: object, duration_ms:
 
 
 @pytest.mark.parametrize(
-    "written", ["", "15", "-1s", "1 h", "s", "PT", "-PT5S", "P1M", "P1Y", "p1d", "15:00", "1h\n", "P" + "9" * 30 + "D", None, True, []]
+    "written",
+    ["", "-15", "1.", "-1s", "1 h", "s", "PT", "-PT5S", "P1M", "P1Y", "p1d", "15:00", "1h\n", "P" + "9" * 30 + "D", None, True, []],
 )
 def test_what_is_no_duration_is_refused(written: object) -> None:
     with pytest.raises(ValueError, match="must"):
