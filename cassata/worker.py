@@ -32,7 +32,7 @@ from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.overview import Pulse
-from cassata.retention import Retention
+from cassata.retention import Pruned, Retention
 from cassata.scheduler import Claimed, Scheduler, Terms
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ SUBMIT_STEP = 20
 """Of many that are due at once the first ones are sent off before the last ones are made ready: 20 ms earlier, of 500."""
 SPARE_DESCRIPTORS = 128
 """Files and sockets of a process that are not requests under way."""
+EXAMINED_PER_REMOVED = 50
+"""So many old events may be looked at in the time that is given to the removal of one."""
 ELDEST_MS = 300_000
 """So often a worker asks whether it is the eldest one by now."""
 PULSE_MS = 5_000
@@ -766,8 +768,9 @@ def pruning_of(scheduler: Scheduler, pulse: Pulse, worker: config.Worker) -> Cho
                 next_at = now + ELDEST_MS
                 return 1
             pruning.begin()
-        pause_ms = round(1000 * pruning.step().changed / worker.prune_events_per_second) if pruning.under_way else 0
-        next_at = now + (pause_ms if pruning.under_way else retention.PASS_MS)
+        done = pruning.step() if pruning.under_way else Pruned()
+        cost = max(done.changed, done.examined / EXAMINED_PER_REMOVED)
+        next_at = now + (round(1000 * cost / worker.prune_events_per_second) if pruning.under_way else retention.PASS_MS)
         return 1
 
     return Chore("pruning", lambda: next_at, step)
