@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cassata.cli.app import print_json
 from cassata.cli.db import database_option, settings_of
 from cassata.cli.listen import harmless
 
@@ -39,6 +38,10 @@ def opened(config: Path | None, database_url: str | None) -> Iterator[Scheduler]
         scheduler.close()
 
 
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
 # --- explain -----------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +57,7 @@ def explain(application_id: str, event_id: str, output: str, config: Path | None
     with opened(config, database_url) as scheduler:
         reasons = scheduler.explain(application_id, event_id)
     if output == "json":
-        print_json([{"code": each.code, "text": each.text, "until": each.until and rfc3339(each.until)} for each in reasons])
+        _print_json([{"code": each.code, "text": each.text, "until": each.until and rfc3339(each.until)} for each in reasons])
         return
     for each in reasons:
         click.echo(harmless(each.text))
@@ -118,7 +121,7 @@ def top(application_id: str | None, every: float, once: bool, output: str, confi
     """Show what is due, late, sent and failed, and who is at work."""
     with opened(config, database_url) as scheduler:
         if output == "json":
-            print_json(picture(scheduler.overview, application_id))
+            _print_json(picture(scheduler.overview, application_id))
         elif once or not sys.stdout.isatty():
             click.echo("\n".join(_words(picture(scheduler.overview, application_id))))
         else:
