@@ -360,6 +360,21 @@ class Event:
         """When it is sent next, as far as is known: not while it is being sent, and not once it has ended."""
         return self.wake_at if self.status in WAITING else None
 
+    def asked(self) -> NewEvent:
+        """Return what it asks for, as it would be asked today; a delay has become the instant that it led to."""
+        return NewEvent(
+            application_id=self.application_id,
+            url=self.url,
+            due_at=self.due_at,
+            event_id=self.event_id,
+            payload=self.payload,
+            method=self.method,
+            headers=self.headers,
+            timeout_ms=self.timeout_ms,
+            retry=self.retry,
+            max_lateness_ms=self.max_lateness_ms,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:

@@ -142,6 +142,11 @@ def occurrence_id(series_id: str, at: int) -> str:
     return f"{series_id}_{_local(at, UTC):%Y%m%dT%H%M%SZ}"
 
 
+def id_range(series_id: str) -> tuple[str, str]:
+    """Return two ids between which those of all its occurrences lie: they go on with a digit."""
+    return f"{series_id}_0", f"{series_id}_:"
+
+
 def original_of(event_id: str) -> tuple[str, int] | None:
     """Take the name of an occurrence's event apart. None: it is no such name."""
     series_id, _, stamp = event_id.rpartition("_")

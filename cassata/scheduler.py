@@ -363,7 +363,7 @@ class Scheduler:
                 raise UnknownEvent
             event, now = self._event(conn, row, application_id), self.clock.now(conn)
             asked = _changed(event, changes)
-            if asked == _asked(event):
+            if asked == event.asked():
                 return event
             if versions is not None and event.version not in versions:
                 raise EventChanged(event)
@@ -933,22 +933,7 @@ def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
     if event.status not in WAITING:
         raise EventFinished(event)
     other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
-    return replace(_asked(event), **{**other_time, **changes})
-
-
-def _asked(event: Event) -> NewEvent:
-    return NewEvent(
-        application_id=event.application_id,
-        url=event.url,
-        due_at=event.due_at,
-        event_id=event.event_id,
-        payload=event.payload,
-        method=event.method,
-        headers=event.headers,
-        timeout_ms=event.timeout_ms,
-        retry=event.retry,
-        max_lateness_ms=event.max_lateness_ms,
-    )
+    return replace(event.asked(), **{**other_time, **changes})
 
 
 def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:

@@ -62,7 +62,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.recurrence import Occurrence, Rule
+from cassata.recurrence import Occurrence, Rule, id_range
 from cassata.schema import (
     api_keys,
     applications,
@@ -328,13 +328,18 @@ def remove_cancelled(conn: Connection, ids: Collection[int]) -> None:
 
 
 def cancel_waiting(conn: Connection, application: int, event_id: str, now: int) -> bool:
-    """Cancel what is not being sent. A higher fence voids whatever a stale worker may still want to write."""
+    """Cancel what is not being sent."""
     result = conn.execute(
         update(events)
         .where(E.application == application, E.event_id == event_id, E.status.in_((Status.PENDING, Status.SERVICE_UNAVAILABLE)))
-        .values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)
+        .values(_cancelled(now))
     )
     return result.rowcount == 1
+
+
+def _cancelled(now: int) -> dict[str, Any]:
+    """Return what becomes of an event that is cancelled. A higher fence voids whatever a stale worker may still want to write."""
+    return {"status": Status.CANCELLED, "fence": E.fence + 1, "wake_at": None, "finished_at": now}
 
 
 def request_cancel(conn: Connection, application: int, event_id: str) -> None:
@@ -431,7 +436,8 @@ def lane(application: int, wanted: Filter) -> Lane:
 def lane_of_series(application: int, series: int, wanted: Filter) -> Lane:
     """Look among the ids of occurrences: that of the series (its row is `series`), and the digits of an instant."""
     judged = (E.series == series, *_judged(wanted), *_judged_dues(wanted))
-    return Lane(application, "events_event_id", E.event_id, f"{wanted.series_id}_0", f"{wanted.series_id}_:", judged)
+    first, end = id_range(wanted.series_id or "")
+    return Lane(application, "events_event_id", E.event_id, first, end, judged)
 
 
 def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Iterator[ColumnElement[bool]]:
@@ -676,7 +682,7 @@ def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple
 def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
     """Cancel what is not being sent, and ask that what is be sent no more after this; return how many were cancelled."""
     waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(WAITING))
-    cancelled = conn.execute(waiting.values(status=Status.CANCELLED, fence=E.fence + 1, wake_at=None, finished_at=now)).rowcount
+    cancelled = conn.execute(waiting.values(_cancelled(now))).rowcount
     conn.execute(update(events).where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING).values(cancel_requested=True))
     return cancelled
 
@@ -1206,9 +1212,8 @@ def lock_examined(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
 
 
 def cancel_all(conn: Connection, ids: Collection[int], operation: int, now: int) -> None:
-    """Cancel locked events that nobody is sending. A higher fence voids whatever a stale worker may still want to write."""
-    ended = {"status": Status.CANCELLED, "fence": E.fence + 1, "wake_at": None, "finished_at": now, "operation": operation}
-    _change_all(conn, ids, WAITING, ended, "cancel_all")
+    """Cancel locked events that nobody is sending."""
+    _change_all(conn, ids, WAITING, {**_cancelled(now), "operation": operation}, "cancel_all")
 
 
 def request_cancel_of_all(conn: Connection, ids: Collection[int], operation: int) -> None:

@@ -228,7 +228,7 @@ class Timetable:
             if series.status is SeriesStatus.CANCELLED:
                 return series
             _check_version(series, version)
-            unfinished = store.unfinished_occurrences(conn, application, series.number, *_whole_range(series_id))
+            unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
             self._cancel_events(conn, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
@@ -306,7 +306,7 @@ class Timetable:
         def work(conn: Connection, _tries: int) -> Instance:
             now = self._clock.now(conn)
             series, application, made, row = self._locked_instance(conn, application_id, series_id, instance_id, now, version)
-            before = series.content.occurrence(made.at) if row is None else _as_asked(row, application_id)
+            before = series.content.occurrence(made.at) if row is None else store.to_event(row, application_id).asked()
             changed = replace(before, **_known(changes))
             self._check_size(conn, changed, now)
             columns = store.new_row(changed, application, now, series.number)
@@ -594,7 +594,7 @@ class Timetable:
 
     def _remove_untouched(self, conn: Connection, application: int, series: Series, since: int) -> None:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
-        range_ahead = (series.content.event_id(since), _whole_range(series.series_id)[1])
+        range_ahead = (series.content.event_id(since), recurrence.id_range(series.series_id)[1])
         ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
         self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
@@ -606,14 +606,14 @@ class Timetable:
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
-        unfinished = store.unfinished_occurrences(conn, application, number, *_whole_range(series_id))
+        unfinished = store.unfinished_occurrences(conn, application, number, *recurrence.id_range(series_id))
         ahead = self._stored_from(conn, application, number, series_id, now)
         self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
         self._cancel_events(conn, [row.id for row in unfinished], now)
 
     def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
         """Read the events of occurrences from an instant on, each with its original instant."""
-        place, last = recurrence.occurrence_id(series_id, since), _whole_range(series_id)[1]
+        place, last = recurrence.occurrence_id(series_id, since), recurrence.id_range(series_id)[1]
         while rows := store.occurrences(conn, application, number, place, last, ROWS_AT_ONCE):
             instants = ((_original(row.event_id), row) for row in rows)
             yield from ((at, row) for at, row in instants if at is not None and at >= since)
@@ -830,10 +830,6 @@ def _run_id(series_id: str, now: int) -> str:
     return f"{series_id}_0{now:011x}{uuid.uuid4().hex[:4]}"
 
 
-def _whole_range(series_id: str) -> tuple[str, str]:
-    return f"{series_id}_0", f"{series_id}_:"
-
-
 def _original(event_id: str) -> int | None:
     parts = recurrence.original_of(event_id)
     return None if parts is None else parts[1]
@@ -858,22 +854,6 @@ def _known_of(series: Series, rule: Rule) -> Occurrence | None:
     """Return how far a series has come, if it has counted the same instants as that rule does, but perhaps to another end."""
     is_same = replace(series.rule, until_at=None, count=None) == replace(rule, until_at=None, count=None)
     return series.last if is_same else None
-
-
-def _as_asked(row: Row[Any], application_id: str) -> NewEvent:
-    event = store.to_event(row, application_id)
-    return NewEvent(
-        application_id=application_id,
-        event_id=event.event_id,
-        due_at=event.due_at,
-        url=event.url,
-        method=event.method,
-        headers=event.headers,
-        payload=event.payload,
-        timeout_ms=event.timeout_ms,
-        retry=event.retry,
-        max_lateness_ms=event.max_lateness_ms,
-    )
 
 
 def _known(changes: Mapping[str, Any]) -> Mapping[str, Any]:

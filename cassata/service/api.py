@@ -9,12 +9,13 @@ from flask import Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from cassata.errors import ApplicationRefused, CassataError, DuplicateEvent, InvalidEvent, UnknownApplication, UnknownEvent
-from cassata.model import Event, Filter, Scope, Status, check_application_id, check_event_id
+from cassata.model import Event, Filter, Scope, Status
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
 from cassata.service.auth import Route, caller, check_own
 from cassata.service.cursors import Cursors
+from cassata.service.ids import possible_application, possible_event
 from cassata.service.preconditions import etag, versions
 
 
@@ -33,6 +34,7 @@ class Api:
             Route(f"/cassata/event/{event}", ("PUT",), self.put, Scope.PUBLISH),
             Route(f"/cassata/event/{event}", ("GET",), self.event, Scope.READ, foreign=UnknownEvent),
             Route(f"/cassata/event/{event}", ("PATCH",), self.change, Scope.PUBLISH, foreign=UnknownEvent),
+            Route(f"/cassata/event/{event}/retry", ("POST",), self.retry, Scope.PUBLISH, foreign=UnknownEvent),
             Route(f"/cassata/status/{event}", ("GET",), self.status, Scope.READ, foreign=problems.UnknownStatus),
             Route(f"/cassata/delete/{event}", ("DELETE", "GET"), self.delete, Scope.PUBLISH, foreign=UnknownEvent),
             Route("/cassata/events/<application_id>", ("GET",), self.events, Scope.READ),
@@ -55,11 +57,13 @@ class Api:
 
     def change(self, application_id: str, event_id: str) -> Response:
         change = wire.read_change(bodies.document())
-        _check_possible(application_id, event_id)
         try:
-            return _told(self._scheduler.change(application_id, event_id, change.fields, versions()))
+            return _told(self._scheduler.change(*possible_event(application_id, event_id), change.fields, versions()))
         except InvalidEvent as error:
             raise change.invalid(error) from error
+
+    def retry(self, application_id: str, event_id: str) -> Response:
+        return answer(wire.summary(self._scheduler.retry(*possible_event(application_id, event_id))))
 
     def add_batch(self) -> Response:
         """Store what can be stored, and say of each event in turn how it went."""
@@ -81,17 +85,15 @@ class Api:
     def delete(self, application_id: str, event_id: str) -> Response:
         if request.method == "HEAD":  # comes with GET in Flask, and must never change anything
             raise MethodNotAllowed(["DELETE", "GET"])
-        _check_possible(application_id, event_id)
-        event = self._scheduler.cancel(application_id, event_id)
+        event = self._scheduler.cancel(*possible_event(application_id, event_id))
         if event.status is Status.CANCELLED:
             return answer({"status": "ok"})
         detail = "It is being sent at this moment and may have arrived; it will not be tried again."
         return answer({"status": "cancel-requested", "event-status": event.status.name, "detail": detail}, 202)
 
     def status(self, application_id: str, event_id: str) -> Response:
-        _check_possible(application_id, event_id)
         try:
-            event = self._scheduler.status(application_id, event_id)
+            event = self._scheduler.status(*possible_event(application_id, event_id))
         except UnknownEvent as error:
             raise problems.UnknownStatus from error
         if request.accept_mimetypes.best_match(("application/json", "text/plain")) == "text/plain":
@@ -99,12 +101,11 @@ class Api:
         return _told(event)
 
     def event(self, application_id: str, event_id: str) -> Response:
-        _check_possible(application_id, event_id)
-        event, attempts = self._scheduler.event(application_id, event_id)
+        event, attempts = self._scheduler.event(*possible_event(application_id, event_id))
         return answer(wire.details(event, attempts), headers=etag(event.version))
 
     def events(self, application_id: str) -> Response:
-        _check_possible(application_id)
+        possible_application(application_id, UnknownEvent)
 
         def cursors(wanted: Filter) -> Cursors:
             return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
@@ -150,13 +151,3 @@ def _batch_result(index: int, written: wire.Written, ending: Event | DuplicateEv
 def _refused(index: int, event_id: str | None, error: CassataError) -> dict[str, Any]:
     problem = problems.document(error)
     return {"index": index, "event-id": event_id, "status-code": problem["status"], "problem": problem}
-
-
-def _check_possible(application_id: str, event_id: str | None = None) -> None:
-    """An id that can never have been stored is one that does not exist."""
-    try:
-        check_application_id(application_id)
-        if event_id is not None:
-            check_event_id(event_id)
-    except ValueError:
-        raise UnknownEvent from None

@@ -9,16 +9,17 @@ from urllib.parse import quote
 
 from flask import Response, request
 
-from cassata.errors import InvalidEvent, RecurrenceError, UnknownApplication, UnknownSeries
-from cassata.model import Scope, check_application_id, check_series_id
+from cassata.errors import InvalidEvent, RecurrenceError, UnknownSeries
+from cassata.model import Scope
 from cassata.scheduler import Scheduler
 from cassata.series import Instance, Series
 from cassata.service import bodies, series_wire, wire
 from cassata.service.answers import answer
 from cassata.service.auth import Route
+from cassata.service.ids import possible_application, possible_series
 from cassata.service.preconditions import etag, has_if_match, version_of_instance, version_of_series
-from cassata.service.series_wire import USUAL_PAGE_LENGTH, WrittenSeries, read_series, series_details
-from cassata.service.wire import InvalidDocument
+from cassata.service.series_wire import WrittenSeries, read_series, series_details
+from cassata.service.wire import USUAL_PAGE_LENGTH, InvalidDocument
 
 
 class SeriesCalls:
@@ -69,34 +70,34 @@ class SeriesCalls:
         return _created(series) if created else _answer(series)
 
     def preview_series(self, application_id: str) -> Response:
-        _check_possible(application_id)
+        possible_application(application_id)
         asked = series_wire.read_preview(bodies.document())
         with _within_reach(pointer="/from"):
             return answer(series_wire.preview(asked, time.time_ns() // 1_000_000))
 
     def series_list(self, application_id: str) -> Response:
-        _check_possible(application_id)
+        possible_application(application_id)
         listing = series_wire.read_listing(request.args.items(multi=True))
         limit = listing.pop("limit", USUAL_PAGE_LENGTH)
         return answer(series_wire.page(self._timetable.series(application_id, **listing, limit=limit + 1), limit))
 
     def series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.get(*_possible(application_id, series_id)))
+        return _answer(self._timetable.get(*possible_series(application_id, series_id)))
 
     def pause_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.pause(*_possible(application_id, series_id), version=version_of_series()))
+        return _answer(self._timetable.pause(*possible_series(application_id, series_id), version=version_of_series()))
 
     def resume_series(self, application_id: str, series_id: str) -> Response:
-        return _answer(self._timetable.resume(*_possible(application_id, series_id), version=version_of_series()))
+        return _answer(self._timetable.resume(*possible_series(application_id, series_id), version=version_of_series()))
 
     def run_series(self, application_id: str, series_id: str) -> Response:
-        event = self._timetable.run_now(*_possible(application_id, series_id))
+        event = self._timetable.run_now(*possible_series(application_id, series_id))
         location = f"/cassata/event/{quote(event.application_id)}/{quote(event.event_id)}"
         return answer(wire.summary(event), 201, headers={"Location": location})
 
     def cancel_series(self, application_id: str, series_id: str) -> Response:
         purges = series_wire.read_purge(request.args.items(multi=True))
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         if not purges:
             return _answer(self._timetable.cancel(*ids, version=version_of_series()))
         self._timetable.delete(*ids, version=version_of_series())
@@ -106,7 +107,7 @@ class SeriesCalls:
 
     def instances(self, application_id: str, series_id: str) -> Response:
         begin, end, limit, known = series_wire.read_window(request.args.items(multi=True), time.time_ns() // 1_000_000)
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         zone = self._timetable.get(*ids).rule.timezone
         with _within_reach(parameter="from"):
             found = self._timetable.instances(*ids, begin, end, limit=limit + 1, known=known)
@@ -114,13 +115,13 @@ class SeriesCalls:
 
     def change_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
         written = series_wire.read_changes(bodies.document())
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         with _in_words(written), _within_reach(parameter="instance-id"):
             changed = self._timetable.change_instance(*ids, instance_id, written.fields, version=version_of_instance())
         return self._answer_instance(ids, changed)
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         with _within_reach(parameter="instance-id"):
             cancelled = self._timetable.cancel_instance(*ids, instance_id, version=version_of_instance())
         return self._answer_instance(ids, cancelled)
@@ -131,13 +132,13 @@ class SeriesCalls:
 
     def change_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
         written = read_series(bodies.document(), {"application-id": application_id})
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         with _in_words(written), _within_reach(parameter="instance-id"):
             _, following = self._timetable.change_following(*ids, instance_id, written.new, version=version_of_series())
         return _created(following)
 
     def cancel_following(self, application_id: str, series_id: str, instance_id: str) -> Response:
-        ids = _possible(application_id, series_id)
+        ids = possible_series(application_id, series_id)
         with _within_reach(parameter="instance-id"):
             return _answer(self._timetable.cancel_following(*ids, instance_id, version=version_of_series()))
 
@@ -167,18 +168,3 @@ def _created(series: Series) -> Response:
 
 def _answer(series: Series, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return answer(series_details(series), status, headers={**etag(series.version), **(headers or {})})
-
-
-def _check_possible(application_id: str) -> None:
-    """An id that can never have been stored is one that does not exist."""
-    try:
-        check_application_id(application_id)
-    except ValueError:
-        raise UnknownApplication from None
-
-
-def _possible(application_id: str, series_id: str) -> tuple[str, str]:
-    try:
-        return check_application_id(application_id), check_series_id(series_id)
-    except ValueError:
-        raise UnknownSeries from None

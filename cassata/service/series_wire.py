@@ -19,6 +19,7 @@ from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
 from cassata.service.wire import (
+    USUAL_PAGE_LENGTH,
     InvalidDocument,
     PayloadOverLimit,
     Place,
@@ -45,7 +46,6 @@ S = TypeVar("S", bound=Shape)
 
 USUAL_PREVIEW = 10
 LONGEST_PREVIEW = 100
-USUAL_PAGE_LENGTH = 100
 SOURCES = ("cron", "recurrence", "every")
 
 

@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 from flask import Response, request
 
-from cassata.errors import UnknownApplication
-from cassata.model import Scope, Secret, check_application_id
+from cassata.model import Scope, Secret
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, tenancy_wire
 from cassata.service.answers import answer
 from cassata.service.auth import MissingScope, Route, caller
+from cassata.service.ids import possible_application
 from cassata.service.tenancy_wire import (
     OPERATORS_FIELDS,
     OPERATORS_SCOPES,
@@ -23,9 +23,8 @@ from cassata.service.tenancy_wire import (
     application_document,
     key_document,
 )
+from cassata.service.wire import USUAL_PAGE_LENGTH
 from cassata.tenants import Changes
-
-USUAL_PAGE_LENGTH = 100
 
 
 class Tenancy:
@@ -72,7 +71,7 @@ class Tenancy:
         return answer(application_document(created), 201, headers={"Location": location})
 
     def application(self, application_id: str) -> Response:
-        return answer(application_document(self._tenants.application(_possible(application_id))))
+        return answer(application_document(self._tenants.application(possible_application(application_id))))
 
     def change_application(self, application_id: str) -> Response:
         document = bodies.document()
@@ -88,27 +87,27 @@ class Tenancy:
         return self._changed(application_id, Changes(active=False))
 
     def _changed(self, application_id: str, changes: Changes) -> Response:
-        return answer(application_document(self._tenants.change(_possible(application_id), changes)))
+        return answer(application_document(self._tenants.change(possible_application(application_id), changes)))
 
     def breakers(self, application_id: str) -> Response:
-        found = self._scheduler.breakers(_possible(application_id))
+        found = self._scheduler.breakers(possible_application(application_id))
         return answer({"breakers": [tenancy_wire.breaker_document(breaker) for breaker in found]})
 
     # --- signing secrets -----------------------------------------------------------------------------------------------
 
     def secrets(self, application_id: str) -> Response:
-        return answer(tenancy_wire.secrets_document(self._tenants.secrets(_possible(application_id))))
+        return answer(tenancy_wire.secrets_document(self._tenants.secrets(possible_application(application_id))))
 
     def rotate_secret(self, application_id: str) -> Response:
         asked = tenancy_wire.read(RotationDocument, bodies.optional_document())
         secret = Secret(asked.secret) if asked.secret else None
-        rotated = self._tenants.rotate_secret(_possible(application_id), overlap_ms=asked.overlap, secret=secret)
+        rotated = self._tenants.rotate_secret(possible_application(application_id), overlap_ms=asked.overlap, secret=secret)
         return answer(tenancy_wire.secrets_document(rotated.secrets))
 
     # --- keys ----------------------------------------------------------------------------------------------------------
 
     def keys(self, application_id: str) -> Response:
-        return self._listed_keys(_possible(application_id))
+        return self._listed_keys(possible_application(application_id))
 
     def operators_keys(self) -> Response:
         return self._listed_keys(None)
@@ -117,7 +116,7 @@ class Tenancy:
         return answer({"keys": [key_document(key) for key in self._tenants.keys(application_id)]})
 
     def create_key(self, application_id: str) -> Response:
-        return self._created_key(_possible(application_id), USUAL_SCOPES)
+        return self._created_key(possible_application(application_id), USUAL_SCOPES)
 
     def create_operators_key(self) -> Response:
         return self._created_key(None, OPERATORS_SCOPES)
@@ -134,11 +133,3 @@ class Tenancy:
 
     def revoke_any_key(self, prefix: str) -> Response:
         return answer(key_document(self._tenants.revoke_key(prefix)))
-
-
-def _possible(application_id: str) -> str:
-    """An id that can never have been stored is one that does not exist."""
-    try:
-        return check_application_id(application_id)
-    except ValueError:
-        raise UnknownApplication from None

@@ -70,6 +70,7 @@ ALIASES = {
 """The names that the ancestor of this interface used, and ours."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+USUAL_PAGE_LENGTH = 100
 _MILLISECONDS_BEGIN = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
 _MICROSECONDS_BEGIN = 100_000_000_000_000
 
