@@ -19,6 +19,7 @@ Schema = dict[str, Any]
 ID_PATTERN = r"^[A-Za-z0-9._:~-]+$"
 # Not the whole truth, which is `check_url`, but enough to tell most of what is wrong.
 URL_PATTERN = r"^https?://[^\s/?#@\\]+([/?#][^\s\\]*)?$"
+BASE64_PATTERN = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 INSTANT_PATTERN = r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)$"
 
 
@@ -144,6 +145,9 @@ _EVENT_FIELDS: dict[str, Schema] = {
         "description": "The body, required for POST, PUT and PATCH. A string is sent as it is, anything else as compact JSON.",
         "examples": [{"order": 7}, "any text"],
     },
+    "event-base64": text(
+        "The body in base64 (RFC 4648 section 4), in place of `event`: for bytes that are not UTF-8.", pattern=BASE64_PATTERN
+    ),
     "expiry": or_null({**WRITTEN_INSTANT, "description": "When to send it: this or `delay`. In the past: at once."}),
     "delay": or_null(number("In how many seconds to send it: this or `expiry`.", minimum=0, examples=[3600])),
     "method": or_null(text("The request's method.", enum=list(model.METHODS), default="POST")),
@@ -163,6 +167,7 @@ _WHEN = {
 _WITH_BODY = {
     "anyOf": [
         {"required": ["event"]},
+        {"required": ["event-base64"]},
         {"required": ["method"], "properties": {"method": {"enum": sorted(set(model.METHODS) - wire.METHODS_WITH_BODY)}}},
     ]
 }
@@ -171,7 +176,8 @@ _CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {
     "delay": number("In how many seconds to send it instead.", minimum=0),
 }
 _CHANGED_INSTANCE = {name: schema for name, schema in _CHANGED.items() if name != "delay"}
-_NOT_BOTH = {"not": {"required": ["expiry", "delay"]}}
+_ONE_INSTANT = {"not": {"required": ["expiry", "delay"]}}
+_ONE_BODY = {"not": {"required": ["event", "event-base64"]}}
 _EVENT_EXAMPLE = {"url": "https://example.com/hook", "event": {"order": 7}, "expiry": "2030-01-31T12:00:00Z"}
 
 
@@ -180,7 +186,7 @@ def new_event(words: str, *, ids_in_address: bool) -> Schema:
     fields = {name: schema for name, schema in _EVENT_FIELDS.items() if name not in ids}
     example = _EVENT_EXAMPLE if ids_in_address else {"application-id": "shop", "event-id": "order-7", **_EVENT_EXAMPLE}
     required = ("url",) if ids_in_address else ("application-id", "url")
-    return given(words, fields, required=required, allOf=[_WHEN, _WITH_BODY], examples=[example])
+    return given(words, fields, required=required, allOf=[_WHEN, _WITH_BODY, _ONE_BODY], examples=[example])
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
@@ -413,12 +419,16 @@ SCHEMAS: dict[str, Schema] = {
     "Event": told("An event without its body.", _SUMMARY),
     "EventWithRequest": told("An event, and what is sent.", {**_SUMMARY, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
     "EventChanges": given(
-        "What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_NOT_BOTH], examples=[{"delay": 60}]
+        "What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_ONE_INSTANT, _ONE_BODY], examples=[{"delay": 60}]
     ),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
     "Attempt": told("One try to deliver.", _ATTEMPT),
     "InstanceChanges": given(
-        "What is to be different; what is left out stays as it is.", _CHANGED_INSTANCE, minProperties=1, examples=[{"event": {"order": 8}}]
+        "What is to be different; what is left out stays as it is.",
+        _CHANGED_INSTANCE,
+        minProperties=1,
+        allOf=[_ONE_BODY],
+        examples=[{"event": {"order": 8}}],
     ),
     "Events": told(
         "Some events. There may be fewer than were asked for, and still a next page.",
@@ -433,7 +443,7 @@ SCHEMAS: dict[str, Schema] = {
         "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`.",
         _SERIES_FIELDS,
         required=("url",),
-        allOf=[_WITH_BODY],
+        allOf=[_WITH_BODY, _ONE_BODY],
         examples=[_SERIES_EXAMPLE],
     ),
     "Series": told("A series, without the body that it sends.", _SERIES),

@@ -174,7 +174,7 @@ FULL: dict[str, dict[str, Any]] = {
         "overlap": "skip",
         "jitter": 5,
         "url": "http://127.0.0.1:1/",
-        "event": "x",
+        "event-base64": "AP8=",
         "method": "POST",
         "request-headers": [],
         "timeout": 5,
@@ -228,7 +228,8 @@ def test_every_field_that_is_documented_is_taken_and_one_that_is_not_is_refused(
         method, path = call.split()
         schema = body_schema(document, method, path)
         if schema not in {"Preview", "EventChanges"}:
-            assert set(full) == WRITTEN_BY_CLIENTS[schema], call
+            one_body = {"event", "event-base64"} if {"event", "event-base64"} & set(full) else set()
+            assert set(full) | one_body == WRITTEN_BY_CLIENTS[schema], call
         assert [str(error) for error in schema_of(document, schema).iter_errors(full)] == [], call
         refused = http.open(path, method=method, json={**full, "surely-not": 1})
         assert (refused.status_code, [fault["pointer"] for fault in refused.json["errors"]]) == (400, ["/surely-not"]), call
