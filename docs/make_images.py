@@ -1,16 +1,19 @@
 """Takes the pictures in docs/images: of the dashboard with Debian's chromium and playwright, of the demonstration's terminal with rich.
 
     .venv/bin/python -m docs.make_images            # all of them; or: demo, dashboard
+    .venv/bin/python -m docs.make_images dashboard --minutes 2
 
-What is seen is real: the demonstration is run, and so are a service, a worker and events that end. Only the hour before, in the
-dashboard's charts, is made up.
+What is seen is real: the demonstration is run, and so are a service, a worker and events that end, for as long as the charts are
+to show.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pty
+import random
 import re
 import shutil
 import signal
@@ -27,9 +30,9 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 from rich.text import Text
 
-from cassata.model import Status
+from cassata.model import NewEvent, Status
 from tests.browser import stage as theatre
-from tests.browser.stage import Stage, make_up_history, settled, stage
+from tests.browser.stage import QUICK, Stage, settled, stage
 
 IMAGES = Path(__file__).parent / "images"
 FOLDER = IMAGES / "dashboard"
@@ -52,6 +55,9 @@ WIDE = {"width": 1240, "height": 480}  # short pages shall not end in emptiness
 LISTS = {"events": 1000}
 """Views that are cut off below so many pixels: fifty rows that look alike show no more than some of them."""
 
+LIVED_MINUTES = 25.0
+PER_SECOND = 40
+
 COLUMNS = 104
 DEMO_SECONDS = 10.0
 PAPER = TerminalTheme(
@@ -65,11 +71,14 @@ FONTS = 'ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", "Lib
 
 
 def main() -> None:
-    wanted = set(sys.argv[1:]) or {"demo", "dashboard"}
-    if "demo" in wanted:
+    parser = argparse.ArgumentParser(description="Take the pictures in docs/images.")
+    parser.add_argument("wanted", nargs="*", choices=["demo", "dashboard"], default=["demo", "dashboard"])
+    parser.add_argument("--minutes", type=float, default=LIVED_MINUTES, help="how long the dashboard's service is busy first")
+    given = parser.parse_args()
+    if "demo" in given.wanted:
         _draw_demo()
-    if "dashboard" in wanted:
-        _photograph_dashboard()
+    if "dashboard" in given.wanted:
+        _photograph_dashboard(given.minutes)
 
 
 # --- the demonstration's terminal --------------------------------------------------------------------------------------
@@ -134,12 +143,12 @@ def _self_contained(drawing: str) -> str:
 # --- the dashboard -----------------------------------------------------------------------------------------------------
 
 
-def _photograph_dashboard() -> None:
+def _photograph_dashboard(minutes: float) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     theatre.EVIL = "Front office"  # what attacks the pages belongs into the tests, not into the pictures
     with tempfile.TemporaryDirectory() as folder, stage(Path(folder)) as world, sync_playwright() as playwright:
+        _live(world, minutes)
         settled(world)
-        make_up_history(world.scheduler)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         contexts = {scheme: _open(browser, world, scheme) for scheme in SCHEMES}
         for name in VIEWS:  # in both schemes one after the other: the pair shall show the same
@@ -150,6 +159,28 @@ def _photograph_dashboard() -> None:
                 context.pages[0].set_viewport_size({"width": 400, "height": 860})
                 _take(context.pages[0], world, name, f"{name}-narrow-{scheme}")
         browser.close()
+
+
+def _live(world: Stage, minutes: float) -> None:
+    """Let events come in for so long, more of them towards the middle, each due at some instant of the next two seconds."""
+    chance = random.Random(5)  # noqa: S311 - the same pictures each time
+    began, number = time.monotonic(), 0
+    while (share := (time.monotonic() - began) / (minutes * 60)) < 1:
+        tick = time.monotonic()
+        rate = PER_SECOND * (1.6 if 0.4 < share < 0.5 else 1) * chance.uniform(0.8, 1.2)
+        news = []
+        for _ in range(round(rate)):
+            number += 1
+            path = "/broken" if chance.random() < (0.08 if 0.42 < share < 0.48 else 0.004) else "/orders"
+            body = f'{{"order": {20_000 + number}}}'.encode()
+            delay_ms = chance.randrange(200, 2_000)
+            news.append(
+                NewEvent(
+                    "shop", f"{world.receiver.url}{path}", event_id=f"o-{20_000 + number}", delay_ms=delay_ms, payload=body, retry=QUICK
+                )
+            )
+        world.scheduler.add_all(news)
+        time.sleep(max(0.0, 1 - (time.monotonic() - tick)))
 
 
 def _open(browser: Browser, world: Stage, scheme: str) -> BrowserContext:
