@@ -104,6 +104,8 @@ def test_a_worker_tells_the_sum_of_its_processes_and_of_those_that_died(
     worker.wait_until(lambda: sample(url, attempts) == 7)
 
     assert len(folders(worker.pid)) == len(folders(service.pid)) == 1
+    counted = {path.name for path in folders(worker.pid)[0].glob("counter_*")}
+    assert counted == {f"counter_{whose}.db" for whose in ("ended", worker.pid, *children_of(worker.pid))}
     assert (worker.stop(), service.stop()) == (0, 0)
     assert folders(worker.pid) == folders(service.pid) == []
 
