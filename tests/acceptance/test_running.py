@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +20,9 @@ import requests
 import yaml
 
 from cassata import config, process
+from cassata.scheduler import Scheduler
 from tests.conftest import CHECKOUT, NO_PROMTOOL, Running, wait_until
+from tests.faults.cluster import children_of
 
 SYSTEMD = CHECKOUT / "config" / "systemd"
 COMPOSE = CHECKOUT / "config" / "compose"
@@ -101,6 +105,31 @@ def test_a_worker_with_a_thread_that_hangs_does_not_say_that_it_is_well(
     working._threads[0].went_round_at -= worker.STUCK_SECONDS + 1
     assert working._hangs()
     scheduler.close()
+
+
+IMPATIENT = "from cassata import cli, worker; worker.SILENT_SECONDS = 5; cli.main()"
+
+
+def test_of_several_processes_one_that_hangs_is_replaced(sqlite_url: str, run_cassata: Callable[..., Any], tmp_path: Path) -> None:
+    assert run_cassata("db", "upgrade", "--database-url", sqlite_url).returncode == 0
+    log, own = tmp_path / "log", {**os.environ, "CASSATA_HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    words = ["worker", "start", "--database-url", sqlite_url, "--processes", "2", "--pid-file", str(tmp_path / "pid")]
+    with log.open("wb") as out:
+        supervisor = subprocess.Popen([sys.executable, "-c", IMPATIENT, *words], stderr=out, env=own)
+    try:
+        wait_until(lambda: "worker started" in log.read_text(), explain=log.read_text)
+        scheduler = Scheduler.open(sqlite_url)
+        wait_until(lambda: len(scheduler.overview.workers()) == 2, explain=log.read_text)
+        stopped, other = children_of(supervisor.pid)
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: "worker process hangs" in log.read_text(), explain=log.read_text)
+        wait_until(lambda: len(set(children_of(supervisor.pid)) - {stopped, other}) == 1, explain=log.read_text)
+        assert other in children_of(supervisor.pid)
+        assert log.read_text().count("worker process died") == 1
+        scheduler.close()
+    finally:
+        supervisor.terminate()
+        assert supervisor.wait(30) == 0, log.read_text()
 
 
 def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
