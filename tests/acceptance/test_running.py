@@ -169,6 +169,22 @@ def test_the_units_start_what_there_is(name: str, run_cassata: Callable[..., Any
     config.load(None, environment=variables)
 
 
+def test_the_command_of_the_handbook_has_the_settings_of_the_services(tmp_path: Path) -> None:
+    handbook = (CHECKOUT / "docs" / "operations.md").read_text()
+    (script,) = re.findall(r"^```sh\n(#!/bin/sh\n.*?)^```", handbook, re.MULTILINE | re.DOTALL)
+    (environment,) = re.findall(r"^CASSATA_DATABASE_URL=.*$", handbook, re.MULTILINE)
+    (tmp_path / "environment").write_text(f"{environment.replace('3306/cassata', '3306/cassata?ssl_ca=a&ssl_verify_cert=true')}\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "worker.yaml").write_text("worker: {keepFailedDays: 7}\n")
+    script = script.replace("/opt/cassata/bin/cassata", f"{sys.executable} -m cassata")
+    script = script.replace("/etc/cassata", str(tmp_path)).replace("/var/lib/cassata", str(tmp_path))
+    (tmp_path / "cassata").write_text(script)
+    command = ["sh", str(tmp_path / "cassata"), "config", "show", "worker"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)}).stdout
+    assert "db1:3306/cassata?ssl_ca=a&ssl_verify_cert=true" in said
+    assert "keepFailedDays: 7" in said
+
+
 def test_compose_sets_settings_that_there_are_and_mounts_files_that_are_there() -> None:
     compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
     assert set(compose["services"]) == {"mariadb", "upgrade", "service", "worker", "prometheus", "grafana"}
