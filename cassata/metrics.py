@@ -115,8 +115,12 @@ class Shared(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Read what all processes have counted."""
-        with self._locked(fcntl.LOCK_SH):  # nobody is counted twice, or not at all, because he ends at this moment
-            return list(MultiProcessCollector(None, path=str(self.path)).collect())  # type: ignore[no-untyped-call]
+        for _ in range(LOCK_TRIES):
+            # Nobody is counted twice, or not at all, because he ends at this moment. Who begins at this moment has a file with nothing in it.
+            with self._locked(fcntl.LOCK_SH), contextlib.suppress(struct.error):
+                return list(MultiProcessCollector(None, path=str(self.path)).collect())  # type: ignore[no-untyped-call]
+            time.sleep(LOCK_SECONDS)
+        raise CannotRead(f"a file in {self.path} is damaged")
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[bool]:
@@ -171,6 +175,10 @@ def _remove_leftovers() -> None:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+class CannotRead(CassataError):
+    """What other processes have counted cannot be read."""
 
 
 class CannotServe(CassataError):

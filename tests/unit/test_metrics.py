@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -290,6 +291,17 @@ def test_however_many_processes_end_their_figures_are_one_file(tmp_path: Path) -
 
     assert [sample.value for family in shared.collect() for sample in family.samples] == [sum(range(31)) + 1]
     assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_99.db", "counter_ended.db"]
+
+
+def test_whoever_is_asked_while_a_process_begins_waits_for_its_file(tmp_path: Path) -> None:
+    (tmp_path / "counter_7.db").touch()
+    with pytest.raises(metrics.CannotRead):
+        Shared(tmp_path).collect()
+    begins = threading.Timer(0.05, counted_by, (tmp_path, 7, 3))
+    begins.start()
+
+    assert [sample.value for family in Shared(tmp_path).collect() for sample in family.samples] == [3]
+    begins.join()
 
 
 def test_somebody_who_was_stopped_while_he_read_keeps_nobody_waiting(tmp_path: Path) -> None:
