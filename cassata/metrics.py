@@ -116,7 +116,7 @@ class Shared(Collector):
     def collect(self) -> Iterable[Metric]:
         """Read what all processes have counted."""
         for _ in range(LOCK_TRIES):
-            # Nobody is counted twice, or not at all, because he ends at this moment. Who begins at this moment has a file with nothing in it.
+            # Nobody is counted twice, or not at all, because he ends at this moment; who begins at this moment has an empty file.
             with self._locked(fcntl.LOCK_SH), contextlib.suppress(struct.error):
                 return list(MultiProcessCollector(None, path=str(self.path)).collect())  # type: ignore[no-untyped-call]
             time.sleep(LOCK_SECONDS)
