@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from cassata import store
 from cassata.errors import ApplicationInactive, ApplicationRefused, InvalidEvent, LimitReached, PayloadTooLarge, Problem
-from cassata.model import BATCH_LENGTH, Application, Headers, Limits
+from cassata.model import BATCH_LENGTH, TRACE_CHARACTERS, TRACE_HEADERS, Application, Headers, Limits
 from cassata.store import PaceKind
 from cassata.tenants import Tenants
 
@@ -368,12 +368,17 @@ def _pace(allowance: Allowance, rate: float, next_at: int, now: int, until: int)
         allowance.next_at += int(drawn * 1_000_000 / rate)
 
 
+def _is_trace(name: str, value: str) -> bool:
+    """Nobody is to be refused because his program takes part in a trace; at most 0.5 KiB go beside the limit."""
+    return name.lower() in TRACE_HEADERS and len(value) <= TRACE_CHARACTERS
+
+
 def excess(payload: bytes | None, headers: Headers, limits: Limits) -> InvalidEvent | None:
     """Say where a request is larger than it may be."""
     size = len(payload or b"")
     if size > limits.payload_bytes:
         return PayloadTooLarge([Problem("payload", f"is {size} bytes long; at most {limits.payload_bytes} are accepted")])
-    header_bytes = sum(len(name) + len(value) for name, value in headers)
+    header_bytes = sum(len(name) + len(value) for name, value in headers if not _is_trace(name, value))
     if header_bytes > limits.header_bytes:
         detail = f"are {header_bytes} bytes long together; at most {limits.header_bytes} are accepted"
         return InvalidEvent([Problem("headers", detail)])

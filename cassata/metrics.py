@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import struct
 import tempfile
 import threading
 import time
@@ -17,10 +18,11 @@ from bisect import bisect_left
 from collections import Counter as Tallies
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server, values
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
@@ -30,6 +32,8 @@ from cassata.model import WAITING, ErrorKind, Event, Outcome, Status
 from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServiceMetrics", "Shared", "SupervisorMetrics", "WorkerMetrics", "serve", "shared_folder"]
+
+T = TypeVar("T")
 
 NAMED_APPLICATIONS = 100
 """So many applications, the first that were made, have figures of their own; the others are told together."""
@@ -41,6 +45,9 @@ BACKLOG_SHARE = 0.02
 BEAT_SECONDS = 1.0
 FOLDER_PREFIX = "cassata-metrics-"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+LOCK_TRIES = 40
+LOCK_SECONDS = 0.005
+"""So often, with such pauses, is tried to lock a folder: whoever has locked it needs milliseconds, or was stopped and is not waited for."""
 
 LATENESS_MS = (1, 2, 5, 10, 20, 50, 100, 250, 500, 1_000, 2_500, 5_000, 15_000, 60_000, 300_000, 1_800_000)
 WAIT_MS = (10, 100, 500, 1_000, 5_000, 15_000, 60_000, 300_000, 1_800_000, 7_200_000)
@@ -55,8 +62,10 @@ CLASSES = ("2xx", "3xx", "4xx", "5xx", *(kind.value for kind in ErrorKind if kin
 # --- figures of several processes ----------------------------------------------------------------------------------------
 
 
-class Shared:
-    """A folder where several processes keep their figures. Those of one that has ended go on counting."""
+class Shared(Collector):
+    """A folder where several processes keep their figures. Those of one that has ended go on counting, in one file for all of them:
+    a file for each would fill the disk where a process dies again and again, and be read whenever somebody asks.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -80,8 +89,53 @@ class Shared:
             values.ValueClass = values.MutexValue
 
     def forget(self, pid: int) -> None:
-        """Count no more what only a living process has."""
+        """Count no more what only a living process has, and put the rest to that of the others that have ended."""
         mark_process_dead(pid, str(self.path))  # type: ignore[no-untyped-call]
+        with self._locked(fcntl.LOCK_EX) as alone:
+            for kind in ("counter", "histogram") if alone else ():
+                self._add_up(kind, self.path / f"{kind}_{pid}.db")
+
+    def _add_up(self, kind: str, file: Path) -> None:
+        ended = self.path / f"{kind}_ended.db"
+        if not file.exists():
+            return
+        try:
+            counted = list(MmapedDict.read_all_values_from_file(str(file)))  # type: ignore[no-untyped-call]
+        except (struct.error, RuntimeError):  # it was killed while it made the file: there is nothing in it, and nobody could read the rest
+            file.unlink()
+            return
+        if not ended.exists():
+            file.rename(ended)
+            return
+        together = MmapedDict(str(ended))  # type: ignore[no-untyped-call]
+        for key, value, *_ in counted:
+            together.write_value(key, together.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+        together.close()  # type: ignore[no-untyped-call]
+        file.unlink()
+
+    def collect(self) -> Iterable[Metric]:
+        """Read what all processes have counted."""
+        for _ in range(LOCK_TRIES):
+            # Nobody is counted twice, or not at all, because he ends at this moment; who begins at this moment has an empty file.
+            with self._locked(fcntl.LOCK_SH), contextlib.suppress(struct.error):
+                return list(MultiProcessCollector(None, path=str(self.path)).collect())  # type: ignore[no-untyped-call]
+            time.sleep(LOCK_SECONDS)
+        raise CannotRead(f"a file in {self.path} is damaged")
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[bool]:
+        """Have the lock; or not, after some tries."""
+        with (self.path / "lock").open("ab") as file:
+            yield any(_is_locked(file, how, pause) for pause in (0.0, *[LOCK_SECONDS] * LOCK_TRIES))
+
+
+def _is_locked(file: IO[bytes], how: int, pause: float) -> bool:
+    time.sleep(pause)
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -121,6 +175,10 @@ def _remove_leftovers() -> None:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
+
+
+class CannotRead(CassataError):
+    """What other processes have counted cannot be read."""
 
 
 class CannotServe(CassataError):
@@ -215,7 +273,7 @@ class Metrics:
         if self._shared is None:
             return self._registry
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._shared.path))  # type: ignore[no-untyped-call]
+        registry.register(self._shared)
         for collector in self._collectors:
             registry.register(collector)
         return registry
@@ -469,6 +527,14 @@ def _result_of(added: Any) -> str:
     return "invalid"
 
 
+def _told_as(figures: Mapping[str, T]) -> dict[str, list[T]]:
+    """Put together what is told by the same name: an application may have that of the others, and no sample be told twice."""
+    together: dict[str, list[T]] = {}
+    for name, figure in figures.items():
+        together.setdefault(OTHER if name == OTHERS else name, []).append(figure)
+    return together
+
+
 class _Waiting(Collector):
     """What waits in the database. Counted now and then, however often it is asked for."""
 
@@ -494,13 +560,14 @@ class _Waiting(Collector):
             labels=["application"],
         )
         breakers = GaugeMetricFamily("cassata_open_breakers", "Destinations that get nothing at the moment.", labels=["application"])
-        for name, by_status in found.counts.items() if found else ():
-            for status in (*WAITING, Status.PROCESSING):
-                counts.add_metric([name or OTHER, status.name], by_status.get(status, 0))
-        for name, ms in {OTHERS: 0, **found.oldest_due_ms}.items() if found else ():
-            late.add_metric([name or OTHER], ms / 1000)
-        for name, number in {OTHERS: 0, **found.open_breakers}.items() if found else ():
-            breakers.add_metric([name or OTHER], number)
+        if found:
+            for name, parts in _told_as(found.counts).items():
+                for status in (*WAITING, Status.PROCESSING):
+                    counts.add_metric([name, status.name], sum(part.get(status, 0) for part in parts))
+            for name, ages in _told_as({OTHERS: 0, **found.oldest_due_ms}).items():
+                late.add_metric([name], max(ages) / 1000)
+            for name, numbers in _told_as({OTHERS: 0, **found.open_breakers}).items():
+                breakers.add_metric([name], sum(numbers))
         yield from (counts, late, breakers)
 
     def _look(self) -> Backlog | None:

@@ -111,6 +111,12 @@ class ErrorKind(StrEnum):
     REPLAYED = "replayed"
 
 
+TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+"""By these an event names a trace (W3C Trace Context)."""
+TRACE_CHARACTERS = 512
+"""So long a `tracestate` has to be passed on (W3C Trace Context, section 3.3.1.5)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an application may ask for, and how much of it at a time. None is no limit."""
@@ -309,10 +315,12 @@ class NewEvent:
     def request_hash(self) -> bytes:
         """The fingerprint (SHA-256, 32 bytes) by which a repeated request is told from another one with the same id.
 
-        A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same.
+        A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same. So it does though
+        it is repeated in another span, or another trace.
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
-        facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        headers = [header for header in self.headers if header[0].lower() not in TRACE_HEADERS]
+        facts = [self.due_at, self.delay_ms, self.method, self.url, headers, self.timeout_ms, retry, self.payload is None]
         if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
             facts.append(self.max_lateness_ms)
         digest = hashlib.sha256(json.dumps(facts).encode())

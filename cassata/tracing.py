@@ -1,22 +1,43 @@
 """Spans for OpenTelemetry: of an add and of every attempt, where the event itself names a trace.
 
-An event does by its headers `traceparent` and `tracestate` (W3C Trace Context), which pass to the receiver as they are. Spans
+An event does by its headers `traceparent` and `tracestate` (W3C Trace Context), which pass to the receiver as they are. Where
+spans are sent, an event has those of the request that added it, unless it names a trace itself. Spans
 are made beside that from what `telemetry` tells, after the fact: nothing of them is on the way of an event.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cassata import telemetry
-from cassata.errors import ConfigError
-from cassata.model import Event, Headers, Outcome
+from cassata.errors import ConfigError, InvalidEvent
+from cassata.model import TRACE_CHARACTERS, TRACE_HEADERS, Event, Headers, NewEvent, Outcome
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """OpenTelemetry's own variables. Where one of them is set, spans are sent there."""
-TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+_PARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_STATE = re.compile(rf"[\x20-\x7e]{{1,{TRACE_CHARACTERS}}}")
+
+
+def is_on(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether spans are to be sent, and traces carried on."""
+    return environment.get("OTEL_SDK_DISABLED") != "true" and any(environment.get(name) for name in ENDPOINTS)
+
+
+def carried_on(new: NewEvent, headers: Mapping[str, str]) -> NewEvent:
+    """Have an event name the trace of the request that adds it, by its headers, unless it names one itself or there is no room."""
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if not _PARENT.fullmatch(parent) or any(name.lower() in TRACE_HEADERS for name, _ in new.headers):
+        return new
+    trace = [("traceparent", parent), *([("tracestate", state)] if _STATE.fullmatch(state) else [])]
+    try:
+        return replace(new, headers=(*new.headers, *trace))
+    except InvalidEvent:
+        return new
 
 
 def start(role: str, environment: Mapping[str, str] = os.environ) -> Callable[[], None]:
@@ -24,7 +45,7 @@ def start(role: str, environment: Mapping[str, str] = os.environ) -> Callable[[]
 
     Raises ConfigError where what is needed is not installed.
     """
-    if environment.get("OTEL_SDK_DISABLED") == "true" or not any(environment.get(name) for name in ENDPOINTS):
+    if not is_on(environment):
         return lambda: None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

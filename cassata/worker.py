@@ -71,8 +71,13 @@ STOP_WITHOUT_DATABASE_SECONDS = 10.0
 HOUSEKEEPER_SECONDS = 1.0
 """So long is waited for what the housekeeper is about. What it has not committed then has not happened."""
 RESTART_SECONDS = (0.1, 5.0)
+LOOK_SECONDS = 0.1
+"""So often a supervisor looks after its processes."""
+CHILD_OUTPUT = 1
 STUCK_SECONDS = 90.0
 """A thread that has not gone round for so long hangs: the slowest database is given up sooner. systemd is told no more that all is well."""
+SILENT_SECONDS = 30.0
+"""A process that its supervisor has not heard of for so long hangs, or a thread of it does: it is killed, and another one started."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last one comes when a terminal is closed
 
 
@@ -706,15 +711,18 @@ class WorkerProcess:
         """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
         return sum(thread.in_hand for thread in self._threads), self._slots, sum(thread.is_alive() for thread in self._threads)
 
-    def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
-        """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
+    def run(self, wakeup: Wakeup, *, patient: bool = False, well: Callable[[], None] | None = None) -> int:
+        """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back.
+
+        `well` is called now and then while no thread hangs; without it systemd is told.
+        """
         threads = [*self._threads, self._housekeeper]
         for thread in threads:
             thread.start()
-        watchdog = process.Watchdog()
+        well = well or process.Watchdog().beat
         while any(thread.is_alive() for thread in self._threads):
             if not self._hangs():
-                watchdog.beat()
+                well()
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
             if not patient and (asked > 1 or (asked and self._stopping.is_set())):
                 telemetry.emit("worker stops at once", level="warning")
@@ -948,13 +956,17 @@ def _announce(on_ready: Callable[[], None] | None, settings: Settings) -> None:
 
 @dataclass(slots=True)
 class Child:
-    """One process of a supervisor, or, between two lives, when to start it again (`restart_at`, monotonic)."""
+    """One process of a supervisor, or, between two lives, when to start it again (`restart_at`, monotonic).
+
+    `silent_seconds` is how long nothing has been heard of it; None: it has not begun.
+    """
 
     number: int
     process: subprocess.Popen[str]
     started_at: float
     wait_seconds: float = RESTART_SECONDS[0]
     restart_at: float | None = None
+    silent_seconds: float | None = None
 
 
 class Supervisor:
@@ -968,9 +980,12 @@ class Supervisor:
     def run(self) -> int:
         children = [Child(number, self._start(), time.monotonic()) for number in range(1, config.worker_processes(self._settings) + 1)]
         watchdog = process.Watchdog()
-        while not (asked := self._wakeup.wait(0.1)):
+        looked_at = time.monotonic()
+        while not (asked := self._wakeup.wait(LOOK_SECONDS)):
             watchdog.beat()
+            passed, looked_at = time.monotonic() - looked_at, time.monotonic()
             for child in children:
+                self._listen_to(child, min(passed, 10 * LOOK_SECONDS))  # who was stopped himself has not listened
                 self._keep_alive(child)
         telemetry.emit("worker stopping", processes=len(children))
         process.notify("STOPPING=1")
@@ -981,6 +996,7 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-c", "from cassata.worker import run_child; run_child()"],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # a byte now and then says that all is well
             text=True,
             start_new_session=True,  # a terminal's Ctrl-C reaches the supervisor alone, which passes it on once
         )
@@ -990,13 +1006,26 @@ class Supervisor:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(self._settings.model_copy(update={"worker": single}).model_dump_json(by_alias=True) + "\n")
                 process.stdin.flush()
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
         return process
+
+    def _listen_to(self, child: Child, passed: float) -> None:
+        if _is_heard(child.process):
+            child.silent_seconds = 0.0
+        elif child.silent_seconds is not None:
+            child.silent_seconds += passed
+            if child.silent_seconds > SILENT_SECONDS:
+                telemetry.emit("worker process hangs", level="error", number=child.number, pid=child.process.pid)
+                child.process.kill()
+                child.silent_seconds = None
 
     def _keep_alive(self, child: Child) -> None:
         now = time.monotonic()
         if child.restart_at is not None:
             if now >= child.restart_at:
                 child.process, child.started_at, child.restart_at = self._start(), now, None
+                child.silent_seconds = None
         elif (code := child.process.poll()) is not None:
             shortest, longest = RESTART_SECONDS
             lived = now - child.started_at
@@ -1021,8 +1050,24 @@ class Supervisor:
         return 0 if clean else 1
 
 
+def _is_heard(child: subprocess.Popen[str]) -> bool:
+    try:
+        return child.stdout is not None and bool(os.read(child.stdout.fileno(), 4096))
+    except BlockingIOError:
+        return False
+
+
+def _is_well() -> None:
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):  # nobody reads it: it is stopped, or gone
+        os.write(CHILD_OUTPUT, b".")
+
+
 def run_child() -> None:
-    """Be one of a supervisor's processes: settings come on standard input, whose end means that the supervisor is gone."""
+    """Be one of a supervisor's processes: settings come on standard input, whose end means that the supervisor is gone.
+
+    A byte now and then on standard output says that all is well.
+    """
+    os.set_blocking(CHILD_OUTPUT, False)
     settings = Settings.model_validate_json(sys.stdin.readline())
     telemetry.configure_logging(settings.logging.level, settings.logging.format)
     wakeup = Wakeup(also=sys.stdin.fileno())
@@ -1031,7 +1076,7 @@ def run_child() -> None:
         # Patient, since systemd tells every process of a unit to stop, and the supervisor tells its children once more.
         process = WorkerProcess(settings, scheduler)
         with measured(settings, scheduler, process, is_child=True):
-            code = process.run(wakeup, patient=True)
+            code = process.run(wakeup, patient=True, well=_is_well)
         sys.exit(code)
     except CassataError as error:
         telemetry.emit("worker cannot start", level="error", error=str(error))

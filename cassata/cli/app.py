@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from cassata.cli.db import database_option, opened_tenants
-from cassata.cli.event import Delay
+from cassata.cli.event import Delay, Forgiving
 from cassata.cli.listen import harmless
 from cassata.model import EgressPolicy
 
@@ -41,7 +41,7 @@ def settings_options(command: Command) -> Command:
     return command
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def app() -> None:
     """Make, look at and change applications."""
 

@@ -57,7 +57,17 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
-class Reported(click.Group):
+SAME = {"get": "show", "show": "get"}
+
+
+class Forgiving(click.Group):
+    """Takes `get` for `show`, and `show` for `get`, where there is only one of them."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or super().get_command(ctx, SAME.get(cmd_name, cmd_name))
+
+
+class Reported(Forgiving):
     """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
 
     words: Mapping[str, str] = {}

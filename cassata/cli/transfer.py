@@ -20,7 +20,6 @@ from cassata.cli.event import filter_options, output_option
 from cassata.cli.meter import Meter, counted
 from cassata.client import BATCH_BYTES, Client
 from cassata.model import BATCH_LENGTH, FINISHED
-from cassata.service.wire import ALIASES, METHODS_WITH_BODY, MalformedDocument, read_json
 
 HELD_SECONDS = 60
 """So many times in a row a part is repeated that the service puts off, a second or more each time."""
@@ -152,6 +151,8 @@ def _stoppable(place: Callable[[], str], *, restart: bool, goes_on: bool) -> Ite
 
 def _line(number: int, text: bytes, application_id: str | None) -> Line:
     """Read a line. An event without an id gets one that follows from the line, so that it is the same event the next time."""
+    from cassata.service.wire import ALIASES, MalformedDocument, read_json  # `event --help` need not wait for the whole service
+
     if not text.strip():
         return Line(number, fault="")
     if len(text) > BATCH_BYTES:
@@ -416,6 +417,8 @@ def _export(
 
 
 def _exported(event: Mapping[str, Any]) -> dict[str, Any]:
+    from cassata.service.wire import METHODS_WITH_BODY
+
     request = {name: event[name] for name in _REQUEST if event.get(name)}
     if request["method"] in METHODS_WITH_BODY and "event-base64" not in request:
         request.setdefault("event", "")

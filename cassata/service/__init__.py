@@ -28,11 +28,17 @@ __all__ = ["create_app"]
 
 
 def create_app(
-    scheduler: Scheduler, settings: Service, *, draining: Callable[[], bool] = lambda: False, metrics: ServiceMetrics | None = None
+    scheduler: Scheduler,
+    settings: Service,
+    *,
+    draining: Callable[[], bool] = lambda: False,
+    metrics: ServiceMetrics | None = None,
+    traces: bool = False,
 ) -> Flask:
     """Make the WSGI application over a scheduler that the caller opens and closes.
 
     /readyz asks `draining`, which turns true when the process is to end. /metrics tells what `metrics` holds.
+    With `traces` an event carries on the trace of the request that adds it.
     """
     app = Flask(__name__, static_folder=None, template_folder="templates")
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
@@ -43,7 +49,7 @@ def create_app(
     app.before_request(_check_query)
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
-    gate.guard(app, Api(scheduler).routes)
+    gate.guard(app, Api(scheduler, traces=traces).routes)
     gate.guard(app, Bulk(scheduler).routes)
     gate.guard(app, SeriesCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)

@@ -8,8 +8,9 @@ from urllib.parse import quote
 from flask import Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
+from cassata import tracing
 from cassata.errors import ApplicationRefused, CassataError, DuplicateEvent, InvalidEvent, UnknownApplication, UnknownEvent
-from cassata.model import Event, Filter, Scope, Status
+from cassata.model import TRACE_HEADERS, Event, Filter, NewEvent, Scope, Status
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
@@ -22,8 +23,10 @@ from cassata.service.preconditions import etag, versions
 class Api:
     """The routes over one scheduler."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, traces: bool = False) -> None:
+        """With `traces` an event carries on the trace of the request that adds it."""
         self._scheduler = scheduler
+        self._traces = traces
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -43,14 +46,14 @@ class Api:
     def add(self) -> Response:
         written = _read_own(bodies.document())
         try:
-            return _created(self._scheduler.add(written.new))
+            return _created(self._scheduler.add(self._traced(written.new)))
         except InvalidEvent as error:
             raise written.invalid(error) from error
 
     def put(self, application_id: str, event_id: str) -> Response:
         written = wire.read_event(bodies.document(), path={"application-id": application_id, "event-id": event_id})
         try:
-            event, created = self._scheduler.put(written.new)
+            event, created = self._scheduler.put(self._traced(written.new))
         except InvalidEvent as error:
             raise written.invalid(error) from error
         return _created(event) if created else _told(event)
@@ -77,10 +80,13 @@ class Api:
                 results.append({})
             except (wire.InvalidDocument, wire.MalformedDocument, UnknownApplication) as refusal:
                 results.append(_refused(index, wire.written_event_id(document), refusal))
-        endings = self._scheduler.add_all([written.new for _, written in accepted]) if accepted else []
+        endings = self._scheduler.add_all([self._traced(written.new) for _, written in accepted]) if accepted else []
         for (index, written), ending in zip(accepted, endings, strict=True):
             results[index] = _batch_result(index, written, ending)
         return answer({"results": results})
+
+    def _traced(self, new: NewEvent) -> NewEvent:
+        return tracing.carried_on(new, {name: request.headers.get(name, "") for name in TRACE_HEADERS}) if self._traces else new
 
     def delete(self, application_id: str, event_id: str) -> Response:
         if request.method == "HEAD":  # comes with GET in Flask, and must never change anything

@@ -230,7 +230,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         metrics = ServiceMetrics(self._scheduler, self._figures)
         metrics.start()
         self._stop_tracing = tracing.start("service")
-        app = create_app(self._scheduler, service, draining=lambda: self.is_draining, metrics=metrics)
+        app = create_app(self._scheduler, service, draining=lambda: self.is_draining, metrics=metrics, traces=tracing.is_on())
         app.register_error_handler(ParseException, _badly_framed)
         return app
 

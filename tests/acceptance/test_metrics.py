@@ -104,6 +104,8 @@ def test_a_worker_tells_the_sum_of_its_processes_and_of_those_that_died(
     worker.wait_until(lambda: sample(url, attempts) == 7)
 
     assert len(folders(worker.pid)) == len(folders(service.pid)) == 1
+    counted = {path.name for path in folders(worker.pid)[0].glob("counter_*")}
+    assert counted == {f"counter_{whose}.db" for whose in ("ended", worker.pid, *children_of(worker.pid))}
     assert (worker.stop(), service.stop()) == (0, 0)
     assert folders(worker.pid) == folders(service.pid) == []
 
@@ -165,6 +167,47 @@ def test_every_family_is_described_in_the_handbook(told: list[str]) -> None:
 
     described = set(re.findall(r"^\| `(cassata_\w+)", page, re.MULTILINE))
     assert described == families
+
+
+FIRES = """
+rule_files: [alerts.yaml]
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'cassata_oldest_due_seconds{application="shop"}', values: "90x9"}
+    alert_rule_test:
+      - eval_time: 5m
+        alertname: CassataNoWorker
+        exp_alerts:
+          - exp_labels: {severity: critical}
+            exp_annotations:
+              summary: Nobody sends what is due
+              description: No worker tells of itself, and an event has been due for 1m 30s.
+      - eval_time: 5m
+        alertname: CassataNoService
+        exp_alerts:
+          - exp_labels: {severity: critical, role: service}
+            exp_annotations:
+              summary: Nobody takes events
+              description: No service tells of itself. It may be down, or the key that Prometheus has for /metrics is not valid.
+  - interval: 1m
+    input_series:
+      - {series: 'cassata_oldest_due_seconds{application="shop"}', values: "90x9"}
+      - {series: 'cassata_worker_processes', values: "1x9"}
+      - {series: 'cassata_build_info{role="service",version="1"}', values: "1x9"}
+    alert_rule_test:
+      - {eval_time: 5m, alertname: CassataNoWorker, exp_alerts: []}
+      - {eval_time: 5m, alertname: CassataNoService, exp_alerts: []}
+"""
+
+
+def test_it_is_told_when_nobody_works_and_for_how_long_something_has_been_due(tmp_path: Path) -> None:
+    if (promtool := find_program("promtool")) is None:
+        pytest.skip(NO_PROMTOOL)
+    shutil.copyfile(ALERTS, tmp_path / "alerts.yaml")
+    (tmp_path / "fires.yaml").write_text(FIRES)
+    checked = subprocess.run([promtool, "test", "rules", str(tmp_path / "fires.yaml")], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_prometheus_itself_accepts_what_is_told_and_the_alerts(told: list[str], tmp_path: Path) -> None:

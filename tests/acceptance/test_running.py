@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +20,9 @@ import requests
 import yaml
 
 from cassata import config, process
+from cassata.scheduler import Scheduler
 from tests.conftest import CHECKOUT, NO_PROMTOOL, Running, wait_until
+from tests.faults.cluster import children_of
 
 SYSTEMD = CHECKOUT / "config" / "systemd"
 COMPOSE = CHECKOUT / "config" / "compose"
@@ -103,6 +107,31 @@ def test_a_worker_with_a_thread_that_hangs_does_not_say_that_it_is_well(
     scheduler.close()
 
 
+IMPATIENT = "from cassata import cli, worker; worker.SILENT_SECONDS = 5; cli.main()"
+
+
+def test_of_several_processes_one_that_hangs_is_replaced(sqlite_url: str, run_cassata: Callable[..., Any], tmp_path: Path) -> None:
+    assert run_cassata("db", "upgrade", "--database-url", sqlite_url).returncode == 0
+    log, own = tmp_path / "log", {**os.environ, "CASSATA_HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    words = ["worker", "start", "--database-url", sqlite_url, "--processes", "2", "--pid-file", str(tmp_path / "pid")]
+    with log.open("wb") as out:
+        supervisor = subprocess.Popen([sys.executable, "-c", IMPATIENT, *words], stderr=out, env=own)
+    try:
+        wait_until(lambda: "worker started" in log.read_text(), explain=log.read_text)
+        scheduler = Scheduler.open(sqlite_url)
+        wait_until(lambda: len(scheduler.overview.workers()) == 2, explain=log.read_text)
+        stopped, other = children_of(supervisor.pid)
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: "worker process hangs" in log.read_text(), explain=log.read_text)
+        wait_until(lambda: len(set(children_of(supervisor.pid)) - {stopped, other}) == 1, explain=log.read_text)
+        assert other in children_of(supervisor.pid)
+        assert log.read_text().count("worker process died") == 1
+        scheduler.close()
+    finally:
+        supervisor.terminate()
+        assert supervisor.wait(30) == 0, log.read_text()
+
+
 def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC"):
         monkeypatch.delenv(name, raising=False)
@@ -131,12 +160,29 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
 def test_the_units_start_what_there_is(name: str, run_cassata: Callable[..., Any]) -> None:
     text = (SYSTEMD / name).read_text()
+    assert "StartLimitIntervalSec=0" in text  # or systemd gives up after five starts without a database
     (words,) = re.findall(r"^ExecStart=/opt/cassata/bin/cassata (.*)$", text, re.MULTILINE)
     role, action, *flags = words.split()
     shown = run_cassata(role, action, "--help").stdout
     assert all(flag in shown for flag in flags if flag.startswith("--"))
     variables = dict.fromkeys(re.findall(r"(CASSATA_\w+)=", text), "9461")
     config.load(None, environment=variables)
+
+
+def test_the_command_of_the_handbook_has_the_settings_of_the_services(tmp_path: Path) -> None:
+    handbook = (CHECKOUT / "docs" / "operations.md").read_text()
+    (script,) = re.findall(r"^```sh\n(#!/bin/sh\n.*?)^```", handbook, re.MULTILINE | re.DOTALL)
+    (environment,) = re.findall(r"^CASSATA_DATABASE_URL=.*$", handbook, re.MULTILINE)
+    (tmp_path / "environment").write_text(f"{environment.replace('3306/cassata', '3306/cassata?ssl_ca=a&ssl_verify_cert=true')}\n")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "worker.yaml").write_text("worker: {keepFailedDays: 7}\n")
+    script = script.replace("/opt/cassata/bin/cassata", f"{sys.executable} -m cassata")
+    script = script.replace("/etc/cassata", str(tmp_path)).replace("/var/lib/cassata", str(tmp_path))
+    (tmp_path / "cassata").write_text(script)
+    command = ["sh", str(tmp_path / "cassata"), "config", "show", "worker"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(CHECKOUT)}).stdout
+    assert "db1:3306/cassata?ssl_ca=a&ssl_verify_cert=true" in said
+    assert "keepFailedDays: 7" in said
 
 
 def test_compose_sets_settings_that_there_are_and_mounts_files_that_are_there() -> None:

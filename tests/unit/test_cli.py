@@ -181,3 +181,10 @@ def test_upgrade_makes_the_tables_and_version_tells_it() -> None:
     code, output, _ = invoke("db", "upgrade")
     assert (code, output) == (0, f"tables are at version {schema.VERSION}\n")
     assert invoke("db", "upgrade")[:2] == invoke("db", "version")[:2] == (0, output)
+
+
+@pytest.mark.parametrize("words", ["app show", "app get", "event show", "event get", "series show", "series get", "bulk show", "bulk get"])
+def test_show_and_get_are_the_same(words: str) -> None:
+    code, out, _ = invoke(*words.split(), "--help")
+    assert code == 0
+    assert "Usage: cassata" in out

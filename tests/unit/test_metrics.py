@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, values
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from sqlalchemy import text
 
 from cassata import database, metrics, telemetry
 from cassata.config import Settings
 from cassata.errors import ApplicationInactive, DatabaseUnavailable, DuplicateEvent, InvalidEvent, LimitReached, Problem
-from cassata.metrics import NAMED_APPLICATIONS, ServiceMetrics, SupervisorMetrics, Tally, WorkerMetrics, serve
+from cassata.metrics import NAMED_APPLICATIONS, ServiceMetrics, Shared, SupervisorMetrics, Tally, WorkerMetrics, serve
 from cassata.model import Delivery, ErrorKind, Event, Outcome, Status
-from cassata.scheduler import OTHERS, Claimed, Connections, Scheduler
+from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
 from cassata.tenants import Changes
 from tests.conftest import unused_port
 from tests.unit.test_worker import NOON, Bench, bench, step_until  # noqa: F401 - a fixture
@@ -263,8 +266,67 @@ def test_a_supervisor_counts_those_that_died_and_leaves_nothing_behind() -> None
     with metrics.shared_folder() as shared:
         shared.join()
         counted = SupervisorMetrics(shared)
-        counted.died(os.getpid())
+        counted.died(4_194_305)  # no process has such a number
         assert told(counted, "cassata_worker_deaths_total") == {"": 1}
 
     assert values.ValueClass is usual
     assert metrics.FOLDER_VARIABLE not in os.environ
+
+
+def counted_by(folder: Path, pid: int, count: float) -> None:
+    file = MmapedDict(str(folder / f"counter_{pid}.db"))
+    file.write_value(mmap_key("jobs", "jobs_total", ["class"], ["2xx"], "words"), count, 0.0)
+    file.close()
+
+
+def test_however_many_processes_end_their_figures_are_one_file(tmp_path: Path) -> None:
+    shared = Shared(tmp_path)
+    for pid in range(1, 31):
+        counted_by(tmp_path, pid, pid)
+        shared.forget(pid)
+        shared.forget(pid)  # twice does no harm
+    (tmp_path / "counter_31.db").touch()  # it was killed when it had just made it
+    shared.forget(31)
+    counted_by(tmp_path, 99, 1)
+
+    assert [sample.value for family in shared.collect() for sample in family.samples] == [sum(range(31)) + 1]
+    assert sorted(path.name for path in tmp_path.glob("*.db")) == ["counter_99.db", "counter_ended.db"]
+
+
+def test_whoever_is_asked_while_a_process_begins_waits_for_its_file(tmp_path: Path) -> None:
+    (tmp_path / "counter_7.db").touch()
+    with pytest.raises(metrics.CannotRead):
+        Shared(tmp_path).collect()
+    begins = threading.Timer(0.05, counted_by, (tmp_path, 7, 3))
+    begins.start()
+
+    assert [sample.value for family in Shared(tmp_path).collect() for sample in family.samples] == [3]
+    begins.join()
+
+
+def test_somebody_who_was_stopped_while_he_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    shared = Shared(tmp_path)
+    counted_by(tmp_path, 1, 5)
+    with (tmp_path / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        shared.forget(1)
+        assert (tmp_path / "counter_1.db").exists()
+
+    assert [sample.value for family in shared.collect() for sample in family.samples] == [5]
+
+
+def test_an_application_of_the_name_of_the_others_is_told_with_them() -> None:
+    class Named:
+        def connections(self) -> Connections:
+            return Connections(0, 1)
+
+        def backlog(self, _named: int, _most: int) -> Backlog:
+            counts = {metrics.OTHER: {Status.PENDING: 2}, OTHERS: {Status.PENDING: 3}}
+            return Backlog(counts, {metrics.OTHER: 2_000, OTHERS: 1_000}, {metrics.OTHER: 1, OTHERS: 1})
+
+    text = ServiceMetrics(Named()).text().decode()  # type: ignore[arg-type]
+    lines = [line for line in text.splitlines() if 'application="other"' in line]
+    assert len(lines) == len({line.rsplit(" ", 1)[0] for line in lines})
+    assert 'cassata_waiting_events{application="other",status="PENDING"} 5.0' in lines
+    assert 'cassata_oldest_due_seconds{application="other"} 2.0' in lines
+    assert 'cassata_open_breakers{application="other"} 2.0' in lines

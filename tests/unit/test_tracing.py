@@ -10,12 +10,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cassata import telemetry, tracing
+from cassata import limits, telemetry, tracing
+from cassata.config import Service
 from cassata.courier import message
 from cassata.errors import ConfigError
-from cassata.model import ErrorKind, Outcome
+from cassata.model import ErrorKind, Limits, Outcome
 from cassata.scheduler import Scheduler
-from cassata.service import wire
+from cassata.service import create_app, wire
 from tests.unit.test_metrics import DELIVERY, NOON
 from tests.words import new_event
 
@@ -39,6 +40,45 @@ def test_a_trace_that_is_named_at_add_passes_to_the_receiver_as_it_is() -> None:
     sent = message.headers(replace(DELIVERY, headers=new.headers), now=NOON)
     assert ("traceparent", PARENT) in sent
     assert ("tracestate", "a=1,b=2") in sent
+
+
+def test_an_event_carries_on_the_trace_of_the_request_that_adds_it() -> None:
+    new = new_event("e1", headers=(("X-One", "1"),))
+    asked = {"traceparent": PARENT, "tracestate": "a=1"}
+
+    traced = tracing.carried_on(new, asked)
+    assert traced.headers == (("X-One", "1"), ("traceparent", PARENT), ("tracestate", "a=1"))
+    assert traced.request_hash == new.request_hash  # whoever repeats it does so in another span
+    assert limits.excess(b"", traced.headers, Limits(header_bytes=6)) is None
+    own = new_event("e1", headers=(("TraceParent", "mine"),))
+    assert tracing.carried_on(own, asked) is own
+
+
+@pytest.mark.parametrize("parent", ["", "x", PARENT.upper(), f"ff{PARENT[2:]}", f"00-{'0' * 32}-{'1' * 16}-01", f"{PARENT}\r\nX: 1"])
+def test_what_names_no_trace_is_not_carried_on(parent: str) -> None:
+    new = new_event("e1")
+    assert tracing.carried_on(new, {"traceparent": parent}) is new
+
+
+def test_what_has_no_room_for_a_trace_is_added_without() -> None:
+    new = new_event("e1", headers=tuple((f"X-{n}", "1") for n in range(32)))
+    assert tracing.carried_on(new, {"traceparent": PARENT}) is new
+
+
+def test_a_service_that_takes_part_in_traces_passes_them_from_add_to_delivery(scheduler: Scheduler) -> None:
+    document = {"application-id": "shop", "event-id": "e1", "url": "http://x/", "event": "x", "delay": 3600}
+    for traces, expected in ((True, [("traceparent", PARENT)]), (False, [])):
+        client = create_app(scheduler, Service(), traces=traces).test_client()
+        event_id = f"e-{traces}"
+        for span in (PARENT, PARENT.replace("00f067aa", "11f067aa")):  # repeated, in another span
+            path = f"/cassata/event/shop/{event_id}"
+            body = {key: value for key, value in document.items() if key not in {"application-id", "event-id"}}
+            answer = client.put(path, json=body, headers={"traceparent": span})
+            assert answer.status_code in {200, 201}, answer.text
+        assert list(scheduler.event("shop", event_id)[0].headers) == expected
+        batch = {"events": [{**document, "event-id": f"b-{traces}"}]}
+        assert client.post("/cassata/add/batch", json=batch, headers={"traceparent": PARENT}).status_code == 200
+        assert list(scheduler.event("shop", f"b-{traces}")[0].headers) == expected
 
 
 def test_an_attempt_is_a_span_of_the_trace_that_its_event_names(spans: InMemorySpanExporter) -> None:
