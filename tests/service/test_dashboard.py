@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from werkzeug.test import TestResponse
 
 from cassata.config import Service
 from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, rfc3339
+from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries, SeriesStatus
-from cassata.service import create_app
+from cassata.service import create_app, pages
 from cassata.service.auth import Route
 from cassata.service.sessions import SESSION_COOKIE, VISIT_COOKIE
 from cassata.tenants import Changes
@@ -114,6 +117,16 @@ def test_the_cookies_are_for_this_site_alone_and_no_script_reads_them(guarded: F
     for cookie in (visit, answer.headers["Set-Cookie"]):
         attributes = {part.strip() for part in cookie.split(";")[1:]}
         assert {"HttpOnly", "SameSite=Strict", "Secure", "Path=/ui"} <= attributes
+
+
+@pytest.mark.parametrize("told", [{"X-Forwarded-Proto": "https"}, {"Origin": "https://cassata.example"}])
+def test_behind_a_proxy_that_speaks_https_the_cookies_are_for_https_alone(
+    guarded: Flask, scheduler: Scheduler, told: dict[str, str]
+) -> None:
+    for headers, secure in ((told, True), ({"X-Forwarded-Proto": "http", "Origin": "http://cassata.example"}, False)):
+        client = guarded.test_client()
+        data = {"token": form_token(client), "key": make_key(scheduler)}
+        assert ("; Secure;" in client.post("/ui/login", data=data, headers=headers).headers["Set-Cookie"]) is secure
 
 
 def test_the_cookie_does_not_hold_the_key(guarded: Flask, scheduler: Scheduler) -> None:
@@ -344,6 +357,26 @@ def test_values_of_headers_that_may_be_secrets_are_hidden(scheduler: Scheduler, 
     text = open_app.test_client().get("/ui/app/shop/events/h").text
     assert "s3cret" not in text
     assert "plain" in text
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"@/etc/passwd", b"", b"a'b\"$(touch x)`id`!\\\n\tc", b"\x1b[201~\ntouch x\n", b"\x00\xff\xfe", "\u202egnp".encode(), b"-o x"],
+)
+def test_the_command_sends_what_the_event_holds_and_nothing_else(scheduler: Scheduler, payload: bytes, tmp_path: Path) -> None:
+    (folder := tmp_path / "empty").mkdir()
+    headers = (("X-Empty", ""), ("X-Note", "'; touch x; '"))
+    with Receiver() as receiver:
+        url = f"{receiver.url}/a,b?q=1-3&r=%27;touch%20x"
+        scheduler.add(NewEvent("shop", url, event_id="c", delay_ms=3_600_000, payload=payload, headers=headers))
+        command = pages.curl(scheduler.event("shop", "c")[0], hides_body=False)
+        ran = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, check=False)
+        (got,) = receiver.requests
+    assert ran.returncode == 0, ran.stderr
+    assert list(folder.iterdir()) == []
+    assert all(char.isprintable() or char in "\n\t" for char in command)
+    assert got.body == payload
+    assert (got.header("X-Empty"), got.header("X-Note")) == ("", "'; touch x; '")
 
 
 def test_bodies_can_be_hidden(scheduler: Scheduler) -> None:
