@@ -399,9 +399,11 @@ class Scheduler:
         after: Cursor | None = None,
         limit: int = 100,
         full: bool = False,
+        newest_first: bool = False,
     ) -> Page:
         """List an application's events: by due time; those of a series by their original instants; where only events are wanted
-        that have not ended, by when they are looked at next. `full`: with their payloads, up to PAGE_BYTES together.
+        that have not ended, by when they are looked at next. `newest_first`: from the end of that order, and so on backwards; the
+        cursor `after` has to be of a list that goes the same way. `full`: with their payloads, up to PAGE_BYTES together.
 
         At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
         """
@@ -411,6 +413,7 @@ class Scheduler:
             lane = self._lane(conn, application.number, wanted) if application else None
             if lane is None:
                 return Page([], None)
+            lane = replace(lane, backwards=newest_first)
             last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
             rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]

@@ -240,31 +240,37 @@ class Dashboard:
         if jump := request.args.get("event-id", "").strip():
             return _to(f"{PAGES}/app/{application_id}/events/{_possible_event(jump)}")
         given = _filter_parameters(request.args)
+        order = {"newest-first": "true"} if request.args.get("newest-first") == "true" else {}
         cursor = request.args.get("cursor")
-        wanted, page, faults = Filter(), None, []
+        page, next_page, faults = None, None, []
+
+        def cursors(wanted: Filter, newest_first: bool) -> Cursors:
+            return Cursors(self._tenants.keyed_hash, application_id, wanted, newest_first=newest_first)
+
+        self._application(application_id)
         try:
-            listing = wire.read_listing(
-                [*given.items(), *([("cursor", cursor)] if cursor else [])],
-                lambda text, found: Cursors(self._tenants.keyed_hash, application_id, found).read(text),
-            )
-            wanted = listing["wanted"]
-            page = self._scheduler.events(application_id, wanted, after=listing.get("after"), limit=EVENTS_ON_PAGE)
+            listing = wire.read_listing([*given.items(), *order.items(), *([("cursor", cursor)] if cursor else [])], cursors)
+            listing["limit"] = EVENTS_ON_PAGE
+            page = self._scheduler.events(application_id, **listing)
+            if page.next:
+                written = cursors(listing["wanted"], listing["newest_first"]).written(page.next)
+                next_page = _query({**given, **order, "cursor": written})
         except wire.InvalidDocument as error:
             faults = list(error.errors)
-        cursors = Cursors(self._tenants.keyed_hash, application_id, wanted)
-        next_page = _query({**given, "cursor": cursors.written(page.next)}) if page and page.next else None
-        self._application(application_id)
         return self._page(
             "events.html",
             status=400 if faults else 200,
             events=page.events if page else [],
             next_page=next_page,
             given=given,
+            order=order,
+            first_page=_query({**given, **order}),
+            other_order=_query(given if order else {**given, "newest-first": "true"}),
             statuses=given.get("status", "").split(","),
             faults={fault.get("parameter", ""): fault["detail"] for fault in faults},
             is_first=not cursor,
             actions=list(Action),
-            spans=_spans(self._overview.now()),
+            spans=_spans(self._overview.now(), order),
             refreshes=not cursor,
         )
 
@@ -633,11 +639,12 @@ def _rule_words(series: Series) -> str:
     return f"every {charts.duration(rule.every_ms)}" if rule.every_ms is not None else str(rule.recurrence)
 
 
-def _spans(now: int) -> list[tuple[str, str]]:
+def _spans(now: int, order: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return filters by due time that are asked for often."""
     begins = [("last 10 minutes", 10 * 60_000), ("last hour", HOUR_MS), ("last 24 hours", DAY_MS)]
-    spans = [(words, _query({"expiry-from": rfc3339(now - length), "expiry-until": rfc3339(now)})) for words, length in begins]
-    return [*spans, ("from now on", _query({"expiry-from": rfc3339(now)})), ("all", "?")]
+    spans = [(words, {"expiry-from": rfc3339(now - length), "expiry-until": rfc3339(now)}) for words, length in begins]
+    asked = [*spans, ("from now on", {"expiry-from": rfc3339(now)}), ("all", {})]
+    return [(words, _query({**span, **order})) for words, span in asked]
 
 
 def _local(instant: int, zone: str) -> str:

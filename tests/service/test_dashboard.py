@@ -519,5 +519,20 @@ def test_the_filter_stands_in_the_address_and_goes_on_with_its_pages(open_app: F
         assert client.get(f"/ui/app/shop/events?{wrong}").status_code == 400
 
 
+def test_the_newest_events_can_come_first(open_app: Flask, scheduler: Scheduler) -> None:
+    for number in range(60):
+        scheduler.add(NewEvent("shop", "http://127.0.0.1:9/", event_id=f"n{number:02}", delay_ms=7_200_000 + 1_000 * number, payload=b""))
+    client = open_app.test_client()
+    first = client.get("/ui/app/shop/events?newest-first=true&status=PENDING").text
+    shown = re.findall(r"/events/(\w+)\"><code>", first)
+    assert shown == [f"n{number:02}" for number in range(59, 9, -1)]
+    further = re.search(r'rel="next" href="([^"]+)"', first)
+    assert further
+    second = client.get(f"/ui/app/shop/events{html.unescape(further[1])}").text
+    assert re.findall(r"/events/(n\w+)\"><code>", second) == [f"n{number:02}" for number in range(9, -1, -1)]
+    other_way = html.unescape(further[1]).replace("newest-first=true&", "")
+    assert client.get(f"/ui/app/shop/events{other_way}").status_code == 400  # the cursor is of the other order
+
+
 def test_an_event_is_found_by_its_id(open_app: Flask) -> None:
     assert open_app.test_client().get("/ui/app/shop/events?event-id=e1").location == "/ui/app/shop/events/e1"
