@@ -1510,6 +1510,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         created_at=row.created_at,
         finished_at=row.finished_at,
         replayed_at=row.replayed_at,
+        payload_removed_at=getattr(row, "payload_removed_at", None),  # lists do without
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
         fence=row.fence,

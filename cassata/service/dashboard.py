@@ -55,6 +55,8 @@ SERIES_ON_PAGE = 100
 INSTANTS_SHOWN = 10
 APPLICATIONS_OFFERED = 200
 """So many are offered where one is to be chosen; others can be typed."""
+APPLICATIONS_COUNTED = 50
+"""Of so many are the events of a status counted for one page."""
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 HORIZONS = {"hour": (60_000, 60, "minute"), "day": (HOUR_MS, 48, "hour"), "month": (DAY_MS, 31, "day")}
@@ -259,7 +261,7 @@ class Dashboard:
             faults = list(error.errors)
         return self._page(
             "events.html",
-            status=400 if faults else 200,
+            400 if faults else 200,
             events=page.events if page else [],
             next_page=next_page,
             given=given,
@@ -280,7 +282,7 @@ class Dashboard:
 
     def _show_event(self, event: Event, attempts: Sequence[Any]) -> Response:
         hides = self._hides_payloads
-        body, note = pages.body_text(event.payload)
+        body, note = pages.body_text(event.payload, event.payload_removed_at)
         return self._page(
             "event.html",
             event=event,
@@ -289,8 +291,8 @@ class Dashboard:
             body=None if hides else body,
             body_note=note,
             headers=pages.shown_headers(event.headers),
-            curl=pages.curl(event, hides_body=hides),
-            may_retry=event.status in APPLIES_TO[Action.RETRY],
+            curl=pages.curl(event, hides_body=hides) if event.payload_removed_at is None else None,
+            may_retry=event.status in APPLIES_TO[Action.RETRY] and event.payload_removed_at is None,
             may_cancel=event.status not in FINISHED and not event.cancel_requested,
             may_change=event.status in WAITING,
             replayed=ErrorKind.REPLAYED,
@@ -403,11 +405,20 @@ class Dashboard:
     # --- applications and keys -------------------------------------------------------------------------------------------
 
     def show_applications(self) -> Response:
-        after = request.args.get("after", "")
-        found = self._tenants.applications(after=after, limit=APPLICATIONS_OFFERED + 1)
-        shown = found[:APPLICATIONS_OFFERED]
-        more = shown[-1].application_id if len(found) > len(shown) else None
-        return self._page("applications.html", found=shown, more=more, limits=_limit_words)
+        """List the applications; those that have events of a status that is asked for, with how many."""
+        after, status = request.args.get("after", ""), Status.__members__.get(request.args.get("status", ""))
+        length = APPLICATIONS_OFFERED if status is None else APPLICATIONS_COUNTED
+        found = self._tenants.applications(after=after, limit=length + 1)
+        shown = found[:length]
+        next_page = None
+        if len(found) > length:
+            next_page = _query({"after": shown[-1].application_id, **({"status": status.name} if status is not None else {})})
+        counts = self._overview.counts_of([application.application_id for application in shown], status) if status is not None else None
+        if counts is not None:
+            shown = [application for application in shown if counts[application.application_id].events]
+        return self._page(
+            "applications.html", found=shown, next_page=next_page, limits=_limit_words, status=status, counts=counts, refreshes=bool(counts)
+        )
 
     def do_create_application(self) -> Response:
         written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": request.form.get("application-id", "").strip()})
@@ -481,7 +492,7 @@ class Dashboard:
     def _application(self, application_id: str) -> Application:
         return self._tenants.application(_possible(application_id))
 
-    def _page(self, template: str, status: int = 200, **facts: Any) -> Response:
+    def _page(self, template: str, code: int = 200, **facts: Any) -> Response:
         key: Key | None = g.get("caller")
         now = self._overview.now() if key is not None else 0
         facts = {"refreshes": False, "application_id": (request.view_args or {}).get("application_id")} | facts
@@ -500,7 +511,7 @@ class Dashboard:
             done=DONE.get(request.args.get("done", "")) if request.method == "GET" else None,
             path=request.path,
         )
-        response = make_response(written, status)
+        response = make_response(written, code)
         response.headers.update(SECURITY)
         return self._sessions.greet(response)
 

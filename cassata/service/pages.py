@@ -57,8 +57,10 @@ def _rounded(events: int) -> int:
     return int(float(f"{events:.2g}"))
 
 
-def body_text(payload: bytes | None) -> tuple[str, str]:
+def body_text(payload: bytes | None, removed_at: int | None = None) -> tuple[str, str]:
     """Return a body as text, and a note about it."""
+    if removed_at is not None:
+        return "", f"removed at {rfc3339(removed_at)}, as it had been kept for long enough: it cannot be sent again"
     if payload is None:
         return "", "no body"
     size = f"{len(payload):,} bytes"

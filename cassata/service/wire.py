@@ -818,6 +818,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         **_with_request(event),
         "replayed-at": instant(event.replayed_at),
+        "payload-removed-at": instant(event.payload_removed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 

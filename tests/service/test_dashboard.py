@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import update
 from werkzeug.test import TestResponse
 
 from cassata.config import Service
@@ -18,6 +19,7 @@ from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status,
 from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.schema import events
 from cassata.series import NewSeries, SeriesStatus
 from cassata.service import create_app, pages
 from cassata.service.auth import Route
@@ -517,6 +519,29 @@ def test_the_filter_stands_in_the_address_and_goes_on_with_its_pages(open_app: F
     assert len(first_ids | second_ids) == 61
     for wrong in ("last-status=x", "host=%20%20a%20b", "expiry-from=tomorrow", "cursor=AAAA"):
         assert client.get(f"/ui/app/shop/events?{wrong}").status_code == 400
+
+
+def test_a_tile_of_all_applications_leads_to_those_that_have_such_events(open_app: Flask, scheduler: Scheduler) -> None:
+    client = open_app.test_client()
+    assert 'href="/ui/apps?status=CANCELLED"' in client.get("/ui").text
+    cancelled, failed, nonsense = (client.get(f"/ui/apps?status={status}").text for status in ("CANCELLED", "FAILED", "<b>"))
+    assert 'href="/ui/app/shop/events?status=CANCELLED' in cancelled
+    assert "/ui/app/bank" not in cancelled
+    assert "None." in failed
+    assert "/ui/app/bank" in nonsense
+
+
+def test_a_body_that_was_removed_is_told_as_such(open_app: Flask, scheduler: Scheduler) -> None:
+    row = {"payload": None, "payload_removed_at": 1_790_000_000_000}
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(update(events).where(events.c.event_id == "gone").values(row))
+    client = open_app.test_client()
+    page = client.get("/ui/app/shop/events/gone").text
+    assert "removed at 2026-09-21T" in page
+    assert "Retry now" not in page
+    assert "As a command" not in page
+    assert client.get("/cassata/event/shop/gone").json["payload-removed-at"].startswith("2026-09-21T")
+    assert client.get("/cassata/event/shop/e1").json["payload-removed-at"] is None
 
 
 def test_the_newest_events_can_come_first(open_app: Flask, scheduler: Scheduler) -> None:

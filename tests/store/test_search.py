@@ -152,6 +152,17 @@ def test_newest_first_is_the_same_list_from_its_end(
     assert found == [*listed(filled, wanted)][::-1]
 
 
+def test_what_failed_last_is_found_though_much_is_still_to_come(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cassata.scheduler.EXAMINED", 5)
+    scheduler.add_all([new_event(f"later-{number}", "shop", due_at=NOON + 9_000_000 + number) for number in range(20)])
+    scheduler.add(new_event("broken", "shop", due_at=NOON - 1_000))
+    with scheduler._engines.write.begin() as conn:
+        failed = {"status": int(Status.FAILED), "wake_at": None, "finished_at": NOON}
+        conn.execute(update(events).where(events.c.event_id == "broken").values(failed))
+    page = scheduler.events("shop", Filter(frozenset({Status.FAILED})), newest_first=True)
+    assert [event.event_id for event in page.events] == ["broken"]
+
+
 def test_a_page_looks_at_no_more_than_it_may_and_says_where_to_go_on(filled: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cassata.scheduler.EXAMINED", 20)
     wanted = Filter(last_status=999)
