@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, cast
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from flask import Flask, Response, g, make_response, redirect, render_template, request
@@ -528,7 +528,8 @@ class Dashboard:
         if isinstance(error, NotLoggedIn) and request.method == "GET":
             following = f"{request.path}?{request.query_string.decode()}" if request.query_string else request.path
             return _to(f"{PAGES}/login?{urlencode({'next': following})}" if request.path != PAGES else f"{PAGES}/login")
-        written = render_template("problem.html", problem=described, lines=pages.problem_lines(described))
+        back = _came_from() if request.method == "POST" else None
+        written = render_template("problem.html", problem=described, lines=pages.problem_lines(described), back=back)
         response = make_response(written, described["status"])
         kept = {name: value for name, value in (headers or {}).items() if name.lower() not in {"content-length", "www-authenticate"}}
         response.headers.update({**kept, **SECURITY})
@@ -562,6 +563,12 @@ def _own_address(text: str) -> str:
     """Let nobody be led elsewhere after a login: only to a page of this dashboard."""
     is_own = text == PAGES or text.startswith((f"{PAGES}/", f"{PAGES}?"))
     return text if is_own and text.isascii() and text.isprintable() and "\\" not in text and "//" not in text else PAGES
+
+
+def _came_from() -> str | None:
+    """Return the page on which the form stood: where it was refused, people want to see what is there now."""
+    page = urlsplit(request.referrer or "")
+    return _own_address(page._replace(scheme="", netloc="").geturl()) if page.netloc == request.host else None
 
 
 def _query(parameters: Mapping[str, str]) -> str:

@@ -428,9 +428,14 @@ def test_an_event_is_cancelled_retried_and_rescheduled(open_app: Flask, schedule
 
 def test_an_event_that_was_changed_meanwhile_is_not_rescheduled(open_app: Flask, scheduler: Scheduler) -> None:
     client = open_app.test_client()
-    answer = post(client, "/ui/app/shop/events/e1/reschedule", expiry="2031-05-06T07:08:09", version="stale")
+    fields = {"token": form_token(client, "/ui/app/shop/events/e1"), "expiry": "2031-05-06T07:08:09", "version": "stale"}
+    seen_on = {"Referer": f"{LOCALHOST}/ui/app/shop/events/e1"}
+    answer = client.post("/ui/app/shop/events/e1/reschedule", data=fields, headers=seen_on)
     assert answer.status_code == 412
     assert answer.mimetype == "text/html"
+    assert '<a href="/ui/app/shop/events/e1">Back</a>' in answer.text
+    elsewhere = client.post("/ui/app/shop/events/e1/reschedule", data=fields, headers={"Referer": "https://evil.example/ui"})
+    assert ">Back</a>" not in elsewhere.text
 
 
 def test_a_time_that_is_none_is_refused_by_name(open_app: Flask, scheduler: Scheduler) -> None:
