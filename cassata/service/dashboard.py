@@ -6,6 +6,7 @@ What a form brings is put into the documents of the API and read by the same rea
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
@@ -46,6 +47,7 @@ from cassata.series import Series, SeriesStatus
 from cassata.service import bulk_wire, charts, pages, problems, tenancy_wire, wire
 from cassata.service.auth import NOBODY_IN_PARTICULAR, PAGES, Gate, NotLoggedIn, Route, caller, check_origin
 from cassata.service.cursors import Cursors
+from cassata.service.ids import possible_operation
 from cassata.service.sessions import Sessions
 from cassata.tenants import KEY_SCHEME, Tenants
 
@@ -341,7 +343,7 @@ class Dashboard:
         return _to(f"{PAGES}/app/{application_id}/operations", "operation")
 
     def show_operations(self, application_id: str) -> Response:
-        after = request.args.get("after") or None
+        after = _after() or None
         found = self._scheduler.operations.list(_possible(application_id), after=after, limit=OPERATIONS_ON_PAGE + 1)
         shown = found[:OPERATIONS_ON_PAGE]
         words = {operation.operation_id: pages.filter_words(bulk_wire.filter_document(operation.filter)) for operation in shown}
@@ -349,13 +351,13 @@ class Dashboard:
         return self._page("operations.html", operations=shown, words=words, more=more, running=OperationStatus.RUNNING, refreshes=not after)
 
     def do_cancel_operation(self, application_id: str, operation_id: str) -> Response:
-        self._scheduler.operations.cancel(_possible(application_id), operation_id)
+        self._scheduler.operations.cancel(*possible_operation(application_id, operation_id))
         return _to(f"{PAGES}/app/{application_id}/operations", "operation-cancelled")
 
     # --- series ----------------------------------------------------------------------------------------------------------
 
     def show_series_list(self, application_id: str) -> Response:
-        after = request.args.get("after", "")
+        after = _after()
         self._application(application_id)
         found = self._scheduler.timetable.series(application_id, after=after, limit=SERIES_ON_PAGE + 1)
         shown = found[:SERIES_ON_PAGE]
@@ -406,7 +408,7 @@ class Dashboard:
 
     def show_applications(self) -> Response:
         """List the applications; those that have events of a status that is asked for, with how many."""
-        after, status = request.args.get("after", ""), Status.__members__.get(request.args.get("status", ""))
+        after, status = _after(), Status.__members__.get(request.args.get("status", ""))
         length = APPLICATIONS_OFFERED if status is None else APPLICATIONS_COUNTED
         found = self._tenants.applications(after=after, limit=length + 1)
         shown = found[:length]
@@ -565,6 +567,12 @@ def _own_address(text: str) -> str:
     return text if is_own and text.isascii() and text.isprintable() and "\\" not in text and "//" not in text else PAGES
 
 
+def _after() -> str:
+    """Return the id after which a list goes on. MariaDB refuses to compare one with what no id can hold."""
+    after = request.args.get("after", "")
+    return after if after.isascii() and after.isprintable() else ""
+
+
 def _came_from() -> str | None:
     """Return the page on which the form stood: where it was refused, people want to see what is there now."""
     page = urlsplit(request.referrer or "")
@@ -643,6 +651,8 @@ def _number(text: str) -> int | float | str | None:
     try:
         value = float(text)
     except ValueError:
+        return text
+    if not math.isfinite(value):
         return text
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 

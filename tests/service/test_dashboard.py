@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
@@ -562,6 +563,29 @@ def test_the_newest_events_can_come_first(open_app: Flask, scheduler: Scheduler)
     assert re.findall(r"/events/(n\w+)\"><code>", second) == [f"n{number:02}" for number in range(9, -1, -1)]
     other_way = html.unescape(further[1]).replace("newest-first=true&", "")
     assert client.get(f"/ui/app/shop/events{other_way}").status_code == 400  # the cursor is of the other order
+
+
+@pytest.mark.parametrize("nonsense", ["é", "\x00", "🎉", "x" * 5_000, "1e999", "9" * 400, "nan"])
+def test_nonsense_is_refused_on_every_database(mariadb_url: str, nonsense: str) -> None:
+    """MariaDB fails to compare an id with what no id can hold; a number may have no end."""
+    scheduler = Scheduler.open(mariadb_url)
+    try:
+        scheduler.tenants.create("shop")
+        client = create_app(scheduler, Service()).test_client()
+        for page in ("/ui/apps", "/ui/app/shop/series", "/ui/app/shop/operations"):
+            assert client.get(page, query_string={"after": nonsense}).status_code in {200, 404}, page
+        token = form_token(client, "/ui/app/shop/settings")
+        here = "/ui/app/shop"
+        forms: dict[str, dict[str, str]] = {
+            f"{here}/operations/{quote(nonsense)}/cancel": {},
+            f"{here}/bulk": {"action": "reschedule", "status": "PENDING", "shift": nonsense},
+            f"{here}/settings/limits": {"max-in-flight": nonsense},
+            f"{here}/settings/rotate": {"overlap": nonsense},
+        }
+        for form, fields in forms.items():
+            assert client.post(form, data={"token": token, **fields}).status_code in {400, 404}, form
+    finally:
+        scheduler.close()
 
 
 def test_an_event_is_found_by_its_id(open_app: Flask) -> None:
