@@ -96,16 +96,17 @@ KINDS_OF_STATIC = {".css": "text/css", ".js": "text/javascript", ".svg": "image/
 class Dashboard:
     """The pages over one scheduler."""
 
+    _gate: Gate  # known once it is registered
+
     def __init__(self, scheduler: Scheduler, settings: Service) -> None:
         self._scheduler = scheduler
         self._tenants: Tenants = scheduler.tenants
         self._overview = scheduler.overview
         self._sessions = Sessions(scheduler.tenants)
         self._hides_payloads = settings.dashboard_hides_payloads
-        self._required = True
 
     def register(self, app: Flask, gate: Gate) -> None:
-        self._required = gate.required
+        self._gate = gate
         gate.visitors = self._sessions
         gate.guard(app, self.routes)
         gate.leave_open(app, f"{PAGES}/login", self.login, ("GET", "POST"))
@@ -167,7 +168,7 @@ class Dashboard:
 
     def login(self) -> Response:
         """Take an API key, once, and remember by a cookie who showed it."""
-        if not self._required:
+        if not self._gate.required:
             check_origin(request.headers, following_links=request.method == "GET")
         following = _own_address(request.values.get("next", ""))
         if request.method != "POST":
@@ -176,6 +177,7 @@ class Dashboard:
         token = request.form.get("key", "").strip()
         key = self._tenants.authenticate(token) if token.startswith(f"{KEY_SCHEME}_") else None
         if key is None:
+            self._gate.refused()
             return self._page("login.html", 401, following=following, failed=True)
         response = _to(following)
         self._sessions.begin(key, response)

@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import update
 from werkzeug.test import TestResponse
 
+from cassata import telemetry
 from cassata.config import Service
 from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, rfc3339
 from cassata.receiver import Receiver
@@ -108,6 +109,23 @@ def test_a_wrong_key_is_refused(guarded: Flask, key: str) -> None:
     assert answer.status_code == 401
     assert "This is no valid key" in answer.text
     assert SESSION_COOKIE not in answer.headers.get("Set-Cookie", "")
+
+
+def test_a_wrong_key_is_told_of_without_the_key(guarded: Flask) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def subscriber(name: str, facts: Any) -> None:
+        told.append((name, facts))
+
+    client = guarded.test_client()
+    telemetry.subscribe(subscriber)
+    try:
+        client.post("/ui/login", data={"token": form_token(client), "key": "csk_aaaaaaaa_nonsense"})
+    finally:
+        telemetry.unsubscribe(subscriber)
+    (facts,) = [facts for name, facts in told if name == "key refused"]
+    assert facts["route"] == "/ui/login"
+    assert "nonsense" not in str(facts)
 
 
 def test_the_cookies_are_for_this_site_alone_and_no_script_reads_them(guarded: Flask, scheduler: Scheduler) -> None:
