@@ -13,8 +13,6 @@ from cassata.receiver import Received, Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries
-from cassata.store import Measure
-from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS
 from cassata.tenants import Changes
 from tests.conftest import Running, answers, start_process, unused_port, wait_until
 
@@ -122,27 +120,6 @@ def _fill(scheduler: Scheduler, receiver: str) -> None:
     scheduler.operations.begin(
         NewOperation("shop", Action.RESCHEDULE, Filter(statuses=frozenset({Status.PENDING}), host="127.0.0.1"), shift_ms=1_000)
     )
-
-
-def make_up_history(scheduler: Scheduler) -> None:
-    """Write down what an hour of 80 deliveries a second looks like: nobody waits for one."""
-    chance = random.Random(3)
-    minute_now = scheduler.overview.now() // MINUTE_MS
-    application = scheduler.tenants.application("shop").number
-    rows = []
-    for back in range(1, 60):
-        attempts = int(4_800 * (1 + 0.35 * chance.random() + (1.2 if 20 < back < 26 else 0)))
-        missed = int(attempts * (0.11 if 22 < back < 26 else 0.004))
-        shares = [0, 0.01, 0.16, 0.5, 0.21, 0.08, 0.03 if 20 < back < 26 else 0.008, 0.006 if 20 < back < 26 else 0.001]
-        measures = {Measure.ATTEMPTS: attempts, Measure.DELIVERED: attempts - missed, Measure.FAILED: missed // 9}
-        measures |= {LATENESS_MEASURES[place]: int(share * attempts * (0.8 + 0.4 * chance.random())) for place, share in enumerate(shares)}
-        for number in (ALL, application):
-            rows += [
-                {"application": number, "measure": int(measure), "minute": minute_now - back, "events": events}
-                for measure, events in measures.items()
-            ]
-    scheduler.overview.tallies.give_back(rows)
-    scheduler.overview.write_tallies()
 
 
 def settled(world: Stage) -> None:

@@ -173,7 +173,7 @@ def test_old_minutes_and_workers_are_forgotten(scheduler: Scheduler, clock: Manu
     clock.advance((overview.TALLIES_KEPT_MINUTES + 1) * MINUTE_MS)
     alive.cleaned_at = float("-inf")
     scheduler.overview.tell(alive, 2)
-    with database.open_engines(str(scheduler._engines.read.url.render_as_string(hide_password=False))).read.connect() as conn:
+    with scheduler._engines.read.connect() as conn:
         assert conn.execute(text("SELECT COUNT(*) FROM tallies")).scalar() == 0
         assert conn.execute(text("SELECT COUNT(*) FROM workers")).scalar() == 1
 
