@@ -14,8 +14,8 @@ from typing import NamedTuple
 from cassata import telemetry
 from cassata.errors import DatabaseUnavailable
 
-LOOK_SECONDS = 1.25
-"""So often is asked what is due: so soon something new is noticed. An idle worker's other questions are eight a second."""
+LOOK_SECONDS = 2.0
+"""So often is asked what is due: so soon something new is noticed. With that an idle worker asks fewer than ten questions a second."""
 ELSEWHERE_SECONDS = (0.1, 0.3)
 """What is due and could not be had is locked by another process: it is asked for again after that."""
 PAUSE_SECONDS = (0.1, 5.0)

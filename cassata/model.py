@@ -330,7 +330,8 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event as it is stored. `payload` is None where there is none, and in lists and states, which leave it out.
+    """An event as it is stored. `payload` is None where there is none, in lists and states, which leave it out, and once it was
+    removed by retention (`payload_removed_at`, which lists leave out too).
 
     `last_status` is the status code of the newest whole answer. `fence` goes up with each claim, cancel and change.
     `late` says that it should have been sent long ago, and has not been.
@@ -357,6 +358,7 @@ class Event:
     last_status: int | None = None
     fence: int = 0
     late: bool = False
+    payload_removed_at: int | None = None
 
     @property
     def version(self) -> str:

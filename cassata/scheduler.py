@@ -66,6 +66,8 @@ Added = Event | DuplicateEvent | InvalidEvent | ApplicationRefused
 Closed = Mapping[str, ApplicationRefused | None]
 """By application why it takes nothing now."""
 
+EARLY_MS = 60_000
+"""By less than that may an event have been sent too early, as the clocks of workers go."""
 EXAMINED = 10_000
 """So many events are looked at for one page of a list: most of them may not be what is wanted."""
 PAGE_BYTES = 4 * 1024 * 1024
@@ -399,9 +401,11 @@ class Scheduler:
         after: Cursor | None = None,
         limit: int = 100,
         full: bool = False,
+        newest_first: bool = False,
     ) -> Page:
         """List an application's events: by due time; those of a series by their original instants; where only events are wanted
-        that have not ended, by when they are looked at next. `full`: with their payloads, up to PAGE_BYTES together.
+        that have not ended, by when they are looked at next. `newest_first`: from the end of that order, and so on backwards; the
+        cursor `after` has to be of a list that goes the same way. `full`: with their payloads, up to PAGE_BYTES together.
 
         At most EXAMINED events are looked at for one page. So it may hold fewer than `limit`, even none, and still not be the last.
         """
@@ -411,6 +415,8 @@ class Scheduler:
             lane = self._lane(conn, application.number, wanted) if application else None
             if lane is None:
                 return Page([], None)
+            if newest_first:
+                lane = self._from_its_end(conn, lane, wanted)
             last = store.further(conn, lane, after, EXAMINED) if lane.judged else None
             rows = store.page(conn, lane, after, last, limit + 1)
             shown = rows[:limit]
@@ -429,6 +435,13 @@ class Scheduler:
             return store.lane(application, wanted)
         series = store.series_number(conn, application, wanted.series_id)
         return None if series is None else store.lane_of_series(application, series, wanted)
+
+    def _from_its_end(self, conn: Connection, lane: store.Lane, wanted: Filter) -> store.Lane:
+        """Go backwards. What was delivered or has failed was due by now: what is still to come, which may be much, need not be passed."""
+        if wanted.statuses and wanted.statuses <= {Status.COMPLETED, Status.FAILED} and isinstance(lane.high, int | None):
+            by_now = self.clock.now(conn) + EARLY_MS
+            return replace(lane, backwards=True, high=by_now if lane.high is None else min(lane.high, by_now))
+        return replace(lane, backwards=True)
 
     def pruning(self, retention: Retention, *, dry_run: bool = False) -> Pruning:
         """Make passes that remove what has ended, and been kept for long enough. For one thread."""

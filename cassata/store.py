@@ -367,6 +367,7 @@ class Lane:
     low: Any
     high: Any
     judged: tuple[ColumnElement[bool], ...]
+    backwards: bool = False
 
     @property
     def moves(self) -> bool:
@@ -378,18 +379,23 @@ class Lane:
         return Cursor(0, 0, at) if self.ordered is E.event_id else Cursor(at, row.id)
 
     def question(self, columns: Sequence[ColumnElement[Any]], after: Cursor | None, last: Cursor | None, dialect: str) -> Select[Any]:
-        """Ask for what lies beyond a place, and not beyond another one."""
+        """Ask for what lies beyond a place, and not beyond another one. Backwards, what is beyond lies before."""
         if self.ordered is E.event_id:
             order: list[ColumnElement[Any]] = [E.event_id]
             bounds = self._ids(after, last)
         else:
             bounds = self._row_values(after, last) if dialect == "sqlite" else [or_(false(), *self._ranges(after, last))]
             order = [self.ordered, E.id]
+        if self.backwards:
+            order = [column.desc() for column in order]
         within = select(*columns).where(E.application == self.application, *bounds).order_by(*order)
         hinted: Select[Any] = _hinted(within, self.index)
         return hinted
 
     def _ids(self, after: Cursor | None, last: Cursor | None) -> list[ColumnElement[bool]]:
+        if self.backwards:
+            high = E.event_id < after.event_id if after else E.event_id < self.high
+            return [high, E.event_id >= (last.event_id if last else self.low)]
         low = E.event_id > after.event_id if after else E.event_id >= self.low
         return [low, E.event_id <= last.event_id if last else E.event_id < self.high]
 
@@ -397,14 +403,20 @@ class Lane:
         place, bounds = tuple_(self.ordered, E.id), [self.ordered >= self.low]
         if self.high is not None:
             bounds.append(self.ordered < self.high)
-        if after:
-            bounds.append(place > tuple_(after.at, after.id))
-        if last:
-            bounds.append(place <= tuple_(last.at, last.id))
+        lower, upper = (last, after) if self.backwards else (after, last)
+        if lower:
+            first = tuple_(lower.at, lower.id)
+            bounds.append(place >= first if self.backwards else place > first)
+        if upper:
+            end = tuple_(upper.at, upper.id)
+            bounds.append(place < end if self.backwards else place <= end)
         return bounds
 
     def _ranges(self, after: Cursor | None, last: Cursor | None) -> Iterator[ColumnElement[bool]]:
         """Write out what a comparison of pairs means, for MariaDB: plain ranges, none of them empty, are all its optimizer can use."""
+        if self.backwards:
+            yield from self._ranges_backwards(after, last)
+            return
         begin, end = self.low, self.high
         if after and after.at >= self.low and (end is None or after.at < end):
             begin = after.at + 1
@@ -414,6 +426,21 @@ class Lane:
             yield and_(self.ordered == last.at, E.id <= last.id)
         if last:
             end = last.at
+        if end is None:
+            yield self.ordered >= begin
+        elif begin < end:
+            yield and_(self.ordered >= begin, self.ordered < end)
+
+    def _ranges_backwards(self, after: Cursor | None, last: Cursor | None) -> Iterator[ColumnElement[bool]]:
+        begin, end = self.low, self.high
+        if after and after.at >= self.low and (end is None or after.at < end):
+            end = after.at
+            down_to = (E.id >= last.id,) if last and last.at == after.at else ()
+            yield and_(self.ordered == after.at, E.id < after.id, *down_to)
+        if last and (end is None or last.at < end):
+            yield and_(self.ordered == last.at, E.id >= last.id)
+        if last:
+            begin = last.at + 1
         if end is None:
             yield self.ordered >= begin
         elif begin < end:
@@ -1483,6 +1510,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         created_at=row.created_at,
         finished_at=row.finished_at,
         replayed_at=row.replayed_at,
+        payload_removed_at=getattr(row, "payload_removed_at", None),  # lists do without
         max_lateness_ms=request.max_lateness_ms,
         last_status=row.last_status,
         fence=row.fence,

@@ -394,7 +394,7 @@ def _print_json(document: Any) -> None:
 # --- tables ------------------------------------------------------------------------------------------------------------
 
 _COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
-_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at"}
+_INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at", "payload-removed-at"}
 
 
 def _print_event(shown: Event) -> None:

@@ -113,12 +113,12 @@ class Api:
     def events(self, application_id: str) -> Response:
         possible_application(application_id, UnknownEvent)
 
-        def cursors(wanted: Filter) -> Cursors:
-            return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted)
+        def cursors(wanted: Filter, newest_first: bool) -> Cursors:
+            return Cursors(self._scheduler.tenants.keyed_hash, application_id, wanted, newest_first=newest_first)
 
-        listing = wire.read_listing(request.args.items(multi=True), lambda text, wanted: cursors(wanted).read(text))
+        listing = wire.read_listing(request.args.items(multi=True), cursors)
         found = self._scheduler.events(application_id, **listing)
-        return answer(wire.page(found, cursors(listing["wanted"]).written, full=listing["full"]))
+        return answer(wire.page(found, cursors(listing["wanted"], listing["newest_first"]).written, full=listing["full"]))
 
 
 def _read_own(document: Any) -> wire.Written:

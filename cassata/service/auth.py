@@ -131,6 +131,10 @@ class Gate:
         app.add_url_rule(rule, view.__name__, view, methods=methods)
         self._open.add(view.__name__)
 
+    def refused(self) -> None:
+        """Tell of a key that is not valid, at most once a second."""
+        self._log.refused()
+
     def _check(self) -> None:
         if request.endpoint in self._open:
             return
@@ -162,7 +166,7 @@ class Gate:
             return NOBODY_IN_PARTICULAR
         key = self._tenants.authenticate(token)
         if key is None:
-            self._log.refused()
+            self.refused()
             raise Unauthorized
         return key
 

@@ -23,18 +23,27 @@ class KeyedHash(Protocol):
 
 
 class Cursors:
-    """Writes and reads the cursors of one application, for one filter: by those of another one something would be passed over.
+    """Writes and reads the cursors of one application, for one filter and order: by those of another something would be passed over.
 
     The tag of a place is both its proof and what it is hidden by (a synthetic initialisation vector, as in RFC 5297), so that
     two cursors of the same instant do not tell how far apart their rows are.
     """
 
-    def __init__(self, keyed_hash: KeyedHash, application_id: str, wanted: Filter = Filter()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        keyed_hash: KeyedHash,
+        application_id: str,
+        wanted: Filter = Filter(),  # noqa: B008
+        *,
+        newest_first: bool = False,
+    ) -> None:
         self._keyed_hash = keyed_hash
         self._owner = application_id.encode()
         if not wanted.is_empty:
             facts = [sorted(wanted.statuses), wanted.due_from, wanted.due_until, wanted.host, wanted.last_status, wanted.series_id]
             self._owner += b"\0" + json.dumps(facts).encode()
+        if newest_first:
+            self._owner += b"\0newest first"
 
     def written(self, cursor: Cursor) -> str:
         place = _PLACE.pack(cursor.at, cursor.id) + cursor.event_id.encode()

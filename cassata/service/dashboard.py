@@ -6,12 +6,13 @@ What a form brings is put into the documents of the API and read by the same rea
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache, partial
 from importlib.resources import files
 from typing import Any, cast
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from zoneinfo import ZoneInfo
 
 from flask import Flask, Response, g, make_response, redirect, render_template, request
@@ -46,6 +47,7 @@ from cassata.series import Series, SeriesStatus
 from cassata.service import bulk_wire, charts, pages, problems, tenancy_wire, wire
 from cassata.service.auth import NOBODY_IN_PARTICULAR, PAGES, Gate, NotLoggedIn, Route, caller, check_origin
 from cassata.service.cursors import Cursors
+from cassata.service.ids import possible_operation
 from cassata.service.sessions import Sessions
 from cassata.tenants import KEY_SCHEME, Tenants
 
@@ -55,6 +57,8 @@ SERIES_ON_PAGE = 100
 INSTANTS_SHOWN = 10
 APPLICATIONS_OFFERED = 200
 """So many are offered where one is to be chosen; others can be typed."""
+APPLICATIONS_COUNTED = 50
+"""Of so many are the events of a status counted for one page."""
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 HORIZONS = {"hour": (60_000, 60, "minute"), "day": (HOUR_MS, 48, "hour"), "month": (DAY_MS, 31, "day")}
@@ -92,16 +96,17 @@ KINDS_OF_STATIC = {".css": "text/css", ".js": "text/javascript", ".svg": "image/
 class Dashboard:
     """The pages over one scheduler."""
 
+    _gate: Gate  # known once it is registered
+
     def __init__(self, scheduler: Scheduler, settings: Service) -> None:
         self._scheduler = scheduler
         self._tenants: Tenants = scheduler.tenants
         self._overview = scheduler.overview
         self._sessions = Sessions(scheduler.tenants)
         self._hides_payloads = settings.dashboard_hides_payloads
-        self._required = True
 
     def register(self, app: Flask, gate: Gate) -> None:
-        self._required = gate.required
+        self._gate = gate
         gate.visitors = self._sessions
         gate.guard(app, self.routes)
         gate.leave_open(app, f"{PAGES}/login", self.login, ("GET", "POST"))
@@ -163,7 +168,7 @@ class Dashboard:
 
     def login(self) -> Response:
         """Take an API key, once, and remember by a cookie who showed it."""
-        if not self._required:
+        if not self._gate.required:
             check_origin(request.headers, following_links=request.method == "GET")
         following = _own_address(request.values.get("next", ""))
         if request.method != "POST":
@@ -172,6 +177,7 @@ class Dashboard:
         token = request.form.get("key", "").strip()
         key = self._tenants.authenticate(token) if token.startswith(f"{KEY_SCHEME}_") else None
         if key is None:
+            self._gate.refused()
             return self._page("login.html", 401, following=following, failed=True)
         response = _to(following)
         self._sessions.begin(key, response)
@@ -240,31 +246,37 @@ class Dashboard:
         if jump := request.args.get("event-id", "").strip():
             return _to(f"{PAGES}/app/{application_id}/events/{_possible_event(jump)}")
         given = _filter_parameters(request.args)
+        order = {"newest-first": "true"} if request.args.get("newest-first") == "true" else {}
         cursor = request.args.get("cursor")
-        wanted, page, faults = Filter(), None, []
+        page, next_page, faults = None, None, []
+
+        def cursors(wanted: Filter, newest_first: bool) -> Cursors:
+            return Cursors(self._tenants.keyed_hash, application_id, wanted, newest_first=newest_first)
+
+        self._application(application_id)
         try:
-            listing = wire.read_listing(
-                [*given.items(), *([("cursor", cursor)] if cursor else [])],
-                lambda text, found: Cursors(self._tenants.keyed_hash, application_id, found).read(text),
-            )
-            wanted = listing["wanted"]
-            page = self._scheduler.events(application_id, wanted, after=listing.get("after"), limit=EVENTS_ON_PAGE)
+            listing = wire.read_listing([*given.items(), *order.items(), *([("cursor", cursor)] if cursor else [])], cursors)
+            listing["limit"] = EVENTS_ON_PAGE
+            page = self._scheduler.events(application_id, **listing)
+            if page.next:
+                written = cursors(listing["wanted"], listing["newest_first"]).written(page.next)
+                next_page = _query({**given, **order, "cursor": written})
         except wire.InvalidDocument as error:
             faults = list(error.errors)
-        cursors = Cursors(self._tenants.keyed_hash, application_id, wanted)
-        next_page = _query({**given, "cursor": cursors.written(page.next)}) if page and page.next else None
-        self._application(application_id)
         return self._page(
             "events.html",
-            status=400 if faults else 200,
+            400 if faults else 200,
             events=page.events if page else [],
             next_page=next_page,
             given=given,
+            order=order,
+            first_page=_query({**given, **order}),
+            other_order=_query(given if order else {**given, "newest-first": "true"}),
             statuses=given.get("status", "").split(","),
             faults={fault.get("parameter", ""): fault["detail"] for fault in faults},
             is_first=not cursor,
             actions=list(Action),
-            spans=_spans(self._overview.now()),
+            spans=_spans(self._overview.now(), order),
             refreshes=not cursor,
         )
 
@@ -274,7 +286,7 @@ class Dashboard:
 
     def _show_event(self, event: Event, attempts: Sequence[Any]) -> Response:
         hides = self._hides_payloads
-        body, note = pages.body_text(event.payload)
+        body, note = pages.body_text(event.payload, event.payload_removed_at)
         return self._page(
             "event.html",
             event=event,
@@ -283,8 +295,8 @@ class Dashboard:
             body=None if hides else body,
             body_note=note,
             headers=pages.shown_headers(event.headers),
-            curl=pages.curl(event, hides_body=hides),
-            may_retry=event.status in APPLIES_TO[Action.RETRY],
+            curl=pages.curl(event, hides_body=hides) if event.payload_removed_at is None else None,
+            may_retry=event.status in APPLIES_TO[Action.RETRY] and event.payload_removed_at is None,
             may_cancel=event.status not in FINISHED and not event.cancel_requested,
             may_change=event.status in WAITING,
             replayed=ErrorKind.REPLAYED,
@@ -333,7 +345,7 @@ class Dashboard:
         return _to(f"{PAGES}/app/{application_id}/operations", "operation")
 
     def show_operations(self, application_id: str) -> Response:
-        after = request.args.get("after") or None
+        after = _after() or None
         found = self._scheduler.operations.list(_possible(application_id), after=after, limit=OPERATIONS_ON_PAGE + 1)
         shown = found[:OPERATIONS_ON_PAGE]
         words = {operation.operation_id: pages.filter_words(bulk_wire.filter_document(operation.filter)) for operation in shown}
@@ -341,13 +353,13 @@ class Dashboard:
         return self._page("operations.html", operations=shown, words=words, more=more, running=OperationStatus.RUNNING, refreshes=not after)
 
     def do_cancel_operation(self, application_id: str, operation_id: str) -> Response:
-        self._scheduler.operations.cancel(_possible(application_id), operation_id)
+        self._scheduler.operations.cancel(*possible_operation(application_id, operation_id))
         return _to(f"{PAGES}/app/{application_id}/operations", "operation-cancelled")
 
     # --- series ----------------------------------------------------------------------------------------------------------
 
     def show_series_list(self, application_id: str) -> Response:
-        after = request.args.get("after", "")
+        after = _after()
         self._application(application_id)
         found = self._scheduler.timetable.series(application_id, after=after, limit=SERIES_ON_PAGE + 1)
         shown = found[:SERIES_ON_PAGE]
@@ -397,11 +409,20 @@ class Dashboard:
     # --- applications and keys -------------------------------------------------------------------------------------------
 
     def show_applications(self) -> Response:
-        after = request.args.get("after", "")
-        found = self._tenants.applications(after=after, limit=APPLICATIONS_OFFERED + 1)
-        shown = found[:APPLICATIONS_OFFERED]
-        more = shown[-1].application_id if len(found) > len(shown) else None
-        return self._page("applications.html", found=shown, more=more, limits=_limit_words)
+        """List the applications; those that have events of a status that is asked for, with how many."""
+        after, status = _after(), Status.__members__.get(request.args.get("status", ""))
+        length = APPLICATIONS_OFFERED if status is None else APPLICATIONS_COUNTED
+        found = self._tenants.applications(after=after, limit=length + 1)
+        shown = found[:length]
+        next_page = None
+        if len(found) > length:
+            next_page = _query({"after": shown[-1].application_id, **({"status": status.name} if status is not None else {})})
+        counts = self._overview.counts_of([application.application_id for application in shown], status) if status is not None else None
+        if counts is not None:
+            shown = [application for application in shown if counts[application.application_id].events]
+        return self._page(
+            "applications.html", found=shown, next_page=next_page, limits=_limit_words, status=status, counts=counts, refreshes=bool(counts)
+        )
 
     def do_create_application(self) -> Response:
         written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": request.form.get("application-id", "").strip()})
@@ -475,7 +496,7 @@ class Dashboard:
     def _application(self, application_id: str) -> Application:
         return self._tenants.application(_possible(application_id))
 
-    def _page(self, template: str, status: int = 200, **facts: Any) -> Response:
+    def _page(self, template: str, code: int = 200, **facts: Any) -> Response:
         key: Key | None = g.get("caller")
         now = self._overview.now() if key is not None else 0
         facts = {"refreshes": False, "application_id": (request.view_args or {}).get("application_id")} | facts
@@ -494,7 +515,7 @@ class Dashboard:
             done=DONE.get(request.args.get("done", "")) if request.method == "GET" else None,
             path=request.path,
         )
-        response = make_response(written, status)
+        response = make_response(written, code)
         response.headers.update(SECURITY)
         return self._sessions.greet(response)
 
@@ -511,7 +532,8 @@ class Dashboard:
         if isinstance(error, NotLoggedIn) and request.method == "GET":
             following = f"{request.path}?{request.query_string.decode()}" if request.query_string else request.path
             return _to(f"{PAGES}/login?{urlencode({'next': following})}" if request.path != PAGES else f"{PAGES}/login")
-        written = render_template("problem.html", problem=described, lines=pages.problem_lines(described))
+        back = _came_from() if request.method == "POST" else None
+        written = render_template("problem.html", problem=described, lines=pages.problem_lines(described), back=back)
         response = make_response(written, described["status"])
         kept = {name: value for name, value in (headers or {}).items() if name.lower() not in {"content-length", "www-authenticate"}}
         response.headers.update({**kept, **SECURITY})
@@ -545,6 +567,18 @@ def _own_address(text: str) -> str:
     """Let nobody be led elsewhere after a login: only to a page of this dashboard."""
     is_own = text == PAGES or text.startswith((f"{PAGES}/", f"{PAGES}?"))
     return text if is_own and text.isascii() and text.isprintable() and "\\" not in text and "//" not in text else PAGES
+
+
+def _after() -> str:
+    """Return the id after which a list goes on. MariaDB refuses to compare one with what no id can hold."""
+    after = request.args.get("after", "")
+    return after if after.isascii() and after.isprintable() else ""
+
+
+def _came_from() -> str | None:
+    """Return the page on which the form stood: where it was refused, people want to see what is there now."""
+    page = urlsplit(request.referrer or "")
+    return _own_address(page._replace(scheme="", netloc="").geturl()) if page.netloc == request.host else None
 
 
 def _query(parameters: Mapping[str, str]) -> str:
@@ -620,6 +654,8 @@ def _number(text: str) -> int | float | str | None:
         value = float(text)
     except ValueError:
         return text
+    if not math.isfinite(value):
+        return text
     return int(value) if value.is_integer() and abs(value) < 1e15 else value
 
 
@@ -633,11 +669,12 @@ def _rule_words(series: Series) -> str:
     return f"every {charts.duration(rule.every_ms)}" if rule.every_ms is not None else str(rule.recurrence)
 
 
-def _spans(now: int) -> list[tuple[str, str]]:
+def _spans(now: int, order: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return filters by due time that are asked for often."""
     begins = [("last 10 minutes", 10 * 60_000), ("last hour", HOUR_MS), ("last 24 hours", DAY_MS)]
-    spans = [(words, _query({"expiry-from": rfc3339(now - length), "expiry-until": rfc3339(now)})) for words, length in begins]
-    return [*spans, ("from now on", _query({"expiry-from": rfc3339(now)})), ("all", "?")]
+    spans = [(words, {"expiry-from": rfc3339(now - length), "expiry-until": rfc3339(now)}) for words, length in begins]
+    asked = [*spans, ("from now on", {"expiry-from": rfc3339(now)}), ("all", {})]
+    return [(words, _query({**span, **order})) for words, span in asked]
 
 
 def _local(instant: int, zone: str) -> str:

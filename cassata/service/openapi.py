@@ -87,6 +87,7 @@ _EVENTS = {
     "last-status": ("Only events whose newest answer had this status code.", {"type": "integer", "minimum": 100, "maximum": 999}),
     "series": ("Only occurrences of this series.", SERIES_ID),
     "full": ("With what is sent.", _FLAG),
+    "newest-first": ("From the end of the order, and so on backwards.", _FLAG),
     **_PAGES,
 }
 _SERIES = {"status": ("Only series of this status.", {"type": "string", "enum": [status.name for status in SeriesStatus]}), **_PAGES}

@@ -57,8 +57,10 @@ def _rounded(events: int) -> int:
     return int(float(f"{events:.2g}"))
 
 
-def body_text(payload: bytes | None) -> tuple[str, str]:
+def body_text(payload: bytes | None, removed_at: int | None = None) -> tuple[str, str]:
     """Return a body as text, and a note about it."""
+    if removed_at is not None:
+        return "", f"removed at {rfc3339(removed_at)}, as it had been kept for long enough: it cannot be sent again"
     if payload is None:
         return "", "no body"
     size = f"{len(payload):,} bytes"
@@ -76,18 +78,36 @@ def shown_headers(headers: Headers) -> list[tuple[str, str]]:
 
 
 def curl(event: Event, *, hides_body: bool) -> str:
-    """Write the request of an event as a command for a shell. Values of headers that are likely to be secrets are left out."""
-    words = ["curl", "-X", event.method, event.url]
+    """Write the request of an event as a command for a shell. Values of headers that are likely to be secrets are left out.
+
+    Who made the event chose all of it, and another one pastes it. So nothing makes curl read a file (`--data-binary @name` does)
+    or spread an address (`{a,b}`), and nothing acts upon a terminal: what is no plain text comes by way of base64.
+    """
+    words = ["curl", "--globoff", "-X", event.method, event.url]
     for name, value in shown_headers(event.headers):
-        words += ["-H", f"{name}: {value}"]
+        words += ["-H", f"{name}: {value}" if value else f"{name};"]  # "name:" would leave it out
     if event.payload is not None and not any(name.lower() == "content-type" for name, _ in event.headers):
         words += ["-H", "Content-Type: application/json"]
     words += ["-H", f"Cassata-Application-Id: {event.application_id}", "-H", f"Cassata-Event-Id: {event.event_id}"]
+    source = ""
     if event.payload is not None:
-        text, note = body_text(event.payload)
-        is_whole = len(event.payload) <= SHOWN_BYTES and "base64" not in note
-        words += ["--data-binary", HIDDEN if hides_body or not is_whole else text]
-    return " ".join(shlex.quote(word) for word in words)
+        if hides_body or len(event.payload) > SHOWN_BYTES:
+            words += ["--data-raw", HIDDEN]
+        elif (text := _plain_text(event.payload)) is not None:
+            words += ["--data-raw", text]
+        else:
+            source = f"echo {base64.b64encode(event.payload).decode()} | base64 -d | "
+            words += ["--data-binary", "@-"]
+    return source + " ".join(shlex.quote(word) for word in words)
+
+
+def _plain_text(payload: bytes) -> str | None:
+    """Return a body as text that may be pasted into a terminal, or None: an escape in it could end the paste, and what follows is run."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if all(char.isprintable() or char in "\n\t" for char in text) else None
 
 
 def filter_words(described: Mapping[str, Any]) -> str:

@@ -220,6 +220,7 @@ _DETAILS = {
     **_SUMMARY,
     **_REQUEST,
     "replayed-at": or_null(instant("When it was last put back to be sent once more.")),
+    "payload-removed-at": or_null(instant("When its body was removed (`worker.keepPayloadsDays`): it is not sent again.")),
     "attempt-log": array("The attempts that have ended, the oldest first.", of("Attempt")),
 }
 _ATTEMPT: dict[str, Schema] = {

@@ -48,7 +48,7 @@ class Sessions:
         _set(response, SESSION_COOKIE, str(self._serializer().dumps({"key": key.prefix, "nonce": secrets.token_urlsafe(9)})))
 
     def end(self, response: Response) -> None:
-        response.delete_cookie(SESSION_COOKIE, path=PAGES, samesite="Strict", httponly=True, secure=request.is_secure)
+        response.delete_cookie(SESSION_COOKIE, path=PAGES, samesite="Strict", httponly=True, secure=_is_over_https())
 
     def form_token(self) -> str:
         """Return what the forms of this browser have to bring back: another site cannot know it."""
@@ -79,4 +79,12 @@ class Sessions:
 
 
 def _set(response: Response, name: str, value: str) -> None:
-    response.set_cookie(name, value, path=PAGES, samesite="Strict", httponly=True, secure=request.is_secure)
+    response.set_cookie(name, value, path=PAGES, samesite="Strict", httponly=True, secure=_is_over_https())
+
+
+def _is_over_https() -> bool:
+    """Whether the browser asks over https, if only as far as a proxy. Nothing else is decided by what a proxy's header says: who lies
+    there makes his own cookie useless.
+    """
+    told = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip().lower()
+    return request.is_secure or told == "https" or request.headers.get("Origin", "").startswith("https://")

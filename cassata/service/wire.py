@@ -48,6 +48,7 @@ from cassata.model import (
     rfc3339,
 )
 from cassata.scheduler import Page
+from cassata.service.cursors import Cursors
 
 PAGE_LENGTH = 1_000
 FIELDS = 32
@@ -692,20 +693,29 @@ class Listing(TypedDict, total=False):
     after: Cursor
     limit: int
     full: bool
+    newest_first: bool
 
 
-def read_listing(parameters: Iterable[tuple[str, str]], read_cursor: Callable[[str, Filter], Cursor]) -> Listing:
-    """Read the query of a list of events. A cursor is read for the filter that stands beside it. Raises InvalidDocument."""
+def read_listing(parameters: Iterable[tuple[str, str]], cursors: Callable[[Filter, bool], Cursors]) -> Listing:
+    """Read the query of a list of events. A cursor is read for the filter and the order beside it. Raises InvalidDocument."""
     found = read_query(
-        parameters, {**FILTER_PARAMETERS, "limit": ("limit", page_length), "cursor": ("cursor", str), "full": ("full", flag)}
+        parameters,
+        {
+            **FILTER_PARAMETERS,
+            "limit": ("limit", page_length),
+            "cursor": ("cursor", str),
+            "full": ("full", flag),
+            "newest-first": ("newest_first", flag),
+        },
     )
     cursor, limit, full = found.pop("cursor", None), found.pop("limit", None), found.pop("full", False)
-    listing: Listing = {"wanted": Filter(**found), "full": full}
+    newest_first = found.pop("newest_first", False)
+    listing: Listing = {"wanted": Filter(**found), "full": full, "newest_first": newest_first}
     if limit is not None:
         listing["limit"] = limit
     if cursor is not None:
         try:
-            listing["after"] = read_cursor(cursor, listing["wanted"])
+            listing["after"] = cursors(listing["wanted"], newest_first).read(cursor)
         except ValueError as error:
             raise InvalidDocument([{"parameter": "cursor", "detail": str(error)}]) from error
     return listing
@@ -808,6 +818,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
     return {
         **_with_request(event),
         "replayed-at": instant(event.replayed_at),
+        "payload-removed-at": instant(event.payload_removed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
     }
 

@@ -15,7 +15,8 @@ from tests.conftest import wait_until
 pytestmark = pytest.mark.browser
 
 VIEWS = [
-    "/ui", "/ui?ahead=day", "/ui?ahead=month", "/ui/apps", "/ui/keys", "/ui/app/shop", "/ui/app/shop/events",
+    "/ui", "/ui/apps?status=FAILED", "/ui/app/shop/events?newest-first=true",
+    "/ui?ahead=day", "/ui?ahead=month", "/ui/apps", "/ui/keys", "/ui/app/shop", "/ui/app/shop/events",
     "/ui/app/shop/events?status=FAILED&host=127.0.0.1", "/ui/app/shop/events/order-1007", "/ui/app/shop/events/invoice-0",
     "/ui/app/shop/events/newsletter", "/ui/app/shop/events/reminder-9", "/ui/app/shop/bulk?action=retry&status=FAILED",
     "/ui/app/shop/operations", "/ui/app/shop/series", "/ui/app/shop/series/rent", "/ui/app/shop/settings", "/ui/app/monitoring",
@@ -156,7 +157,7 @@ def test_the_curl_command_is_copied(page: Any, world: Stage) -> None:
     page.click("summary:has-text('As a command')")
     page.click("button:has-text('Copy')")
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied.startswith("curl -X POST http://127.0.0.1")
+    assert copied.startswith("curl --globoff -X POST http://127.0.0.1")
     assert "s3cret" not in copied
 
 
@@ -168,6 +169,48 @@ def test_what_was_opened_stays_open_when_the_page_is_read_anew(page: Any, world:
         pass
     page.wait_for_timeout(300)
     assert page.locator("#body[open] pre").is_visible()
+
+
+def test_the_keyboard_stays_where_it_is_when_the_page_is_read_anew(page: Any, world: Stage) -> None:
+    page.goto(f"{world.url}/ui/app/shop/events?host=127.0.0.1&status=CANCELLED,FAILED")
+    page.select_option("#seconds", "1")
+    page.locator("tbody a").nth(1).focus()
+    where = page.evaluate("document.activeElement.href")
+    page.evaluate("document.activeElement.dataset.old = 'yes'")
+    page.wait_for_timeout(2_500)
+    assert page.evaluate("document.activeElement.dataset.old") is None
+    assert page.evaluate("document.activeElement.href") == where
+
+
+def test_what_is_typed_into_a_filter_is_kept_while_the_page_could_be_read_anew(page: Any, world: Stage) -> None:
+    page.goto(f"{world.url}/ui/app/shop/events")
+    page.select_option("#seconds", "1")
+    page.fill("input[name=host]", "hooks.exam")
+    page.check("input[name=status][value=FAILED]")
+    page.locator("h1").click()
+    page.wait_for_timeout(2_500)
+    assert page.input_value("input[name=host]") == "hooks.exam"
+    assert page.is_checked("input[name=status][value=FAILED]")
+
+
+def test_a_page_that_can_no_longer_be_read_says_that_it_is_old(page: Any, world: Stage) -> None:
+    page.goto(f"{world.url}/ui/app/shop")
+    page.select_option("#seconds", "1")
+    page.context.set_offline(True)
+    page.locator("#stale:has-text('does not answer')").wait_for()
+    page.context.set_offline(False)
+    page.locator("#stale").wait_for(state="hidden")
+    page.context.clear_cookies()
+    page.locator("#stale:has-text('session has ended')").wait_for()
+
+
+def test_a_button_that_is_pressed_twice_acts_once(page: Any, world: Stage) -> None:
+    page.goto(f"{world.url}/ui/app/shop/series/stock-check")
+    sent = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.evaluate("() => { const button = document.querySelector('.actions button'); button.click(); button.click(); button.click(); }")
+    page.wait_for_url("**/events/*")
+    assert len(sent) == 1
 
 
 def test_a_page_that_nobody_looks_at_is_not_read_anew(page: Any, world: Stage) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import update
 from werkzeug.test import TestResponse
 
+from cassata import telemetry
 from cassata.config import Service
 from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, rfc3339
+from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
+from cassata.schema import events
 from cassata.series import NewSeries, SeriesStatus
-from cassata.service import create_app
+from cassata.service import create_app, pages
 from cassata.service.auth import Route
 from cassata.service.sessions import SESSION_COOKIE, VISIT_COOKIE
 from cassata.tenants import Changes
@@ -104,6 +111,23 @@ def test_a_wrong_key_is_refused(guarded: Flask, key: str) -> None:
     assert SESSION_COOKIE not in answer.headers.get("Set-Cookie", "")
 
 
+def test_a_wrong_key_is_told_of_without_the_key(guarded: Flask) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def subscriber(name: str, facts: Any) -> None:
+        told.append((name, facts))
+
+    client = guarded.test_client()
+    telemetry.subscribe(subscriber)
+    try:
+        client.post("/ui/login", data={"token": form_token(client), "key": "csk_aaaaaaaa_nonsense"})
+    finally:
+        telemetry.unsubscribe(subscriber)
+    (facts,) = [facts for name, facts in told if name == "key refused"]
+    assert facts["route"] == "/ui/login"
+    assert "nonsense" not in str(facts)
+
+
 def test_the_cookies_are_for_this_site_alone_and_no_script_reads_them(guarded: Flask, scheduler: Scheduler) -> None:
     client = guarded.test_client()
     visit = client.get("/ui/login", base_url="https://cassata.example").headers["Set-Cookie"]
@@ -114,6 +138,16 @@ def test_the_cookies_are_for_this_site_alone_and_no_script_reads_them(guarded: F
     for cookie in (visit, answer.headers["Set-Cookie"]):
         attributes = {part.strip() for part in cookie.split(";")[1:]}
         assert {"HttpOnly", "SameSite=Strict", "Secure", "Path=/ui"} <= attributes
+
+
+@pytest.mark.parametrize("told", [{"X-Forwarded-Proto": "https"}, {"Origin": "https://cassata.example"}])
+def test_behind_a_proxy_that_speaks_https_the_cookies_are_for_https_alone(
+    guarded: Flask, scheduler: Scheduler, told: dict[str, str]
+) -> None:
+    for headers, secure in ((told, True), ({"X-Forwarded-Proto": "http", "Origin": "http://cassata.example"}, False)):
+        client = guarded.test_client()
+        data = {"token": form_token(client), "key": make_key(scheduler)}
+        assert ("; Secure;" in client.post("/ui/login", data=data, headers=headers).headers["Set-Cookie"]) is secure
 
 
 def test_the_cookie_does_not_hold_the_key(guarded: Flask, scheduler: Scheduler) -> None:
@@ -346,6 +380,26 @@ def test_values_of_headers_that_may_be_secrets_are_hidden(scheduler: Scheduler, 
     assert "plain" in text
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [b"@/etc/passwd", b"", b"a'b\"$(touch x)`id`!\\\n\tc", b"\x1b[201~\ntouch x\n", b"\x00\xff\xfe", "\u202egnp".encode(), b"-o x"],
+)
+def test_the_command_sends_what_the_event_holds_and_nothing_else(scheduler: Scheduler, payload: bytes, tmp_path: Path) -> None:
+    (folder := tmp_path / "empty").mkdir()
+    headers = (("X-Empty", ""), ("X-Note", "'; touch x; '"))
+    with Receiver() as receiver:
+        url = f"{receiver.url}/a,b?q=1-3&r=%27;touch%20x"
+        scheduler.add(NewEvent("shop", url, event_id="c", delay_ms=3_600_000, payload=payload, headers=headers))
+        command = pages.curl(scheduler.event("shop", "c")[0], hides_body=False)
+        ran = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, check=False)
+        (got,) = receiver.requests
+    assert ran.returncode == 0, ran.stderr
+    assert list(folder.iterdir()) == []
+    assert all(char.isprintable() or char in "\n\t" for char in command)
+    assert got.body == payload
+    assert (got.header("X-Empty"), got.header("X-Note")) == ("", "'; touch x; '")
+
+
 def test_bodies_can_be_hidden(scheduler: Scheduler) -> None:
     scheduler.add(NewEvent("shop", "http://127.0.0.1:9/", event_id="private", delay_ms=3_600_000, payload=b"salary"))
     shown, hidden = (
@@ -393,9 +447,14 @@ def test_an_event_is_cancelled_retried_and_rescheduled(open_app: Flask, schedule
 
 def test_an_event_that_was_changed_meanwhile_is_not_rescheduled(open_app: Flask, scheduler: Scheduler) -> None:
     client = open_app.test_client()
-    answer = post(client, "/ui/app/shop/events/e1/reschedule", expiry="2031-05-06T07:08:09", version="stale")
+    fields = {"token": form_token(client, "/ui/app/shop/events/e1"), "expiry": "2031-05-06T07:08:09", "version": "stale"}
+    seen_on = {"Referer": f"{LOCALHOST}/ui/app/shop/events/e1"}
+    answer = client.post("/ui/app/shop/events/e1/reschedule", data=fields, headers=seen_on)
     assert answer.status_code == 412
     assert answer.mimetype == "text/html"
+    assert '<a href="/ui/app/shop/events/e1">Back</a>' in answer.text
+    elsewhere = client.post("/ui/app/shop/events/e1/reschedule", data=fields, headers={"Referer": "https://evil.example/ui"})
+    assert ">Back</a>" not in elsewhere.text
 
 
 def test_a_time_that_is_none_is_refused_by_name(open_app: Flask, scheduler: Scheduler) -> None:
@@ -484,6 +543,67 @@ def test_the_filter_stands_in_the_address_and_goes_on_with_its_pages(open_app: F
     assert len(first_ids | second_ids) == 61
     for wrong in ("last-status=x", "host=%20%20a%20b", "expiry-from=tomorrow", "cursor=AAAA"):
         assert client.get(f"/ui/app/shop/events?{wrong}").status_code == 400
+
+
+def test_a_tile_of_all_applications_leads_to_those_that_have_such_events(open_app: Flask, scheduler: Scheduler) -> None:
+    client = open_app.test_client()
+    assert 'href="/ui/apps?status=CANCELLED"' in client.get("/ui").text
+    cancelled, failed, nonsense = (client.get(f"/ui/apps?status={status}").text for status in ("CANCELLED", "FAILED", "<b>"))
+    assert 'href="/ui/app/shop/events?status=CANCELLED' in cancelled
+    assert "/ui/app/bank" not in cancelled
+    assert "None." in failed
+    assert "/ui/app/bank" in nonsense
+
+
+def test_a_body_that_was_removed_is_told_as_such(open_app: Flask, scheduler: Scheduler) -> None:
+    row = {"payload": None, "payload_removed_at": 1_790_000_000_000}
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(update(events).where(events.c.event_id == "gone").values(row))
+    client = open_app.test_client()
+    page = client.get("/ui/app/shop/events/gone").text
+    assert "removed at 2026-09-21T" in page
+    assert "Retry now" not in page
+    assert "As a command" not in page
+    assert client.get("/cassata/event/shop/gone").json["payload-removed-at"].startswith("2026-09-21T")
+    assert client.get("/cassata/event/shop/e1").json["payload-removed-at"] is None
+
+
+def test_the_newest_events_can_come_first(open_app: Flask, scheduler: Scheduler) -> None:
+    for number in range(60):
+        scheduler.add(NewEvent("shop", "http://127.0.0.1:9/", event_id=f"n{number:02}", delay_ms=7_200_000 + 1_000 * number, payload=b""))
+    client = open_app.test_client()
+    first = client.get("/ui/app/shop/events?newest-first=true&status=PENDING").text
+    shown = re.findall(r"/events/(\w+)\"><code>", first)
+    assert shown == [f"n{number:02}" for number in range(59, 9, -1)]
+    further = re.search(r'rel="next" href="([^"]+)"', first)
+    assert further
+    second = client.get(f"/ui/app/shop/events{html.unescape(further[1])}").text
+    assert re.findall(r"/events/(n\w+)\"><code>", second) == [f"n{number:02}" for number in range(9, -1, -1)]
+    other_way = html.unescape(further[1]).replace("newest-first=true&", "")
+    assert client.get(f"/ui/app/shop/events{other_way}").status_code == 400  # the cursor is of the other order
+
+
+@pytest.mark.parametrize("nonsense", ["é", "\x00", "🎉", "x" * 5_000, "1e999", "9" * 400, "nan"])
+def test_nonsense_is_refused_on_every_database(mariadb_url: str, nonsense: str) -> None:
+    """MariaDB fails to compare an id with what no id can hold; a number may have no end."""
+    scheduler = Scheduler.open(mariadb_url)
+    try:
+        scheduler.tenants.create("shop")
+        client = create_app(scheduler, Service()).test_client()
+        for page in ("/ui/apps", "/ui/app/shop/series", "/ui/app/shop/operations"):
+            assert client.get(page, query_string={"after": nonsense}).status_code in {200, 404}, page
+        token = form_token(client, "/ui/app/shop/settings")
+        here = "/ui/app/shop"
+        forms: dict[str, dict[str, str]] = {
+            f"{here}/operations/{quote(nonsense)}/cancel": {},
+            f"{here}/bulk": {"action": "reschedule", "status": "PENDING", "shift": nonsense},
+            f"{here}/settings/limits": {"max-in-flight": nonsense},
+            f"{here}/settings/rotate": {"overlap": nonsense},
+        }
+        for form, fields in forms.items():
+            assert client.post(form, data={"token": token, **fields}).status_code in {400, 404}, form
+    finally:
+        scheduler.close()
 
 
 def test_an_event_is_found_by_its_id(open_app: Flask) -> None:

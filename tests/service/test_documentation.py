@@ -195,7 +195,7 @@ def test_what_is_told_of_clocks_that_are_changed_is_what_is_computed(row: list[s
 def test_every_status_error_and_parameter_is_documented() -> None:
     assert [row[0].strip("`") for row in table_under("Status")] != []
     assert {row[0].strip("`") for row in table_under("Status")} == set(model.Status.__members__)
-    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "full", "limit", "cursor"}
+    assert {row[0].strip("`") for row in table_under("List")} == {*wire.FILTER_PARAMETERS, "full", "limit", "cursor", "newest-first"}
     for kind in model.ErrorKind:
         assert f"`{kind.value}`" in PAGE
 

@@ -127,7 +127,7 @@ def test_the_fields_of_the_document_are_the_fields_that_are_read() -> None:
     assert documented == set(WRITTEN_BY_CLIENTS)
     for name, fields in WRITTEN_BY_CLIENTS.items():
         assert set(schemas.SCHEMAS[name]["properties"]) == fields, name
-    assert set(openapi.CALLS["events"].query or {}) == {*wire.FILTER_PARAMETERS, "limit", "cursor", "full"}
+    assert set(openapi.CALLS["events"].query or {}) == {*wire.FILTER_PARAMETERS, "limit", "cursor", "full", "newest-first"}
 
 
 FULL: dict[str, dict[str, Any]] = {

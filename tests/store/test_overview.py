@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from cassata import database, overview
 from cassata.errors import UnknownApplication
-from cassata.model import Capped, ErrorKind, Outcome, Status
+from cassata.model import Action, Capped, ErrorKind, Filter, NewOperation, Outcome, Status
 from cassata.overview import Pulse
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
@@ -266,14 +266,14 @@ def test_an_event_says_what_is_in_its_way(scheduler: Scheduler, hand: Hand, cloc
 
 # --- however much there is -----------------------------------------------------------------------------------------------
 
-ROWS = 2**18
+ROWS = 2**20
 MOST_READ = 130_000
 """Entries of indexes and rows that a page may read: what the caps allow."""
 
 
 @pytest.fixture(scope="module")
 def large(mariadb: Any) -> Iterator[tuple[Scheduler, str]]:
-    """A quarter of a million events of one application, half of them finished, one in eight of these failed."""
+    """A million events of one application, half of them finished, one in eight of these failed."""
     name = mariadb.create_database([])
     url = mariadb.url(name)
     database.upgrade(url)
@@ -282,13 +282,17 @@ def large(mariadb: Any) -> Iterator[tuple[Scheduler, str]]:
     scheduler = Scheduler(engines, clock=clock)
     scheduler.add(new_event("e0", due_at=NOON))
     columns = "application, event_id, status, due_at, wake_at, fence, attempts, lost_leases, method, url, request_hash, created_at"
+    ahead, ago = f"{NOON} + MOD(n, 3000) * 60000", f"{NOON} - n * 10"
+    half = f"IF(MOD(n, 2), 0, IF(MOD(n, 16), 2, 3)), IF(MOD(n, 2), {ahead}, {ago}), IF(MOD(n, 2), {ahead}, NULL)"
+    numbers = "WITH RECURSIVE few AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM few WHERE n < 63)"
+    many = "many AS (SELECT (:part * 64 + a.n) * 64 + b.n AS n FROM few a, few b)"
+    copied = f"application, CONCAT('n', many.n), {half}, 0, 0, 0, method, url, request_hash, created_at"
     with engines.write.begin() as conn:
-        for doubling in range(ROWS.bit_length() - 1):
-            copied = f"application, CONCAT('d{doubling}-', id), 0, due_at, wake_at, 0, 0, 0, method, url, request_hash, created_at"
-            conn.execute(text(f"INSERT INTO events ({columns}) SELECT {copied} FROM events"))
-        conn.execute(text("UPDATE events SET due_at = due_at + (id % 3000) * 60000, wake_at = wake_at + (id % 3000) * 60000 WHERE id % 2"))
-        conn.execute(text("UPDATE events SET due_at = due_at - id * 10, wake_at = NULL, status = IF(id % 16, 2, 3) WHERE id % 2 = 0"))
+        fill = text(f"INSERT INTO events ({columns}) {numbers}, {many} SELECT {copied} FROM many, (SELECT * FROM events LIMIT 1) AS first")
+        for part in range(ROWS // 64**2):
+            conn.execute(fill, {"part": part})
         conn.execute(text("ANALYZE TABLE events"))
+        assert conn.execute(text("SELECT COUNT(*) FROM events")).scalar() == ROWS + 1
     yield scheduler, url
     scheduler.close()
     mariadb.drop_database(name)
@@ -302,6 +306,15 @@ PAGES = {
     "load by day": lambda scheduler: scheduler.overview.ahead(86_400_000, 31, "shop"),
     "minutes": lambda scheduler: scheduler.overview.minutes(60, "shop"),
     "workers": lambda scheduler: scheduler.overview.workers(),
+    "applications": lambda scheduler: scheduler.overview.counts_of(["shop"], Status.CANCELLED),
+    "events": lambda scheduler: scheduler.events("shop", limit=50),
+    "newest events": lambda scheduler: scheduler.events("shop", limit=50, newest_first=True),
+    "what failed last": lambda scheduler: scheduler.events("shop", Filter(frozenset({Status.FAILED})), newest_first=True),
+    "what was answered": lambda scheduler: scheduler.events("shop", Filter(last_status=503), newest_first=True),
+    "one event": lambda scheduler: scheduler.event("shop", "n7"),
+    "preview": lambda scheduler: scheduler.operations.preview(NewOperation("shop", Action.CANCEL, Filter(host="a.test"))),
+    "series": lambda scheduler: scheduler.timetable.series("shop", limit=100),
+    "operations": lambda scheduler: scheduler.operations.list("shop", limit=50),
     "why": lambda scheduler: scheduler.explain("shop", "e0"),
 }
 

@@ -87,6 +87,7 @@ ACTS: Acts = {
     "search what waits": lambda scheduler: scheduler.events("app-7", Filter(UNFINISHED, due_until=NOON + 9_999), after=Cursor(NOON, 40)),
     "search what was answered": lambda scheduler: scheduler.events("app-7", Filter(host="127.0.0.1", last_status=200)),
     "list": lambda scheduler: scheduler.events("app-7", limit=50),
+    "newest first": lambda scheduler: scheduler.events("app-7", Filter(last_status=200), after=Cursor(NOON, 40), newest_first=True),
     "next page": lambda scheduler: scheduler.events("app-7", limit=20, after=Cursor(NOON, 40)),
     "list by status": lambda scheduler: scheduler.events("app-7", Filter(frozenset({Status.PENDING}), NOON, NOON + 99_999_999)),
     "count": lambda scheduler: scheduler.operations.preview(NewOperation("app-7", Action.CANCEL, Filter(host="receiver.example"))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -95,7 +96,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {},
     {"host": "one.test"},
     {"host": "one.test:80"},
-    {"host": "one_test"},
+    {"host": "one.test"},
     {"host": "127.0.0.1"},
     {"host": "[2001:db8::1]:9"},
     {"last_status": 503},
@@ -126,6 +127,40 @@ def test_a_list_is_in_the_order_of_its_lane(filled: Scheduler) -> None:
     for found in (by_due, by_wake, by_id):
         assert len(found) > 10
         assert found == sorted(found)  # type: ignore[type-var]
+
+
+FILTERS = (
+    Filter(),
+    Filter(UNFINISHED),
+    Filter(frozenset({Status.PENDING, Status.CANCELLED})),
+    Filter(series_id="digest"),
+    Filter(host="a.test"),
+)
+
+
+@pytest.mark.parametrize("examined", [7, 1_000])
+@pytest.mark.parametrize("wanted", FILTERS)
+def test_newest_first_is_the_same_list_from_its_end(
+    filled: Scheduler, wanted: Filter, examined: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cassata.scheduler.EXAMINED", examined)
+    found, page = [], filled.events("shop", wanted, limit=3, newest_first=True)
+    found += page.events
+    while page.next is not None:
+        page = filled.events("shop", wanted, after=page.next, limit=3, newest_first=True)
+        found += page.events
+    assert found == [*listed(filled, wanted)][::-1]
+
+
+def test_what_failed_last_is_found_though_much_is_still_to_come(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cassata.scheduler.EXAMINED", 5)
+    scheduler.add_all([new_event(f"later-{number}", "shop", due_at=NOON + 9_000_000 + number) for number in range(20)])
+    scheduler.add(new_event("broken", "shop", due_at=NOON - 1_000))
+    with scheduler._engines.write.begin() as conn:
+        failed = {"status": int(Status.FAILED), "wake_at": None, "finished_at": NOON}
+        conn.execute(update(events).where(events.c.event_id == "broken").values(failed))
+    page = scheduler.events("shop", Filter(frozenset({Status.FAILED})), newest_first=True)
+    assert [event.event_id for event in page.events] == ["broken"]
 
 
 def test_a_page_looks_at_no_more_than_it_may_and_says_where_to_go_on(filled: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +213,16 @@ def lanes() -> Iterator[tuple[store.Lane, Cursor | None, Cursor | None]]:
     yield from product((store.lane(1, each) for each in wanted), PLACES, LASTS)
 
 
+def lanes_both_ways() -> Iterator[tuple[store.Lane, Cursor | None, Cursor | None]]:
+    for lane, after, last in lanes():
+        yield lane, after, last
+        yield replace(lane, backwards=True), last, after
+
+
 def test_sqlite_walks_one_index_and_never_sorts(sqlite_url: str) -> None:
     engines = database.open_engines(sqlite_url)
     with engines.read.connect() as conn:
-        for lane, after, last in lanes():
+        for lane, after, last in lanes_both_ways():
             question = lane.question([*events.c], after, last, "sqlite").where(*lane.judged).limit(5)
             written = str(question.compile(conn, compile_kwargs={"literal_binds": True}))
             (step,) = [row[3] for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {written}")]
@@ -192,7 +233,7 @@ def test_sqlite_walks_one_index_and_never_sorts(sqlite_url: str) -> None:
 
 def test_mariadb_walks_one_index_and_never_sorts(filled_mariadb: Scheduler) -> None:
     with filled_mariadb._engines.read.connect() as conn:
-        for lane, after, last in lanes():
+        for lane, after, last in lanes_both_ways():
             question = lane.question([*events.c], after, last, "mysql").where(*lane.judged).limit(5)
             written = str(question.compile(conn, compile_kwargs={"literal_binds": True}))
             if "false" in written:

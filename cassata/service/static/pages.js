@@ -25,19 +25,47 @@ function isBusy() {
   return document.hidden || isTyping || isFilling || (selection && !selection.isCollapsed);
 }
 
+let isAsking = false;
+
+// One question at a time, however slow the service is. What is old is never shown as if it were new.
 async function refresh() {
-  if (isBusy()) return;
-  let answer;
+  if (isAsking || isBusy()) return;
+  isAsking = true;
   try {
-    answer = await fetch(location.href, { credentials: "same-origin", headers: { Accept: "text/html" } });
+    const answer = await fetch(location.href, { credentials: "same-origin", signal: AbortSignal.timeout(20_000) });
+    if (answer.redirected) tell("The session has ended: what stands here is old. Reload the page to log in.");
+    else if (!answer.ok) tell(`The service answered ${answer.status}: what stands here is old.`);
+    else {
+      const text = await answer.text();
+      tell("");
+      show(text);
+    }
   } catch {
-    main.classList.add("stale");
-    return;
+    tell("The service does not answer: what stands here is old.");
+  } finally {
+    isAsking = false;
   }
-  main.classList.toggle("stale", !answer.ok);
-  if (!answer.ok || answer.redirected || isBusy()) return;
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("main");
+}
+
+function tell(words) {
+  const notice = document.getElementById("stale");
+  main.classList.toggle("stale", Boolean(words));
+  if (notice.textContent !== words) notice.textContent = words;
+  notice.hidden = !words;
+}
+
+const FOCUSABLE = "a[href], summary, [tabindex]";
+
+// Where the keyboard is, so that it is there again: by the address, the name or the text of what had the focus.
+function named(element) {
+  return [element.tagName, element.getAttribute("href"), element.getAttribute("aria-label"), element.id, element.tagName === "PRE" ? "" : element.textContent].join();
+}
+
+function show(text) {
+  const fresh = new DOMParser().parseFromString(text, "text/html").getElementById("main");
   if (!fresh || isBusy()) return;
+  const focused = main.contains(document.activeElement) && document.activeElement !== main ? document.activeElement : null;
+  const alike = focused ? [...main.querySelectorAll(FOCUSABLE)].filter((each) => named(each) === named(focused)).indexOf(focused) : -1;
   for (const opened of main.querySelectorAll("details[open][id]")) {
     fresh.querySelector(`#${CSS.escape(opened.id)}`)?.setAttribute("open", "");
   }
@@ -47,6 +75,10 @@ async function refresh() {
   [...main.querySelectorAll(".scroll")].forEach((box, number) => {
     [box.scrollLeft, box.scrollTop] = places[number] ?? [0, 0];
   });
+  if (focused) {
+    const twins = [...main.querySelectorAll(FOCUSABLE)].filter((each) => named(each) === named(focused));
+    (twins[alike] ?? main).focus({ preventScroll: true });
+  }
   prepare();
 }
 
@@ -80,5 +112,12 @@ if (main && picker && "refreshes" in main.dataset) {
   document.addEventListener("visibilitychange", () => document.hidden || (Number(picker.value) && refresh()));
   restart();
 }
+// A form is sent once, however often its button is pressed; it may be again when somebody comes back to the page.
+document.addEventListener("submit", (event) => {
+  if (event.target.method !== "post") return;
+  if (event.target.dataset.sent) event.preventDefault();
+  else event.target.dataset.sent = "yes";
+});
+addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").forEach((form) => delete form.dataset.sent));
 document.getElementById("app")?.addEventListener("change", (event) => event.target.form.requestSubmit());
 prepare();
