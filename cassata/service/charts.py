@@ -45,9 +45,8 @@ def bars(columns: Sequence[Column], description: str) -> Markup:
     """Draw bars beside each other. A capped one is open at its top."""
     top = _round_up(max((column.total for column in columns), default=0))
     width = 100 / max(1, len(columns))
-    drawn = [_grid([(value, _short(value)) for value in (top / 2, top)], lambda value: _height(value / top))]
-    for place, column in enumerate(columns):
-        drawn.append(_bar(column, place * width, width, top))
+    grid, names = _grid([(value, _short(value)) for value in (top / 2, top)], lambda value: _height(value / top))
+    drawn = [grid, *(_bar(column, place * width, width, top) for place, column in enumerate(columns)), names]
     drawn.append(_labels([column.label for column in columns]))
     return _drawing(drawn, description)
 
@@ -73,8 +72,8 @@ def lines(series: Sequence[Line], labels: Sequence[str], titles: Sequence[str], 
         return _height(math.log10(max(value, 1)) / high)
 
     count = max(1, len(labels))
-    drawn = [_grid([(10.0**decade, duration(10.0**decade)) for decade in range(high + 1)], height)]
-    plot = []
+    grid, names = _grid([(10.0**decade, duration(10.0**decade)) for decade in range(high + 1)], height)
+    drawn, plot = [grid], []
     for line in series:
         for run in _runs(line.values):
             points = " ".join(f"{(place + 0.5) * 1000 / count:.1f},{height(value):.1f}" for place, value in run)
@@ -86,7 +85,7 @@ def lines(series: Sequence[Line], labels: Sequence[str], titles: Sequence[str], 
     for place, title in enumerate(titles):
         box = f'x="{place * 100 / count:.3f}%" width="{100 / count:.3f}%" y="{PLOT_TOP}" height="{PLOT_BOTTOM - PLOT_TOP}"'
         drawn.append(f'<g><title>{escape(title)}</title><rect class="hover" {box}/></g>')
-    drawn.append(_labels(labels))
+    drawn += [names, _labels(labels)]
     return _drawing(drawn, description)
 
 
@@ -108,13 +107,12 @@ def _drawing(parts: Sequence[str], description: str) -> Markup:
     return Markup(f'<svg class="chart" role="img" aria-label="{escape(description)}" width="100%" height="{HEIGHT}">{inner}</svg>')  # noqa: S704
 
 
-def _grid(marks: Sequence[tuple[float, str]], height: Callable[[float], float]) -> str:
+def _grid(marks: Sequence[tuple[float, str]], height: Callable[[float], float]) -> tuple[str, str]:
+    """Draw lines at some values, and, to stand in front of all else, what they are called."""
     base = f'<line class="base" x1="0" x2="100%" y1="{PLOT_BOTTOM}" y2="{PLOT_BOTTOM}"/>'
-    drawn = [base]
-    for value, name in marks:
-        y = height(value)
-        drawn.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/><text x="0" y="{y - 4:.1f}">{escape(name)}</text>')
-    return "".join(drawn)
+    placed = [(height(value), name) for value, name in marks]
+    grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>' for y, _ in placed)
+    return base + grid, "".join(f'<text class="mark" x="0" y="{y - 4:.1f}">{escape(name)}</text>' for y, name in placed)
 
 
 def _labels(labels: Sequence[str]) -> str:

@@ -65,6 +65,11 @@ class Figures:
         """Whether the figures that must be zero whatever happens are zero."""
         return not (self.lost or self.early or self.stuck or self.contradictions)
 
+    @property
+    def needless(self) -> int:
+        """How many were sent twice for no reason: a busy machine answers some after their deadline, and these are sent again."""
+        return max(0, self.duplicates - self.timed_out)
+
 
 def check(
     ledger: Ledger,

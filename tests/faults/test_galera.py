@@ -74,7 +74,7 @@ def test_with_a_service_and_a_worker_at_each_node_each_event_is_sent_once(
     conflicts, commits = (after[key] - before[key] for key in ("conflicts", "commits"))
     figure(f"C1 three nodes, no fault: {figures}; conflicts {conflicts} beside {commits} commits, latest {figures.latest_ms} ms")
     assert figures.is_sound
-    assert (figures.duplicates, figures.fenced, figures.worker_lost) == (0, 0, [])
+    assert (figures.needless, figures.fenced, figures.worker_lost) == (0, 0, [])
 
 
 @pytest.mark.parametrize("applications", [1, 30])
@@ -97,8 +97,7 @@ def test_a_backlog_is_sent_once_however_many_nodes_are_written_to(
         f"conflicts {conflicts} beside {commits} commits ({conflicts / commits:.2f}), {6_000 / took:.0f} events/s"
     )
     assert figures.is_sound
-    assert (figures.fenced, figures.worker_lost) == (0, [])
-    assert figures.duplicates <= figures.timed_out, "a machine that is busy answers some late"
+    assert (figures.needless, figures.fenced, figures.worker_lost) == (0, 0, [])
 
 
 # --- a node dies -------------------------------------------------------------------------------------------------------

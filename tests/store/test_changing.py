@@ -227,5 +227,6 @@ def test_an_old_version_is_never_sent_once_a_change_was_acknowledged(race: Calla
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_an_old_version_is_never_sent_in_ten_thousand_races(race: Callable[[int], None]) -> None:
     race(10_000)
