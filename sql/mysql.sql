@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS api_keys (
     CONSTRAINT api_keys_prefix UNIQUE (prefix)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
+CREATE INDEX api_keys_application ON api_keys (application);
 
 CREATE TABLE installation (
     id INTEGER NOT NULL,
@@ -110,7 +110,7 @@ CREATE TABLE IF NOT EXISTS breakers (
     PRIMARY KEY (application, destination)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
+CREATE INDEX breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';
 
@@ -143,7 +143,7 @@ CREATE TABLE IF NOT EXISTS series (
     CONSTRAINT series_series_id UNIQUE (application, series_id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
+CREATE INDEX series_wake ON series (wake_at, id);
 
 CREATE TABLE IF NOT EXISTS operations (
     id INTEGER NOT NULL AUTO_INCREMENT,
@@ -167,9 +167,9 @@ CREATE TABLE IF NOT EXISTS operations (
     CONSTRAINT operations_operation_id UNIQUE (application, operation_id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
+CREATE INDEX operations_wake ON operations (wake_at, id);
 
-CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
+CREATE INDEX operations_application ON operations (application, id);
 
 UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';
 
@@ -183,7 +183,7 @@ CREATE TABLE IF NOT EXISTS tallies (
     PRIMARY KEY (application, measure, minute)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS tallies_minute ON tallies (minute);
+CREATE INDEX tallies_minute ON tallies (minute);
 
 CREATE TABLE IF NOT EXISTS workers (
     worker VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

@@ -87,7 +87,7 @@ CREATE TABLE IF NOT EXISTS api_keys (
     CONSTRAINT api_keys_prefix UNIQUE (prefix)
 );
 
-CREATE INDEX IF NOT EXISTS api_keys_application ON api_keys (application);
+CREATE INDEX api_keys_application ON api_keys (application);
 
 CREATE TABLE installation (
     id INTEGER NOT NULL,
@@ -121,7 +121,7 @@ CREATE TABLE IF NOT EXISTS breakers (
     PRIMARY KEY (application, destination)
 );
 
-CREATE INDEX IF NOT EXISTS breakers_retry ON breakers (retry_at);
+CREATE INDEX breakers_retry ON breakers (retry_at);
 
 UPDATE alembic_version SET version_num='0002' WHERE alembic_version.version_num = '0001';
 
@@ -159,7 +159,7 @@ CREATE TABLE IF NOT EXISTS series (
     CONSTRAINT series_series_id UNIQUE (application, series_id)
 );
 
-CREATE INDEX IF NOT EXISTS series_wake ON series (wake_at, id);
+CREATE INDEX series_wake ON series (wake_at, id);
 
 CREATE TABLE IF NOT EXISTS operations (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -182,9 +182,9 @@ CREATE TABLE IF NOT EXISTS operations (
     CONSTRAINT operations_operation_id UNIQUE (application, operation_id)
 );
 
-CREATE INDEX IF NOT EXISTS operations_wake ON operations (wake_at, id);
+CREATE INDEX operations_wake ON operations (wake_at, id);
 
-CREATE INDEX IF NOT EXISTS operations_application ON operations (application, id);
+CREATE INDEX operations_application ON operations (application, id);
 
 UPDATE alembic_version SET version_num='0003' WHERE alembic_version.version_num = '0002';
 
@@ -198,7 +198,7 @@ CREATE TABLE IF NOT EXISTS tallies (
     PRIMARY KEY (application, measure, minute)
 );
 
-CREATE INDEX IF NOT EXISTS tallies_minute ON tallies (minute);
+CREATE INDEX tallies_minute ON tallies (minute);
 
 CREATE TABLE IF NOT EXISTS workers (
     worker VARCHAR(32) NOT NULL,

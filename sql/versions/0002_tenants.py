@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
+from cassata.migration import create_index
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -63,7 +65,7 @@ def upgrade() -> None:
         if_not_exists=True,
         **OPTIONS,
     )
-    op.create_index("api_keys_application", "api_keys", ["application"], if_not_exists=True)
+    create_index("api_keys_application", "api_keys", ["application"])
     op.create_table(
         "installation",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
@@ -99,7 +101,7 @@ def upgrade() -> None:
         if_not_exists=True,
         **OPTIONS,
     )
-    op.create_index("breakers_retry", "breakers", ["retry_at"], if_not_exists=True)
+    create_index("breakers_retry", "breakers", ["retry_at"])
 
 
 def downgrade() -> None:

@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
+from cassata.migration import create_index
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -65,7 +67,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **OPTIONS,
     )
-    op.create_index("series_wake", "series", ["wake_at", "id"], if_not_exists=True)
+    create_index("series_wake", "series", ["wake_at", "id"])
     op.create_table(
         "operations",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -90,8 +92,8 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **OPTIONS,
     )
-    op.create_index("operations_wake", "operations", ["wake_at", "id"], if_not_exists=True)
-    op.create_index("operations_application", "operations", ["application", "id"], if_not_exists=True)
+    create_index("operations_wake", "operations", ["wake_at", "id"])
+    create_index("operations_application", "operations", ["application", "id"])
 
 
 def downgrade() -> None:

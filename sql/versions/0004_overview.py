@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from cassata.migration import create_index
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -28,7 +30,7 @@ def upgrade() -> None:
         if_not_exists=True,
         **OPTIONS,
     )
-    op.create_index("tallies_minute", "tallies", ["minute"], if_not_exists=True)
+    create_index("tallies_minute", "tallies", ["minute"])
     op.create_table(
         "workers",
         sa.Column("worker", ascii_string(32), primary_key=True),

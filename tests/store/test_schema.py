@@ -98,6 +98,10 @@ def test_the_ddl_for_administrators_is_what_the_migrations_do(dialect: str) -> N
     assert file.read_text() == text_
 
 
+def test_the_ddl_for_mysql_has_nothing_that_only_mariadb_knows() -> None:
+    assert "INDEX IF NOT EXISTS" not in (DDL / "mysql.sql").read_text()  # a syntax error on MySQL 8 and 9
+
+
 def test_eight_upgrades_at_once_make_one_schema(empty_url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(lambda _: database.upgrade(empty_url), range(8)))
