@@ -212,7 +212,7 @@ ALTER TABLE series ADD COLUMN follows INTEGER;
 
 ALTER TABLE applications ADD COLUMN topics TEXT, ADD COLUMN stream TEXT, ADD COLUMN prioritized BOOL NOT NULL DEFAULT false;
 
-CREATE INDEX IF NOT EXISTS series_follows ON series (follows);
+CREATE INDEX series_follows ON series (follows);
 
 CREATE TABLE IF NOT EXISTS links (
     successor BIGINT NOT NULL,
@@ -222,7 +222,7 @@ CREATE TABLE IF NOT EXISTS links (
     PRIMARY KEY (successor)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS links_predecessor ON links (predecessor);
+CREATE INDEX links_predecessor ON links (predecessor);
 
 CREATE TABLE IF NOT EXISTS outputs (
     event BIGINT NOT NULL,
@@ -255,6 +255,6 @@ CREATE TABLE IF NOT EXISTS outbox (
     PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX IF NOT EXISTS outbox_application ON outbox (application, id);
+CREATE INDEX outbox_application ON outbox (application, id);
 
 UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

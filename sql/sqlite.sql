@@ -233,7 +233,7 @@ ALTER TABLE applications ADD COLUMN stream TEXT;
 
 ALTER TABLE applications ADD COLUMN prioritized BOOLEAN NOT NULL DEFAULT false;
 
-CREATE INDEX IF NOT EXISTS series_follows ON series (follows);
+CREATE INDEX series_follows ON series (follows);
 
 CREATE TABLE IF NOT EXISTS links (
     successor INTEGER NOT NULL,
@@ -243,7 +243,7 @@ CREATE TABLE IF NOT EXISTS links (
     PRIMARY KEY (successor)
 );
 
-CREATE INDEX IF NOT EXISTS links_predecessor ON links (predecessor);
+CREATE INDEX links_predecessor ON links (predecessor);
 
 CREATE TABLE IF NOT EXISTS outputs (
     event INTEGER NOT NULL,
@@ -274,6 +274,6 @@ CREATE TABLE IF NOT EXISTS outbox (
     created_at BIGINT NOT NULL
 );
 
-CREATE INDEX IF NOT EXISTS outbox_application ON outbox (application, id);
+CREATE INDEX outbox_application ON outbox (application, id);
 
 UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import context, op
 from sqlalchemy.dialects import mysql
 
+from cassata.migration import create_index
+
 revision = "0006"
 down_revision = "0005"
 branch_labels = None
@@ -43,7 +45,7 @@ def add_columns(table: str) -> None:
 def upgrade() -> None:
     for table in COLUMNS:
         add_columns(table)
-    op.create_index("series_follows", "series", ["follows"], if_not_exists=True)
+    create_index("series_follows", "series", ["follows"])
     op.create_table(
         "links",
         sa.Column("successor", ROW_ID, primary_key=True, autoincrement=False),
@@ -53,7 +55,7 @@ def upgrade() -> None:
         if_not_exists=True,
         **OPTIONS,
     )
-    op.create_index("links_predecessor", "links", ["predecessor"], if_not_exists=True)
+    create_index("links_predecessor", "links", ["predecessor"])
     op.create_table(
         "outputs",
         sa.Column("event", ROW_ID, primary_key=True, autoincrement=False),
@@ -90,7 +92,7 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
         **OPTIONS,
     )
-    op.create_index("outbox_application", "outbox", ["application", "id"], if_not_exists=True)
+    create_index("outbox_application", "outbox", ["application", "id"])
 
 
 def downgrade() -> None:
