@@ -242,7 +242,18 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status", "payload_removed_at", "followed", "priority"}
+_FILLED_LATER = {
+    "id",
+    "cancel_requested",
+    "last_error",
+    "finished_at",
+    "replayed_at",
+    "operation",
+    "last_status",
+    "payload_removed_at",
+    "followed",
+    "priority",
+}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 
