@@ -91,6 +91,7 @@ class Service(Section):
     access_log: bool = False
     dashboard: bool = True
     dashboard_hides_payloads: bool = False
+    dialects: list[Literal["goscheduler", "recurring", "jobs"]] = []
 
 
 class Worker(Section):

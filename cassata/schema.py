@@ -25,6 +25,7 @@ from sqlalchemy.types import TypeEngine
 
 from cassata.model import (
     APPLICATION_ID_LENGTH,
+    BATCH_ID_LENGTH,
     DESTINATION_LENGTH,
     DETAIL_CHARACTERS,
     EVENT_ID_LENGTH,
@@ -37,7 +38,7 @@ from cassata.model import (
     URL_LENGTH,
 )
 
-VERSION = "0005"
+VERSION = "0006"
 """The newest migration in `sql/versions`: what this code needs the database to be at."""
 
 
@@ -68,6 +69,9 @@ applications = Table(
     Column("metadata", Text),
     Column("secrets", Text),
     Column("changed_at", BigInteger, nullable=False, server_default="0"),
+    Column("topics", Text),  # this and the next one are documents (JSON), too
+    Column("stream", Text),
+    Column("prioritized", Boolean, nullable=False, server_default=false()),  # whether any of its events has had a priority
     UniqueConstraint("application_id", name="applications_application_id"),
     # Whoever keeps applications in mind asks every second which of them have changed.
     Index("applications_changed", "changed_at"),
@@ -129,6 +133,8 @@ events = Table(
     Column("operation", Integer),  # the operation that changed it last: none changes an event twice
     Column("last_status", SmallInteger),  # the status code of the newest attempt that had an answer
     Column("payload_removed_at", BigInteger),  # what has lost its payload is not sent again
+    Column("followed", Boolean, nullable=False, server_default=false()),  # whether a link leads from it to a successor
+    Column("priority", SmallInteger, nullable=False, server_default="0"),
     UniqueConstraint("application", "event_id", name="events_event_id"),
     # Claims, lost leases and the agenda all live on this one. Finished rows have no wake_at and sort apart from it.
     Index("events_wake", "application", "wake_at", "id"),
@@ -213,8 +219,10 @@ series = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
+    Column("follows", Integer),  # the series whose every occurrence one of this one comes after
     UniqueConstraint("application", "series_id", name="series_series_id"),
     Index("series_wake", "wake_at", "id"),
+    Index("series_follows", "follows"),
     **OPTIONS,
     **NEVER_REUSED,
 )
@@ -272,4 +280,59 @@ workers = Table(
     Column("seen_at", BigInteger, nullable=False),
     Column("in_hand", Integer, nullable=False),
     **OPTIONS,
+)
+
+# Chains: the event that a blocked one waits for, and what is to have become of it. `input`: it is handed the other's answer.
+links = Table(
+    "links",
+    metadata,
+    Column("successor", ROW_ID, primary_key=True, autoincrement=False),
+    Column("predecessor", ROW_ID, nullable=False),
+    Column("wanted", SmallInteger, nullable=False),
+    Column("input", Boolean, nullable=False),
+    Index("links_predecessor", "predecessor"),
+    **OPTIONS,
+)
+
+# What an attempt answered or wrote, where that is kept. It may still grow. `length` is how long all of it was.
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("event", ROW_ID, primary_key=True, autoincrement=False),
+    Column("fence", ROW_ID, primary_key=True, autoincrement=False),
+    Column("headers", Text),
+    Column("body", PAYLOAD),
+    Column("length", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    **OPTIONS,
+)
+
+# Scripts that workers may run: zip archives.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("application", Integer, nullable=False),
+    Column("batch_id", ascii_string(BATCH_ID_LENGTH), nullable=False),
+    Column("active", Boolean, nullable=False, server_default=true()),
+    Column("archive", PAYLOAD, nullable=False),
+    Column("hash", HASH, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
+    UniqueConstraint("application", "batch_id", name="batches_batch_id"),
+    **OPTIONS,
+    **NEVER_REUSED,
+)
+
+# What is still to be told of the lives of events, to whom each application says. The messages of one event are in their order.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", ROW_ID, primary_key=True),
+    Column("application", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("outbox_application", "application", "id"),
+    **OPTIONS,
+    **NEVER_REUSED,
 )

@@ -82,7 +82,7 @@ from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 E = events.c
 _NO_PAYLOAD = null().label("payload")
 _WITHOUT_PAYLOAD = [*(column for column in events.c if column is not E.payload), _NO_PAYLOAD]
-_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series", "payload_removed_at"}
+_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series", "payload_removed_at", "followed", "priority"}
 _LISTED = [*(column for column in events.c if column.name not in _UNLISTED), _NO_PAYLOAD]  # each column costs a microsecond a row
 _FOR_DELIVERY = (
     E.id,
@@ -242,7 +242,18 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
-_FILLED_LATER = {"id", "cancel_requested", "last_error", "finished_at", "replayed_at", "operation", "last_status", "payload_removed_at"}
+_FILLED_LATER = {
+    "id",
+    "cancel_requested",
+    "last_error",
+    "finished_at",
+    "replayed_at",
+    "operation",
+    "last_status",
+    "payload_removed_at",
+    "followed",
+    "priority",
+}
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
 

@@ -35,6 +35,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.series TO 'cassata_servi
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.tallies TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.workers TO 'cassata_service'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.links TO 'cassata_service'@'%';
+GRANT SELECT, DELETE ON `DATABASE_NAME`.outputs TO 'cassata_service'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.batches TO 'cassata_service'@'%';
+GRANT SELECT, INSERT ON `DATABASE_NAME`.outbox TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_service'@'%';
 
 -- INSERT: the occurrences of series. DELETE: what ended long ago.
@@ -49,4 +53,8 @@ GRANT SELECT, UPDATE ON `DATABASE_NAME`.series TO 'cassata_worker'@'%';
 GRANT SELECT, UPDATE ON `DATABASE_NAME`.operations TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.tallies TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.workers TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.links TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.outputs TO 'cassata_worker'@'%';
+GRANT SELECT ON `DATABASE_NAME`.batches TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.outbox TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_worker'@'%';

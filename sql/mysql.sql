@@ -1,4 +1,4 @@
--- Cassata's tables for mysql, at version 0005. 'cassata db upgrade' makes the same.
+-- Cassata's tables for mysql, at version 0006. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -203,3 +203,58 @@ UPDATE alembic_version SET version_num='0004' WHERE alembic_version.version_num 
 ALTER TABLE events ADD COLUMN payload_removed_at BIGINT;
 
 UPDATE alembic_version SET version_num='0005' WHERE alembic_version.version_num = '0004';
+
+-- Running upgrade 0005 -> 0006
+
+ALTER TABLE events ADD COLUMN followed BOOL NOT NULL DEFAULT false, ADD COLUMN priority SMALLINT NOT NULL DEFAULT 0;
+
+ALTER TABLE series ADD COLUMN follows INTEGER;
+
+ALTER TABLE applications ADD COLUMN topics TEXT, ADD COLUMN stream TEXT, ADD COLUMN prioritized BOOL NOT NULL DEFAULT false;
+
+CREATE INDEX series_follows ON series (follows);
+
+CREATE TABLE IF NOT EXISTS links (
+    successor BIGINT NOT NULL,
+    predecessor BIGINT NOT NULL,
+    wanted SMALLINT NOT NULL,
+    input BOOL NOT NULL,
+    PRIMARY KEY (successor)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX links_predecessor ON links (predecessor);
+
+CREATE TABLE IF NOT EXISTS outputs (
+    event BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    headers TEXT,
+    body MEDIUMBLOB,
+    length BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    PRIMARY KEY (event, fence)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER NOT NULL AUTO_INCREMENT,
+    application INTEGER NOT NULL,
+    batch_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    active BOOL NOT NULL DEFAULT true,
+    archive MEDIUMBLOB NOT NULL,
+    hash BINARY(32) NOT NULL,
+    created_at BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    PRIMARY KEY (id),
+    CONSTRAINT batches_batch_id UNIQUE (application, batch_id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE TABLE IF NOT EXISTS outbox (
+    id BIGINT NOT NULL AUTO_INCREMENT,
+    application INTEGER NOT NULL,
+    message TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    PRIMARY KEY (id)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
+CREATE INDEX outbox_application ON outbox (application, id);
+
+UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

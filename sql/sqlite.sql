@@ -1,4 +1,4 @@
--- Cassata's tables for sqlite, at version 0005. 'cassata db upgrade' makes the same.
+-- Cassata's tables for sqlite, at version 0006. 'cassata db upgrade' makes the same.
 
 CREATE TABLE alembic_version (
     version_num VARCHAR(32) NOT NULL,
@@ -218,3 +218,62 @@ UPDATE alembic_version SET version_num='0004' WHERE alembic_version.version_num 
 ALTER TABLE events ADD COLUMN payload_removed_at BIGINT;
 
 UPDATE alembic_version SET version_num='0005' WHERE alembic_version.version_num = '0004';
+
+-- Running upgrade 0005 -> 0006
+
+ALTER TABLE events ADD COLUMN followed BOOLEAN NOT NULL DEFAULT false;
+
+ALTER TABLE events ADD COLUMN priority SMALLINT NOT NULL DEFAULT 0;
+
+ALTER TABLE series ADD COLUMN follows INTEGER;
+
+ALTER TABLE applications ADD COLUMN topics TEXT;
+
+ALTER TABLE applications ADD COLUMN stream TEXT;
+
+ALTER TABLE applications ADD COLUMN prioritized BOOLEAN NOT NULL DEFAULT false;
+
+CREATE INDEX series_follows ON series (follows);
+
+CREATE TABLE IF NOT EXISTS links (
+    successor INTEGER NOT NULL,
+    predecessor INTEGER NOT NULL,
+    wanted SMALLINT NOT NULL,
+    input BOOLEAN NOT NULL,
+    PRIMARY KEY (successor)
+);
+
+CREATE INDEX links_predecessor ON links (predecessor);
+
+CREATE TABLE IF NOT EXISTS outputs (
+    event INTEGER NOT NULL,
+    fence INTEGER NOT NULL,
+    headers TEXT,
+    body BLOB,
+    length BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    PRIMARY KEY (event, fence)
+);
+
+CREATE TABLE IF NOT EXISTS batches (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    application INTEGER NOT NULL,
+    batch_id VARCHAR(64) NOT NULL,
+    active BOOLEAN DEFAULT 1 NOT NULL,
+    archive BLOB NOT NULL,
+    hash BLOB NOT NULL,
+    created_at BIGINT NOT NULL,
+    changed_at BIGINT NOT NULL,
+    CONSTRAINT batches_batch_id UNIQUE (application, batch_id)
+);
+
+CREATE TABLE IF NOT EXISTS outbox (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    application INTEGER NOT NULL,
+    message TEXT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+CREATE INDEX outbox_application ON outbox (application, id);
+
+UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

@@ -14,7 +14,7 @@ from cassata import config
 from cassata.config import Service
 from cassata.metrics import ServiceMetrics
 from cassata.scheduler import Scheduler
-from cassata.service import health, problems
+from cassata.service import dialects, health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.bulk import Bulk
@@ -56,6 +56,7 @@ def create_app(
     if settings.dashboard:
         Dashboard(scheduler, settings).register(app, gate)
     gate.guard(app, monitoring.routes)
+    dialects.register(app, gate, scheduler, settings)
     health.register(app, gate, scheduler, draining)
     Documentation(app).register(gate)
     problems.register(app)

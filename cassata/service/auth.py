@@ -121,9 +121,10 @@ class Gate:
     def stand_before(self, app: Flask) -> None:
         app.before_request(self._check)
 
-    def guard(self, app: Flask, routes: Iterable[Route]) -> None:
+    def guard(self, app: Flask, routes: Iterable[Route], *, within: str = "") -> None:
+        """Let an application have routes. `within` keeps the names of a dialect's calls apart from ours."""
         for route in routes:
-            endpoint = route.view.__name__
+            endpoint = f"{within}:{route.view.__name__}" if within else route.view.__name__
             app.add_url_rule(route.rule, endpoint, route.view, methods=route.methods)
             self._routes[endpoint] = route
 

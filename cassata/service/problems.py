@@ -45,6 +45,7 @@ from cassata.errors import (
 )
 from cassata.service.answers import answer
 from cassata.service.auth import CrossSite, MissingScope, Unauthorized, is_for_people
+from cassata.service.dialects import spoken_at
 from cassata.service.preconditions import etag
 from cassata.service.wire import InvalidDocument, MalformedDocument, PayloadOverLimit
 from cassata.tenants import TooManyKeys
@@ -251,7 +252,10 @@ def _internal_problem(error: Exception) -> Response:
 
 
 def _answer(described: dict[str, Any], headers: dict[str, str] | None, error: Exception) -> Response:
-    """Answer people with a page, programs with the document. What is not HTTP never becomes a request."""
+    """Answer people with a page, programs with the document, or in the form of their dialect. What is not HTTP never becomes a request."""
+    dialect = spoken_at(current_app, request.path) if has_request_context() else None
+    if dialect is not None:
+        return dialect.refusal(described, error)
     page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION) if has_request_context() else None
     if page is not None and is_for_people(request.path):
         return page(described, headers, error)

@@ -1,0 +1,61 @@
+"""The contracts of other schedulers, for clients that stay as they are. Each is translation only: what it does, the scheduler does.
+
+A dialect's module is named after it, and holds `make`, which returns a Dialect.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flask import Flask, Response, request
+
+from cassata.config import Service
+from cassata.scheduler import Scheduler
+from cassata.service.auth import Gate, Route, caller
+
+EXTENSION = "dialects"
+"""Under this name an application has the dialects that it speaks."""
+
+Refusal = Callable[[Mapping[str, Any], Exception], Response]
+"""Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The calls of one contract. `addresses` are what theirs begin with ("/goscheduler"): what goes wrong there is told by `refusal`."""
+
+    name: str
+    addresses: Sequence[str]
+    routes: Sequence[Route]
+    refusal: Refusal
+
+    def is_spoken_at(self, path: str) -> bool:
+        return any(path == address or path.startswith(f"{address}/") for address in self.addresses)
+
+
+class Make(Protocol):
+    def __call__(self, scheduler: Scheduler, settings: Service) -> Dialect: ...
+
+
+def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) -> None:
+    """Have an application speak the dialects that are switched on."""
+    spoken = []
+    for name in settings.dialects:
+        make: Make = importlib.import_module(f"{__name__}.{name}").make
+        dialect = make(scheduler, settings)
+        gate.guard(app, dialect.routes, within=name)
+        spoken.append(dialect)
+    app.extensions[EXTENSION] = spoken
+
+
+def spoken_at(app: Flask, path: str) -> Dialect | None:
+    """Return the dialect that is spoken at an address, if one is."""
+    return next((dialect for dialect in app.extensions.get(EXTENSION, ()) if dialect.is_spoken_at(path)), None)
+
+
+def application_of_caller(name: str) -> str:
+    """Return the application that a call is about whose contract knows none: the key's own, or the one with the dialect's name."""
+    return caller().application_id or request.headers.get("Cassata-Application") or name
