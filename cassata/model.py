@@ -284,6 +284,8 @@ class Breaker:
 class NewEvent:
     """One HTTP request to send, once, at `due_at` (an instant) or `delay_ms` after it is stored: give one of the two.
 
+    `duration_ms` is how long lasts what it is about (its end is told, nothing else comes of it).
+
     Raises InvalidEvent naming every bad field, so a value of this type can always be stored and sent.
     """
 
@@ -298,6 +300,7 @@ class NewEvent:
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
+    duration_ms: int | None = None
 
     def __post_init__(self) -> None:
         problems = list(problems_of(self, _EVENT_CHECKS))
@@ -312,9 +315,11 @@ class NewEvent:
         A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same.
         """
         retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
-        facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        facts: list[Any] = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
         if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
             facts.append(self.max_lateness_ms)
+        if self.duration_ms is not None:
+            facts.append(("duration_ms", self.duration_ms))
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -346,6 +351,7 @@ class Event:
     finished_at: int | None
     replayed_at: int | None = None  # when it was last put back to be sent once more
     max_lateness_ms: int | None = None
+    duration_ms: int | None = None
     last_status: int | None = None
     fence: int = 0
     late: bool = False
@@ -373,6 +379,7 @@ class Event:
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            duration_ms=self.duration_ms,
         )
 
 
@@ -610,6 +617,7 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - what all secrets begin with (standardwe
 SECRET_BYTES = (24, 64)
 HEADER_COUNT = 32
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
+LONGEST_DURATION_MS = 366 * 86_400_000
 TIMEOUT_RANGE_MS = (100, 3_600_000)
 RETRY_COUNT_MAXIMUM = 100
 
@@ -828,6 +836,12 @@ def check_max_lateness_ms(value: int) -> int:
     return value
 
 
+def check_duration_ms(value: int) -> int:
+    if not 0 <= value <= LONGEST_DURATION_MS:
+        raise ValueError(f"must be between 0 and {LONGEST_DURATION_MS // 1000} seconds (366 days)")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -858,6 +872,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
+    ("duration_ms", check_duration_ms),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

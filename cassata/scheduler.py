@@ -280,6 +280,27 @@ class Scheduler:
             raise added
         return added
 
+    def add_once(self, new: NewEvent) -> Event:
+        """Store one event under an id that is new: also to what was cancelled, and to series. Raises as `add` does, and SeriesExists."""
+        closed = self._transactions.read(lambda conn: self._closed_ones(conn, [new]))
+        application_id, event_id = new.application_id, new.event_id
+
+        def work(conn: Connection, _tries: int) -> Event:
+            application = self.tenants.known(conn, application_id)
+            row = store.lock_event(conn, application.number, event_id) if application else None
+            if row is not None:
+                raise DuplicateEvent(self._event(conn, row, application_id), identical=row.request_hash == new.request_hash)
+            added = self._add(conn, [new], closed, looking=False)[0]
+            if isinstance(added, Exception):
+                raise added
+            # Only now, as whoever makes such a series looks for an event once it is inserted: one of the two sees the other.
+            self.timetable.check_free(conn, application_id, event_id)
+            return added
+
+        added = self._transactions.write(work, retry_duplicates=True)
+        telemetry.tell("added", [added])
+        return added
+
     def put(self, new: NewEvent) -> tuple[Event, bool]:
         """Store one event unless it is stored already: return it, and whether it is new. Raises as `add` does."""
         try:
@@ -955,6 +976,7 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         created_at=row["created_at"],
         finished_at=None,
         max_lateness_ms=new.max_lateness_ms,
+        duration_ms=new.duration_ms,
     )
 
 

@@ -17,11 +17,13 @@ from cassata.errors import InvalidSeries, RecurrenceError
 from cassata.model import (
     METADATA_BYTES,
     SERIES_NAME_LENGTH,
+    Event,
     Headers,
     NewEvent,
     RetryOptions,
     Status,
     check_application_id,
+    check_duration_ms,
     check_headers,
     check_max_lateness_ms,
     check_method,
@@ -34,7 +36,6 @@ from cassata.model import (
 from cassata.recurrence import Occurrence, Rule
 
 DAY_MS = 86_400_000
-LONGEST_MS = 366 * DAY_MS
 DESCRIPTION_CHARACTERS = 2_000
 
 
@@ -199,7 +200,7 @@ class Instance:
     """One occurrence of a series. `status` is its event's, None where there is none: it is still to come, or was not made.
 
     `index` is its position (from 0) among what the rule makes, None where that is too far to count, or the rule makes it no more.
-    An exception was changed or cancelled by itself. `version` is its event's, None where there is none.
+    An exception was changed or cancelled by itself. `version` is its event's, None where there is none; so is `event`.
     """
 
     instance_id: str
@@ -210,6 +211,7 @@ class Instance:
     status: Status | None
     is_exception: bool
     version: str | None
+    event: Event | None = None
 
 
 def check_metadata(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,12 +242,6 @@ def _at_most(longest: int) -> Callable[[str], str]:
     return check
 
 
-def _duration(value: int) -> int:
-    if not 0 <= value <= LONGEST_MS:
-        raise ValueError(f"must be between 0 and {LONGEST_MS // 1000} seconds (366 days)")
-    return value
-
-
 def _jitter(value: int) -> int:
     if not 0 <= value <= DAY_MS:
         raise ValueError(f"must be between 0 and {DAY_MS // 1000} seconds")
@@ -260,12 +256,12 @@ _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
-    ("duration_ms", _duration),
+    ("duration_ms", check_duration_ms),
     ("name", _at_most(SERIES_NAME_LENGTH)),
     ("description", _at_most(DESCRIPTION_CHARACTERS)),
     ("metadata", check_metadata),
     ("catch_up", _one_of(CatchUp)),
-    ("catch_up_window_ms", _duration),
+    ("catch_up_window_ms", check_duration_ms),
     ("overlap", _one_of(Overlap)),
     ("jitter_ms", _jitter),
 )

@@ -289,6 +289,8 @@ def _options(new: NewEvent) -> str | None:
         options["retry"] = asdict(new.retry)
     if new.max_lateness_ms is not None:
         options["max_lateness_ms"] = new.max_lateness_ms
+    if new.duration_ms is not None:
+        options["duration_ms"] = new.duration_ms
     return json.dumps(options) if options else None
 
 
@@ -1495,6 +1497,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         finished_at=row.finished_at,
         replayed_at=row.replayed_at,
         max_lateness_ms=request.max_lateness_ms,
+        duration_ms=request.duration_ms,
         last_status=row.last_status,
         fence=row.fence,
         late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
@@ -1534,6 +1537,7 @@ class _Request(NamedTuple):
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
+    duration_ms: int | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -1545,6 +1549,6 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"))
+        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"), options.get("duration_ms"))
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")

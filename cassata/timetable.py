@@ -7,8 +7,10 @@ a series locks its row first, and so does whoever advances it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -17,6 +19,7 @@ from cassata import database, recurrence, store, telemetry
 from cassata.errors import (
     ApplicationRefused,
     CassataError,
+    DuplicateEvent,
     InstanceChanged,
     InstanceGone,
     InvalidEvent,
@@ -53,6 +56,7 @@ EVENTS_AT_ONCE = 1_000
 """So many series are advanced, and so many events made, in one transaction."""
 ROWS_AT_ONCE = 1_000
 LATEST_LOOKED_AT = 5
+PAGE_BYTES = 4 * 1024 * 1024
 
 CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms"}
 """What may be changed of a single occurrence."""
@@ -102,16 +106,18 @@ class Timetable:
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
 
-    def create(self, new: NewSeries) -> Series:
+    def create(self, new: NewSeries, *, final: bool = False) -> Series:
         """Store a series, in place of a cancelled one if there is one. Its first occurrence is the first from now on.
 
-        Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable. To repeat it does no harm.
+        `final`: what has ended is final. The id must be new, also to events, and there must be an occurrence to come.
+        Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable, and if `final` DuplicateEvent.
+        To repeat it does no harm.
         """
         self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            return self._create(conn, self._registered(conn, new.application_id, now), new, now)
+            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -151,20 +157,21 @@ class Timetable:
 
         return self._transactions.read(work)
 
-    def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
+    def replace(self, new: NewSeries, *, version: int | None = None, final: bool = False) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
         What it is to do already is no error, whatever the version: a call may be repeated. By the same rule it goes on from where
         it is, and catches up as the new content says; another rule begins now.
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
-        Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
+        Raises UnknownSeries, SeriesFinished for one that was cancelled (if `final` also for one that has come to its end),
+        SeriesChanged unless it is at that version, and as `create` does.
         """
         self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
             series, application = self._locked(conn, new.application_id, new.series_id, now)
-            if series.status is SeriesStatus.CANCELLED:
+            if _is_final(series, final=final):
                 raise SeriesFinished(series)
             if series.content_hash == new.content_hash:
                 return series
@@ -216,10 +223,10 @@ class Timetable:
 
         return self._transactions.write(work)
 
-    def cancel(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
+    def cancel(self, application_id: str, series_id: str, *, version: int | None = None, final: bool = False) -> Series:
         """Cancel a series and its events that have not ended. To cancel what is cancelled is no error.
 
-        Raises UnknownSeries, SeriesChanged.
+        Raises UnknownSeries, SeriesChanged, and if `final` SeriesFinished for one that has come to its end.
         """
 
         def work(conn: Connection, _tries: int) -> Series:
@@ -227,6 +234,8 @@ class Timetable:
             series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 return series
+            if _is_final(series, final=final):
+                raise SeriesFinished(series)
             _check_version(series, version)
             unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
             self._cancel_events(conn, [row.id for row in unfinished], now)
@@ -270,14 +279,29 @@ class Timetable:
         self._transactions.read(admit)
         return self._transactions.write(work)
 
+    def check_free(self, conn: Connection, application_id: str, series_id: str) -> None:
+        """Raise SeriesExists if there is a series with that id, cancelled or not, and lock its row."""
+        application = self._tenants.known(conn, application_id)
+        if application and (row := store.lock_series(conn, application.number, series_id)):
+            raise SeriesExists(self._read(row, application_id, self._clock.now(conn)), identical=False)
+
     # --- its occurrences -----------------------------------------------------------------------------------------------
 
     def instances(
-        self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100, known: Occurrence | None = None
+        self,
+        application_id: str,
+        series_id: str,
+        begin: int,
+        end: int,
+        *,
+        limit: int = 100,
+        known: Occurrence | None = None,
+        full: bool = False,
     ) -> list[Instance]:
         """Compute the first `limit` occurrences with `begin <= original instant < end` (ms), past and to come, with what is stored of them.
 
         Indexes are counted from `known`, where the caller has an occurrence that is nearer than how far the series has come.
+        `full`: with the payloads of their events; then only so many, at least one, as send no more than PAGE_BYTES together.
 
         Also those are told that the rule does not make any more and that have an event. Raises UnknownSeries.
         """
@@ -290,9 +314,19 @@ class Timetable:
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
             indexes = dict(made)
-            return [_instance(series, at, indexes.get(at), stored.get(at)) for at in sorted(stored.keys() | indexes)[:limit]]
+            instants = sorted(stored.keys() | indexes)[:limit]
+            payloads: Mapping[int, bytes | None] = {}
+            if full:
+                instants = _up_to(PAGE_BYTES, instants, self._payload_lengths(conn, series, instants, stored))
+                payloads = store.payloads(conn, [stored[at].id for at in instants if at in stored])
+            return [_instance(series, at, indexes.get(at), stored.get(at), payloads) for at in instants]
 
         return self._transactions.read(work)
+
+    def _payload_lengths(self, conn: Connection, series: Series, instants: Sequence[int], stored: Mapping[int, Row[Any]]) -> Iterator[int]:
+        usual = len(series.content.payload or b"")
+        lengths = store.payload_lengths(conn, [stored[at].id for at in instants if at in stored])
+        return (lengths.get(stored[at].id, 0) if at in stored else usual for at in instants)
 
     def change_instance(
         self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: str | None = None
@@ -528,17 +562,22 @@ class Timetable:
             raise UnknownSeries
         return application.number
 
-    def _create(self, conn: Connection, application: int, new: NewSeries, now: int) -> Series:
+    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False) -> Series:
         row = store.lock_series(conn, application, new.series_id)
-        if row is not None and row.status != SeriesStatus.CANCELLED:
+        if row is not None and (final or row.status != SeriesStatus.CANCELLED):
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
         content = _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
         columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
+        if final and columns["status"] is SeriesStatus.ENDED:
+            raise InvalidSeries([Problem(_source_of(content.rule), "has no occurrence from now on")])
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
+            # Only now, as whoever adds such an event looks for a series once it has inserted it: one of the two sees the other.
+            if final and (event := store.lock_event(conn, application, new.series_id)):
+                raise DuplicateEvent(store.to_event(event, new.application_id), identical=False)
         else:
             self._clear(conn, application, row.id, new.series_id, now)
             store.change_series(conn, row.id, columns | {"version": row.version + 1})
@@ -688,6 +727,20 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
 def _check_version(series: Series, version: int | None) -> None:
     if version is not None and version != series.version:
         raise SeriesChanged(series)
+
+
+def _up_to(most: int, instants: Sequence[int], lengths: Iterable[int]) -> Sequence[int]:
+    """Return the first instants whose payloads are not too much together, the very first one in any case."""
+    return instants[: max(1, sum(1 for size in accumulate(lengths) if size <= most))]
+
+
+def _is_final(series: Series, *, final: bool) -> bool:
+    """Whether a series may not be changed any more. One that has come to its end may be given more to do, unless that was final."""
+    return series.status is SeriesStatus.CANCELLED or (final and series.status is SeriesStatus.ENDED)
+
+
+def _source_of(rule: Rule) -> str:
+    return "recurrence" if rule.recurrence is not None else "cron" if rule.cron is not None else "every_ms"
 
 
 def _ends_before(series: Series, instance_id: str) -> bool:
@@ -863,17 +916,23 @@ def _known(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return changes
 
 
-def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) -> Instance:
-    begins_at = at if row is None or not store.is_exception(row) else row.due_at
+def _instance(
+    series: Series, at: int, index: int | None, row: Row[Any] | None, payloads: Mapping[int, bytes | None] = MappingProxyType({})
+) -> Instance:
+    event = None if row is None else store.to_event(row, series.application_id, payload=payloads.get(row.id))
+    is_exception = row is not None and store.is_exception(row)
+    begins_at = event.due_at if event and is_exception else at
+    own_end = None if event is None or event.duration_ms is None else begins_at + event.duration_ms
     return Instance(
         instance_id=series.content.event_id(at),
         original_at=at,
         index=index,
-        due_at=series.content.due_at(at) if row is None else row.due_at,
-        ends_at=series.content.ends_at(begins_at),
-        status=None if row is None else Status(row.status),
-        is_exception=row is not None and store.is_exception(row),
-        version=None if row is None else store.to_event(row, series.application_id).version,
+        due_at=series.content.due_at(at) if event is None else event.due_at,
+        ends_at=series.content.ends_at(begins_at) if own_end is None else own_end,
+        status=None if event is None else event.status,
+        is_exception=is_exception,
+        version=None if event is None else event.version,
+        event=event,
     )
 
 
