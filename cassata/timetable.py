@@ -729,7 +729,7 @@ def _check_version(series: Series, version: int | None) -> None:
         raise SeriesChanged(series)
 
 
-def _up_to(most: int, instants: Sequence[int], lengths: Iterable[int]) -> Sequence[int]:
+def _up_to(most: int, instants: list[int], lengths: Iterable[int]) -> list[int]:
     """Return the first instants whose payloads are not too much together, the very first one in any case."""
     return instants[: max(1, sum(1 for size in accumulate(lengths) if size <= most))]
 

@@ -255,7 +255,9 @@ def _answer(described: dict[str, Any], headers: dict[str, str] | None, error: Ex
     """Answer people with a page, programs with the document, or in the form of their dialect. What is not HTTP never becomes a request."""
     dialect = spoken_at(current_app, request.path) if has_request_context() else None
     if dialect is not None:
-        return dialect.refusal(described, error)
+        refused = dialect.refusal(described, error)
+        refused.headers.update(headers or {})
+        return refused
     page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION) if has_request_context() else None
     if page is not None and is_for_people(request.path):
         return page(described, headers, error)
