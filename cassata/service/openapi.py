@@ -38,6 +38,7 @@ from cassata.model import Status
 from cassata.series import SeriesStatus
 from cassata.service import problems
 from cassata.service.auth import Gate, MissingScope, Route, Unauthorized, is_for_people
+from cassata.service.dialects import spoken_at, spoken_by
 from cassata.service.schemas import (
     APPLICATION_ID,
     EVENT_ID,
@@ -232,10 +233,12 @@ difference. Older names of fields (`eventId`, `destinationUrl`, ...) are underst
 
 
 def document(app: Flask) -> dict[str, Any]:
-    """Describe every route of the application, but for the pages for people."""
+    """Describe every route of the application, but for the pages for people, and what is spoken in other contracts: they have documents
+    of their own.
+    """
     gate: Gate = app.extensions["gate"]
     paths: dict[str, dict[str, Any]] = {}
-    rules = (rule for rule in app.url_map.iter_rules() if not is_for_people(rule.rule))
+    rules = (rule for rule in app.url_map.iter_rules() if not is_for_people(rule.rule) and spoken_at(app, rule.rule) is None)
     for rule in sorted(rules, key=lambda rule: rule.rule):
         for method in METHODS:
             if method in (rule.methods or ()):
@@ -248,7 +251,7 @@ def document(app: Flask) -> dict[str, Any]:
             "title": "Cassata",
             "version": __version__,
             "summary": "A persistent, multi-tenant event scheduler",
-            "description": _DESCRIPTION,
+            "description": _DESCRIPTION + _of_dialects(app),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -266,6 +269,12 @@ def document(app: Flask) -> dict[str, Any]:
             },
         },
     }
+
+
+def _of_dialects(app: Flask) -> str:
+    """Say where other contracts are spoken, if any are."""
+    spoken = [f"`{dialect.name}` at {', '.join(f'`{address}`' for address in dialect.addresses)}" for dialect in spoken_by(app)]
+    return f"\nOther contracts are spoken here too, which docs/dialects describes: {'; '.join(spoken)}.\n" if spoken else ""
 
 
 def _kinds(status: int) -> list[problems.Kind]:

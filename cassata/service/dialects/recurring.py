@@ -23,7 +23,16 @@ from pydantic.alias_generators import to_camel
 
 from cassata import recurrence
 from cassata.config import Service
-from cassata.errors import DuplicateEvent, InvalidEvent, PayloadTooLarge, RecurrenceError, SeriesExists, UnknownEvent, UnknownSeries
+from cassata.errors import (
+    DuplicateEvent,
+    InvalidEvent,
+    PayloadTooLarge,
+    RecurrenceError,
+    SeriesExists,
+    UnknownEvent,
+    UnknownInstance,
+    UnknownSeries,
+)
 from cassata.model import UNFINISHED, Event, Filter, Headers, NewEvent, RetryOptions, Scope, Status, check_series_id
 from cassata.recurrence import Occurrence, Rule
 from cassata.scheduler import Scheduler
@@ -58,10 +67,12 @@ def make(scheduler: Scheduler, settings: Service) -> Dialect:  # noqa: ARG001 - 
     return Dialect(NAME, (ADDRESS,), Calls(scheduler).routes, refusal)
 
 
-def refusal(described: Mapping[str, Any], error: Exception) -> Response:  # noqa: ARG001 - the document says it all
+def refusal(described: Mapping[str, Any], error: Exception) -> Response:
     """Tell what went wrong as {"code", "message"}: the status of the answer, and all that is to be put right."""
     faults = [f"{fault.get('pointer', fault.get('parameter', '')).lstrip('/')}: {fault['detail']}" for fault in described.get("errors", ())]
     message = "; ".join(fault.removeprefix(": ") for fault in faults) or described["detail"] or described["title"]
+    if isinstance(error, UnknownEvent | UnknownSeries | UnknownInstance):
+        message = "There is no event with this id."
     return answer({"code": described["status"], "message": message}, described["status"])
 
 
