@@ -112,7 +112,7 @@ class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
-    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum", "on") are seconds.
     """
 
     application_id: str
@@ -124,7 +124,7 @@ class NewEvent:
     method: str = "POST"
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
-    retry: Mapping[str, float] | None = None
+    retry: Mapping[str, float | str] | None = None
     max_lateness: float | None = None
 
     def document(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Changes(TypedDict, total=False):
     method: str | None
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
     timeout: float | None
-    retry: Mapping[str, float] | None
+    retry: Mapping[str, float | str] | None
     max_lateness: float | None
 
 
@@ -225,7 +225,7 @@ class EventDetails(Event):
     headers: tuple[str, ...]
     payload: bytes | None
     timeout: float | None
-    retry: Mapping[str, float | None] | None
+    retry: Mapping[str, float | str | None] | None
     max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
 
@@ -257,10 +257,11 @@ class NewSeries:
     catch_up_window: timedelta | float | str | None = None
     overlap: str | None = None
     jitter: timedelta | float | str | None = None
+    identity_headers: Mapping[str, str] | None = None
     method: str = "POST"
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
-    retry: Mapping[str, float] | None = None
+    retry: Mapping[str, float | str] | None = None
     max_lateness: timedelta | float | None = None
 
     def document(self) -> dict[str, Any]:
@@ -278,6 +279,7 @@ class NewSeries:
                     "catch-up-window": _seconds(self.catch_up_window),
                     "overlap": self.overlap,
                     "jitter": _seconds(self.jitter),
+                    "identity-headers": self.identity_headers,
                     "event": _written_payload(self.payload, self.method),
                     "request-headers": _written_headers(self.headers),
                     "timeout": self.timeout,
@@ -331,6 +333,7 @@ class NewOperation:
     host: str | None = None
     last_status: int | None = None
     series: str | None = None
+    tried: bool | None = None
     at: datetime | None = None
     shift: timedelta | float | None = None
     operation_id: str = field(default_factory=new_event_id)
@@ -344,6 +347,7 @@ class NewOperation:
             "host": self.host,
             "last-status": self.last_status,
             "series": self.series,
+            "tried": self.tried,
         }
         how = {"expiry": self.at and self.at.isoformat(), "shift": _seconds(self.shift)}
         return {"operation-id": self.operation_id, "action": self.action, "filter": _given(wanted), **_given(how)}
@@ -661,12 +665,13 @@ class Client:
         host: str | None = None,
         last_status: int | None = None,
         series: str | None = None,
+        tried: bool | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
         """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
 
         `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
-        of the one whose occurrences they are.
+        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back.
         """
         query = {
             "status": ",".join(_names(status) or ()) or None,
@@ -675,6 +680,7 @@ class Client:
             "host": host,
             "last-status": last_status,
             "series": series,
+            "tried": None if tried is None else str(tried).lower(),
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)

@@ -151,6 +151,13 @@ def check_limit(name: str, value: float) -> float:
     return int(value) if name in WHOLE_LIMITS else value
 
 
+class RetryOn(StrEnum):
+    """What is tried again: what may pass (connection errors, 408, 425, 429, 5xx), or any answer that is no 2xx as well."""
+
+    TRANSIENT = "transient"
+    ANY = "any"
+
+
 @dataclass(frozen=True, slots=True)
 class RetryOptions:
     """An event's own retry rule; None leaves a value to the worker's configuration."""
@@ -159,9 +166,15 @@ class RetryOptions:
     initial_ms: int | None = None
     multiplier: float | None = None
     maximum_ms: int | None = None
+    on: str = RetryOn.TRANSIENT
 
     def __post_init__(self) -> None:
         _raise_problems(problems_of(self, _RETRY_CHECKS))
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as plain values. What is as usual is left out that there has not always been: fingerprints stay as they were."""
+        values = {"count": self.count, "initial_ms": self.initial_ms, "multiplier": self.multiplier, "maximum_ms": self.maximum_ms}
+        return values if self.on == RetryOn.TRANSIENT else {**values, "on": str(self.on)}
 
 
 class EgressPolicy(StrEnum):
@@ -314,7 +327,7 @@ class NewEvent:
 
         A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same.
         """
-        retry = self.retry and (self.retry.count, self.retry.initial_ms, self.retry.multiplier, self.retry.maximum_ms)
+        retry = self.retry and tuple(self.retry.plain().values())
         facts: list[Any] = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
         if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
             facts.append(self.max_lateness_ms)
@@ -388,7 +401,8 @@ class Filter:
     """Which events of an application are meant: those for which all of it holds. `due_from` is included, `due_until` is not (ms).
 
     `host` is a destination as `destination_of` names it, or only the host of one; `last_status` the status code of the newest
-    answer; `series_id` whose occurrences they are. Raises ValueError for what no event can have.
+    answer; `series_id` whose occurrences they are; `tried` whether there has been an attempt (since it was last put back). Raises
+    ValueError for what no event can have.
     """
 
     statuses: frozenset[Status] = frozenset()
@@ -397,6 +411,7 @@ class Filter:
     host: str | None = None
     last_status: int | None = None
     series_id: str | None = None
+    tried: bool | None = None
 
     def __post_init__(self) -> None:
         if self.host is not None and check_host(self.host) != self.host:
@@ -848,6 +863,12 @@ def check_retry_count(value: int) -> int:
     return value
 
 
+def check_retry_on(value: str) -> str:
+    if value not in list(RetryOn):
+        raise ValueError(f"must be one of {', '.join(RetryOn)}")
+    return value
+
+
 def check_backoff_ms(value: int) -> int:
     if not 0 <= value <= 86_400_000:
         raise ValueError("must be between 0 and 86400 seconds")
@@ -885,6 +906,7 @@ _RETRY_CHECKS: Sequence[tuple[str, Check]] = (
     ("initial_ms", check_backoff_ms),
     ("multiplier", check_multiplier),
     ("maximum_ms", check_backoff_ms),
+    ("on", check_retry_on),
 )
 
 

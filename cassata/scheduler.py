@@ -52,7 +52,7 @@ from cassata.model import (
 )
 from cassata.operations import Operations
 from cassata.overview import Overview
-from cassata.retention import Pruning, Retention
+from cassata.retention import Pruning, Retention, is_needed
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tail import Tail
@@ -344,6 +344,26 @@ class Scheduler:
             raise EventFinished(event)
         return event
 
+    def remove(self, application_id: str, event_id: str) -> None:
+        """Have an event gone, whatever it is: what waits is cancelled, what has ended is removed with its log.
+
+        What is being sent stays, but is tried no more; so does an occurrence that its series would make once more.
+        Raises UnknownEvent.
+        """
+
+        def work(conn: Connection, _tries: int) -> None:
+            application = self._known_number(conn, application_id)
+            if store.cancel_waiting(conn, application, event_id, self.clock.now(conn)):
+                return
+            store.request_cancel(conn, application, event_id)
+            row = store.lock_event(conn, application, event_id)
+            if row is None:
+                raise UnknownEvent
+            if row.status in FINISHED and not is_needed(conn, row):
+                store.remove_events(conn, [row.id])
+
+        self._transactions.write(work)
+
     def retry(self, application_id: str, event_id: str) -> Event:
         """Have an event that failed or was cancelled sent once more: now, or when it is due if that is later.
 
@@ -402,6 +422,13 @@ class Scheduler:
         if event.status is Status.CANCELLED:
             raise UnknownEvent
         return event
+
+    def application_of(self, event_id: str) -> str:
+        """Say whose event has that id; where several applications have one, whose is the oldest. Raises UnknownEvent."""
+        found = self._transactions.read(lambda conn: store.application_with_event(conn, event_id))
+        if found is None:
+            raise UnknownEvent
+        return found
 
     def event(self, application_id: str, event_id: str) -> tuple[Event, list[Attempt]]:
         """Return an event, cancelled or not, and the log of its attempts, oldest first. Raises UnknownEvent."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
 from cassata import recurrence
-from cassata.errors import InvalidSeries, RecurrenceError
+from cassata.errors import InvalidSeries, Problem, RecurrenceError
 from cassata.model import (
     METADATA_BYTES,
     SERIES_NAME_LENGTH,
@@ -37,6 +37,14 @@ from cassata.recurrence import Occurrence, Rule
 
 DAY_MS = 86_400_000
 DESCRIPTION_CHARACTERS = 2_000
+
+
+IDENTITIES: Mapping[str, Callable[[str, str], str]] = {
+    "event": lambda _series_id, event_id: event_id,
+    "event-uuid": lambda _series_id, event_id: recurrence.uuid_of(event_id),
+    "series": lambda series_id, _event_id: series_id,
+}
+"""What a header can tell an occurrence's receiver: its id; the same as a UUID, if its series' id is one; the id of its series."""
 
 
 class SeriesStatus(IntEnum):
@@ -68,7 +76,8 @@ class Content:
     """What a series is to do: a rule, and the request to send at each of its instants.
 
     `duration_ms` is how long each occurrence lasts (its end is told, nothing else comes of it). `catch_up_window_ms` None: however
-    long ago. Each occurrence is sent up to `jitter_ms` after its instant, always the same one at the same distance.
+    long ago. Each occurrence is sent up to `jitter_ms` after its instant, always the same one at the same distance. `identity_headers`
+    names headers of the receiver's choice in which each is told who it is, by what they hold (one of IDENTITIES).
     """
 
     application_id: str
@@ -89,13 +98,14 @@ class Content:
     catch_up_window_ms: int | None = None
     overlap: Overlap = Overlap.ALLOW
     jitter_ms: int = 0
+    identity_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, Any]:
         """What of it has no column of its own, as plain values; what is as usual is left out."""
         options = {
             "timeout_ms": self.timeout_ms,
-            "retry": self.retry and asdict(self.retry),
+            "retry": self.retry and self.retry.plain(),
             "max_lateness_ms": self.max_lateness_ms,
             "duration_ms": self.duration_ms,
             "description": self.description,
@@ -103,6 +113,7 @@ class Content:
             "catch_up_window_ms": self.catch_up_window_ms,
             "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
+            "identity_headers": dict(self.identity_headers) or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -134,12 +145,20 @@ class Content:
             due_at=due_at,
             url=self.url,
             method=self.method,
-            headers=self.headers,
+            headers=self.identified(event_id, self.headers),
             payload=self.payload,
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
         )
+
+    def identified(self, event_id: str, headers: Headers) -> Headers:
+        """Put the headers that tell who an event is in the place of any others of these names."""
+        if not self.identity_headers:
+            return headers
+        names = {name.lower() for name in self.identity_headers.values()}
+        told = ((name, IDENTITIES[what](self.series_id, event_id)) for what, name in self.identity_headers.items())
+        return (*((name, value) for name, value in headers if name.lower() not in names), *told)
 
     def occurrence(self, at: int) -> NewEvent:
         """Return the event of the occurrence of that instant."""
@@ -151,7 +170,7 @@ class NewSeries(Content):
     """A series to be stored. Raises InvalidSeries naming every bad field, so a value of this type can always be stored."""
 
     def __post_init__(self) -> None:
-        problems = list(problems_of(self, _CHECKS))
+        problems = [*problems_of(self, _CHECKS), *self._problems_of_identity()]
         # `every` begins when it is stored where it does not say when.
         counted = self.rule if self.rule.every_ms is None or self.rule.start_at is not None else replace(self.rule, start_at=0)
         try:
@@ -160,6 +179,16 @@ class NewSeries(Content):
             problems += error.problems
         if problems:
             raise InvalidSeries(problems)
+
+    def _problems_of_identity(self) -> Iterator[Problem]:
+        unknown = sorted(self.identity_headers.keys() - IDENTITIES.keys())
+        if unknown:
+            yield Problem("identity_headers", f"{unknown[0]!r} is no identity: known are {', '.join(IDENTITIES)}")
+            return
+        try:
+            check_headers(self.identified(self.event_id(0), self.headers))
+        except ValueError as error:
+            yield Problem("identity_headers", str(error))
 
 
 @dataclass(frozen=True, slots=True)

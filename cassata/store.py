@@ -286,7 +286,7 @@ def _options(new: NewEvent) -> str | None:
     if new.timeout_ms is not None:
         options["timeout_ms"] = new.timeout_ms
     if new.retry is not None:
-        options["retry"] = asdict(new.retry)
+        options["retry"] = new.retry.plain()
     if new.max_lateness_ms is not None:
         options["max_lateness_ms"] = new.max_lateness_ms
     if new.duration_ms is not None:
@@ -297,6 +297,12 @@ def _options(new: NewEvent) -> str | None:
 def find(conn: Connection, application: int, event_id: str, *, with_payload: bool = True) -> Row[Any] | None:
     columns = events.c if with_payload else _WITHOUT_PAYLOAD
     return conn.execute(select(*columns).where(E.application == application, E.event_id == event_id)).first()
+
+
+def application_with_event(conn: Connection, event_id: str) -> str | None:
+    """Tell whose event has that id; where several applications have one, whose is the oldest. It costs one dive per application."""
+    joined = applications.join(events, and_(E.application == applications.c.id, E.event_id == event_id))
+    return conn.execute(select(applications.c.application_id).select_from(joined).order_by(E.id).limit(1)).scalar()
 
 
 def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], Row[Any]]:
@@ -458,6 +464,8 @@ def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Ite
         yield E.status.in_(sorted(wanted.statuses))
     if wanted.last_status is not None:
         yield E.last_status == wanted.last_status
+    if wanted.tried is not None:
+        yield E.attempts > 0 if wanted.tried else E.attempts == 0
     if wanted.host is not None:
         yield _may_lead_to(wanted.host)
 
@@ -501,6 +509,14 @@ def payloads(conn: Connection, ids: Collection[int]) -> dict[int, bytes | None]:
     return {row.id: row.payload for row in conn.execute(select(E.id, E.payload).where(_ONE_OF_IDS), {"ids": sorted(ids)})}
 
 
+def applications_with_series(conn: Connection, first: str, before: str, limit: int) -> list[tuple[str, str]]:
+    """Tell the (application, series) ids whose latter lies between two, the last one not included; the oldest first."""
+    s = series.c
+    joined = applications.join(series, and_(s.application == applications.c.id, s.series_id >= first, s.series_id < before))
+    rows = conn.execute(select(applications.c.application_id, s.series_id).select_from(joined).order_by(s.id).limit(limit))
+    return [(row.application_id, row.series_id) for row in rows]
+
+
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
     s = series.c
     return conn.execute(select(s.id).where(s.application == application, s.series_id == series_id)).scalar()
@@ -539,6 +555,17 @@ def series_after(conn: Connection, application: int, statuses: Collection[Series
     if statuses:
         question = question.where(S.status.in_(sorted(statuses)))
     return conn.execute(question).all()
+
+
+def series_payload_lengths(conn: Connection, numbers: Collection[int]) -> dict[int, int]:
+    s = series.c
+    rows = conn.execute(select(s.id, func.coalesce(func.length(s.payload), 0)).where(s.id.in_(sorted(numbers))))
+    return {row[0]: row[1] for row in rows}
+
+
+def series_payloads(conn: Connection, numbers: Collection[int]) -> dict[int, bytes | None]:
+    s = series.c
+    return {row.id: row.payload for row in conn.execute(select(s.id, s.payload).where(s.id.in_(sorted(numbers))))}
 
 
 def series_waking(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
@@ -633,6 +660,7 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             catch_up_window_ms=options.get("catch_up_window_ms"),
             overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
             jitter_ms=options.get("jitter_ms", 0),
+            identity_headers=options.get("identity_headers", {}),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -662,6 +690,13 @@ def _occurrences(application: int, number: int, first: str, last: str) -> Column
 def occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
     """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, in their order."""
     question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def newest_occurrences(conn: Connection, application: int, number: int, first: str, before: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, the last one not included, backwards."""
+    which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
+    question = select(*_WITHOUT_PAYLOAD).where(which).order_by(E.event_id.desc()).limit(limit)
     return conn.execute(_hinted(question, "events_event_id")).all()
 
 

@@ -139,6 +139,21 @@ class Tenants:
         """Change an application. Workers and services follow within two seconds. Raises UnknownApplication."""
         return self._change(application_id, lambda application, _now: changes.applied_to(application))
 
+    def put(
+        self,
+        application_id: str,
+        *,
+        active: bool | None = None,
+        limits: Mapping[str, float | None] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Application:
+        """Make an application, or change it if there is one. Raises SecretsKeyMissing."""
+        changes = Changes(active=active, limits=limits, metadata=metadata)
+        try:
+            return self.create(application_id, changes)
+        except ApplicationExists:
+            return self.change(application_id, changes)
+
     def rotate_secret(self, application_id: str, *, overlap_ms: int, secret: Secret | None = None) -> Application:
         """Sign with a new secret from now on, and with those before it for that long still.
 

@@ -55,8 +55,11 @@ SERIES_AT_ONCE = 100
 EVENTS_AT_ONCE = 1_000
 """So many series are advanced, and so many events made, in one transaction."""
 ROWS_AT_ONCE = 1_000
-LATEST_LOOKED_AT = 5
 PAGE_BYTES = 4 * 1024 * 1024
+ALIKE = 100
+"""So many series are looked at whose ids begin with the same 48 bits: they would have to be made for it."""
+LATE_AFTER_MS = 60_000
+LATEST_LOOKED_AT = 5
 
 CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms"}
 """What may be changed of a single occurrence."""
@@ -144,8 +147,32 @@ class Timetable:
 
         return self._transactions.read(work)
 
-    def series(self, application_id: str, *, statuses: Collection[SeriesStatus] = (), after: str = "", limit: int = 100) -> list[Series]:
-        """List series by their ids, without payloads. One that cannot be read is left out."""
+    def application_of(self, series_id: str) -> str:
+        """Say whose series has that id; where several applications have one, whose is the oldest. Raises UnknownSeries."""
+        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, f"{series_id}\0", 1))
+        if not found:
+            raise UnknownSeries
+        return found[0][0]
+
+    def occurrence_of(self, uuid: str) -> tuple[str, str]:
+        """Return the application, and the id of the event, that the UUID of an occurrence names. Raises UnknownSeries."""
+        named = recurrence.named_by(uuid)
+        if named is None:
+            raise UnknownSeries
+        begins = named.begins
+        alike = self._transactions.read(lambda conn: store.applications_with_series(conn, begins, f"{begins}~", ALIKE))
+        found = [(application_id, series_id + named.ends) for application_id, series_id in alike if named.is_of(series_id)]
+        if not found:
+            raise UnknownSeries
+        return found[0]
+
+    def series(
+        self, application_id: str, *, statuses: Collection[SeriesStatus] = (), after: str = "", limit: int = 100, full: bool = False
+    ) -> list[Series]:
+        """List series by their ids. One that cannot be read is left out.
+
+        `full`: with their payloads, and no more of them than have PAGE_BYTES together. There may be more unless there are none.
+        """
 
         def work(conn: Connection) -> list[Series]:
             application = self._tenants.known(conn, application_id)
@@ -153,7 +180,8 @@ class Timetable:
                 return []
             now = self._clock.now(conn)
             rows = store.series_after(conn, application.number, statuses, after, limit)
-            return [series for row in rows if (series := self._read_if_possible(row, application_id, now))]
+            found = [series for row in rows if (series := self._read_if_possible(row, application_id, now))]
+            return _with_payloads(conn, found) if full and found else found
 
         return self._transactions.read(work)
 
@@ -328,6 +356,21 @@ class Timetable:
         lengths = store.payload_lengths(conn, [stored[at].id for at in instants if at in stored])
         return (lengths.get(stored[at].id, 0) if at in stored else usual for at in instants)
 
+    def runs(self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100) -> list[Event]:
+        """List what there is of a series' occurrences with `begin <= original instant < end` (ms), the newest first, without payloads.
+
+        Raises UnknownSeries.
+        """
+
+        def work(conn: Connection) -> list[Event]:
+            application = self._number(conn, application_id)
+            series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
+            first, before = (series.content.event_id(max(0, min(at, LATEST_INSTANT))) for at in (begin, end))
+            rows = store.newest_occurrences(conn, application, series.number, first, before, limit)
+            return [store.to_event(row, application_id, self._clock.now(conn) - LATE_AFTER_MS) for row in rows]
+
+        return self._transactions.read(work)
+
     def change_instance(
         self, application_id: str, series_id: str, instance_id: str, changes: Mapping[str, Any], *, version: str | None = None
     ) -> Instance:
@@ -342,6 +385,7 @@ class Timetable:
             series, application, made, row = self._locked_instance(conn, application_id, series_id, instance_id, now, version)
             before = series.content.occurrence(made.at) if row is None else store.to_event(row, application_id).asked()
             changed = replace(before, **_known(changes))
+            changed = replace(changed, headers=series.content.identified(instance_id, changed.headers))
             self._check_size(conn, changed, now)
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
@@ -881,6 +925,15 @@ def _tell(plans: Sequence[Plan], advanced: Advanced) -> None:
 def _run_id(series_id: str, now: int) -> str:
     """Return an id for an event beside the rule: it lies among those of the series, and is no instant's, since no year begins with 0."""
     return f"{series_id}_0{now:011x}{uuid.uuid4().hex[:4]}"
+
+
+def _with_payloads(conn: Connection, found: Sequence[Series]) -> list[Series]:
+    """Give series their payloads: as many as have PAGE_BYTES together, the first one in any case."""
+    lengths = store.series_payload_lengths(conn, [series.number for series in found])
+    sizes = accumulate(lengths.get(series.number, 0) for series in found)
+    shown = found[: max(1, sum(1 for size in sizes if size <= PAGE_BYTES))]
+    payloads = store.series_payloads(conn, [series.number for series in shown])
+    return [replace(series, content=replace(series.content, payload=payloads.get(series.number))) for series in shown]
 
 
 def _original(event_id: str) -> int | None:

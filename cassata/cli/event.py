@@ -13,7 +13,7 @@ import click
 
 from cassata.cli.listen import harmless
 from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
-from cassata.model import METHODS, Status, new_event_id
+from cassata.model import METHODS, RetryOn, Status, new_event_id
 
 Command = Callable[..., Any]
 
@@ -81,6 +81,7 @@ _WORDS = {
     "/method": "--method",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
+    "/retry/on": "--retry-on",
     "/timeout": "--timeout",
     "/url": "URL",
     "application-id": "--app",
@@ -89,6 +90,7 @@ _WORDS = {
     "expiry-until": "--until",
     "host": "--host",
     "last-status": "--last-status",
+    "tried": "--tried",
     "series": "--series",
 }
 """What the places of a request are called on the command line."""
@@ -160,6 +162,7 @@ def filter_options(command: Command, *, of_series: str = "Only the occurrences o
             click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
             click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
             click.option("--series", metavar="ID", help=of_series),
+            click.option("--tried/--untried", default=None, help="Only those that have been tried, or have not."),
         ]
     ):
         command = option(command)
@@ -190,6 +193,7 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
@@ -206,6 +210,7 @@ def add(
     event_id: str,
     timeout: timedelta | None,
     retry_count: int | None,
+    retry_on: str | None,
     max_lateness: timedelta | None,
     output: str,
 ) -> None:
@@ -224,7 +229,7 @@ def add(
         method=method,
         headers=headers or None,
         timeout=None if timeout is None else timeout.total_seconds(),
-        retry=None if retry_count is None else {"count": retry_count},
+        retry=retry_of(retry_count, retry_on),
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
     )
     _show(client.schedule(new), output)
@@ -295,6 +300,7 @@ def change_options(command: Command) -> Command:
             click.option("--method", type=click.Choice(METHODS, case_sensitive=False)),
             click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m."),
             click.option("--retry-count", type=int, help="How often to try again."),
+            click.option("--retry-on", type=click.Choice(list(RetryOn)), help="After what may pass, or after any answer but a 2xx."),
             click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
             click.option(
                 "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."
@@ -329,13 +335,18 @@ def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
     return cast("Changes", changes)
 
 
-def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: Any) -> dict[str, Any]:
+def retry_of(count: int | None, on: str | None) -> dict[str, int | str] | None:
+    """Return how often, and after what, to try again, as the client takes it."""
+    return {name: value for name, value in (("count", count), ("on", on)) if value is not None} or None
+
+
+def _changes(payload_file: BinaryIO | None, retry_count: int | None, retry_on: str | None, **options: Any) -> dict[str, Any]:
     """Return what was given, as `Client.change` takes it."""
     changes = {name: value for name, value in options.items() if value is not None and value != ()}
     if payload_file is not None:
         changes["payload"] = text_of(payload_file)
-    if retry_count is not None:
-        changes["retry"] = {"count": retry_count}
+    if (retry := retry_of(retry_count, retry_on)) is not None:
+        changes["retry"] = retry
     return changes
 
 

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, service_options, text_of
+from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, retry_of, service_options, text_of
 from cassata.client import Client, Conflict, NewSeries, Series
-from cassata.model import METHODS, new_event_id
+from cassata.model import METHODS, RetryOn, new_event_id
 
 Command = Callable[..., Any]
 
@@ -30,6 +30,7 @@ WORDS = {
     "/event": "--payload",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
+    "/retry/on": "--retry-on",
     "/url": "the URL",
     "instance-id": "--instance",
     "application-id": "--app",
@@ -98,11 +99,19 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
 @click.option("--timeout", type=Delay(), help="How long a whole request may take.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")
 @click.option("--overlap", type=click.Choice(["allow", "skip"]), help="Whether to make one while the one before is unfinished.")
 @click.option("--jitter", metavar="TIME", help="Send each up to so much later.")
+@click.option(
+    "--identity-header",
+    "identity",
+    multiple=True,
+    metavar="WHAT=NAME",
+    help="A header that tells each who it is: event=X-Run-Id; may be repeated.",
+)
 @click.option("--name", help="What it is called in lists.")
 @click.option("--description", help="What it is for.")
 @click.option("--if-version", "version", type=int, help="Put it in the place of the one with this --id, if that is at this version.")
@@ -127,14 +136,15 @@ def add(
     version = if_version if version is None else version
     if version is not None and series_id is None:
         raise click.UsageError("--if-version goes with --id: say which series is to be replaced.")
-    retry_count, timeout = given.pop("retry_count"), given.pop("timeout")
+    retry, timeout = retry_of(given.pop("retry_count"), given.pop("retry_on")), given.pop("timeout")
     new = NewSeries(
         url=url,
         series_id=series_id or new_event_id(),
         payload=text_of(payload_file) if payload_file else payload,
         headers=given.pop("headers") or None,
         timeout=None if timeout is None else timeout.total_seconds(),
-        retry=None if retry_count is None else {"count": retry_count},
+        retry=retry,
+        identity_headers=dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in given.pop("identity")) or None,
         **_rule(given),
         **given,
     )
@@ -313,7 +323,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
         sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
     kept = {
         name: known[name.replace("_", "-")]
-        for name in ("name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
+        for name in ("identity_headers", "name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
     }
     zone = rule["timezone"] or known["timezone"]
     return NewSeries(series.application_id, series_id=new_id, **{**rule, "timezone": zone}, **kept, **sent)

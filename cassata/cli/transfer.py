@@ -368,6 +368,7 @@ def _query(wanted: Mapping[str, Any]) -> dict[str, Any]:
         "host": wanted["host"],
         "last-status": wanted["last_status"],
         "series": wanted["series"],
+        "tried": None if wanted["tried"] is None else str(wanted["tried"]).lower(),
     }
     return {name: value for name, value in facts.items() if value is not None}
 

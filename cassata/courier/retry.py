@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import tenacity
 
-from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, Status
+from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOn, RetryOptions, Status
 
 _Number = TypeVar("_Number", int, float)
 
@@ -85,7 +85,7 @@ class RetryPolicy:
         return tenacity.Retrying(
             stop=tenacity.stop_after_attempt(count + 1),
             wait=tenacity.wait_fixed(floor_ms / 1000) + backoff,
-            retry=tenacity.retry_if_result(may_pass),
+            retry=tenacity.retry_if_result(_is_refused if options.on == RetryOn.ANY else may_pass),
         )
 
 
@@ -106,6 +106,11 @@ def may_pass(outcome: Outcome) -> bool:
     if outcome.error is not None:
         return outcome.error in _RETRIED_ERRORS
     return outcome.status_code in _RETRIED_CODES
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    """Whether to ask again all the same: who has asked for that takes no answer for the last one."""
+    return outcome.error is None or may_pass(outcome)
 
 
 def _reason(outcome: Outcome, attempts: int = 1) -> str:

@@ -87,6 +87,7 @@ _EVENTS = {
     "host": ("Only events that are sent there: a host, or a host and port.", {"type": "string"}),
     "last-status": ("Only events whose newest answer had this status code.", {"type": "integer", "minimum": 100, "maximum": 999}),
     "series": ("Only occurrences of this series.", SERIES_ID),
+    "tried": ("Only events that have been tried, or have not, since they were last put back.", _FLAG),
     "full": ("With what is sent.", _FLAG),
     **_PAGES,
 }

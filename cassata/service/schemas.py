@@ -9,7 +9,7 @@ from typing import Any
 
 from cassata import model
 from cassata.model import LIMIT_RANGES, Action, ErrorKind, OperationStatus, Scope, Status
-from cassata.series import DESCRIPTION_CHARACTERS, CatchUp, Overlap, SeriesStatus
+from cassata.series import DESCRIPTION_CHARACTERS, IDENTITIES, CatchUp, Overlap, SeriesStatus
 from cassata.service import wire
 from cassata.service.series_wire import LONGEST_PREVIEW, USUAL_PREVIEW
 from cassata.service.tenancy_wire import LIMITS, LONGEST_OVERLAP_MS, OVERLAP_MS
@@ -126,6 +126,9 @@ RETRY = given(
         "initial": or_null(number("Seconds before the first retry, at most.", **_BACKOFF)),
         "multiplier": or_null(number("By how much each wait is longer than the one before.", minimum=1, maximum=100)),
         "maximum": or_null(number("Seconds between two attempts, at most.", **_BACKOFF)),
+        "on": or_null(
+            text("What is tried again: what may pass, or any answer that is no 2xx.", enum=list(model.RetryOn), default="transient")
+        ),
     },
 )
 
@@ -312,6 +315,13 @@ _SERIES_FIELDS: dict[str, Schema] = {
     "catch-up-window": or_null({**DURATION, "description": "How long ago they may have been."}),
     "overlap": or_null(text("Whether one is made while the one before it is unfinished.", enum=list(Overlap), default="allow")),
     "jitter": or_null({**DURATION, "description": "Up to so much later is each one sent."}),
+    "identity-headers": {
+        "description": "Headers in which the receiver of each occurrence is told who it is: by what each holds, how it is called.",
+        "type": ["object", "null"],
+        "properties": {what: {"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"} for what in IDENTITIES},
+        "additionalProperties": False,
+        "examples": [{"event": "X-Run-Id", "series": "X-Series-Id"}],
+    },
     **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay"}},
 }
 _SERIES_EXAMPLE = {"series-id": "digest", "cron": "0 9 * * MON", "timezone": "Europe/Rome", "url": "https://example.com/hook", "event": "x"}
@@ -335,6 +345,7 @@ _SERIES: dict[str, Schema] = {
     "catch-up-window": or_null(number("How long ago they may have been, in seconds.")),
     "overlap": text("Whether one is made while the one before it is unfinished.", enum=list(Overlap)),
     "jitter": number("Up to so many seconds later is each one sent."),
+    "identity-headers": {"type": "object", "description": "Headers in which each occurrence is told who it is."},
     "next-occurrence": or_null(instant("When the next one is.")),
     "method": text("The requests' method.", enum=list(model.METHODS)),
     "url": text("Where they are sent.", format="uri"),
@@ -377,6 +388,7 @@ _FILTER: dict[str, Schema] = {
     "host": or_null(text("Only events that are sent there: a host, or a host and port.", examples=["example.com"])),
     "last-status": or_null(_STATUS_CODE),
     "series": or_null(SERIES_ID),
+    "tried": or_null(truth("Only events that have been tried, or have not, since they were last put back.")),
 }
 del _FILTER["status"]["enum"]
 _OPERATION: dict[str, Schema] = {

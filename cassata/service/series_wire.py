@@ -29,6 +29,7 @@ from cassata.service.wire import (
     check_fields,
     explained,
     fault,
+    few_fields,
     flag,
     hyphenated,
     instant,
@@ -208,6 +209,7 @@ class SeriesDocument(RequestDocument):
     catch_up_window: Annotated[int, BeforeValidator(read_duration)] | None = None
     overlap: Literal["allow", "skip"] | None = None
     jitter: Annotated[int, BeforeValidator(read_duration)] | None = None
+    identity_headers: Annotated[dict[str, str] | None, BeforeValidator(few_fields)] = None
 
     @classmethod
     def fields(cls) -> frozenset[str]:
@@ -294,6 +296,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         "catch_up_window_ms": shape.catch_up_window,
         "overlap": shape.overlap and Overlap(shape.overlap),
         "jitter_ms": shape.jitter,
+        "identity_headers": shape.identity_headers,
     }
     return NewSeries(
         application_id=str(shape.application_id),
@@ -468,6 +471,7 @@ def series_document(series: Series) -> dict[str, Any]:
         "catch-up-window": seconds(content.catch_up_window_ms),
         "overlap": content.overlap.value,
         "jitter": seconds(content.jitter_ms),
+        "identity-headers": dict(content.identity_headers),
         "next-occurrence": instant(series.next_at),
         "method": content.method,
         "url": content.url,

@@ -27,6 +27,7 @@ from cassata.model import (
     Filter,
     Headers,
     NewEvent,
+    RetryOn,
     RetryOptions,
     Status,
     check_application_id,
@@ -40,6 +41,7 @@ from cassata.model import (
     check_method,
     check_multiplier,
     check_retry_count,
+    check_retry_on,
     check_series_id,
     check_status_code,
     check_timeout_ms,
@@ -370,6 +372,7 @@ class RetryDocument(Shape):
     initial: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
     multiplier: Annotated[float, BeforeValidator(check_multiplier), BeforeValidator(number)] | None = None  # the last one comes first
     maximum: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_backoff_ms)] | None = None
+    on: Annotated[str, AfterValidator(check_retry_on)] | None = None
 
 
 Url = Annotated[str, AfterValidator(check_url)]
@@ -642,7 +645,13 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
 def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
     if retry is None or not retry.model_fields_set:
         return None
-    return RetryOptions(count=retry.count, initial_ms=retry.initial, multiplier=retry.multiplier, maximum_ms=retry.maximum)
+    return RetryOptions(
+        count=retry.count,
+        initial_ms=retry.initial,
+        multiplier=retry.multiplier,
+        maximum_ms=retry.maximum,
+        on=retry.on or RetryOn.TRANSIENT,
+    )
 
 
 # --- many events -------------------------------------------------------------------------------------------------------
@@ -775,6 +784,7 @@ FILTER_PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "host": ("host", check_host),
     "last-status": ("last_status", _status_code),
     "series": ("series_id", check_series_id),
+    "tried": ("tried", flag),
 }
 """What a filter is made of: by the names that clients write, what it is called in a Filter, and how it is read."""
 
@@ -852,6 +862,7 @@ def written_retry(retry: RetryOptions | None) -> dict[str, Any] | None:
         "initial": seconds(retry.initial_ms),
         "multiplier": retry.multiplier,
         "maximum": seconds(retry.maximum_ms),
+        "on": str(retry.on),
     }
 
 

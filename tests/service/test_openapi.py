@@ -173,6 +173,7 @@ FULL: dict[str, dict[str, Any]] = {
         "catch-up-window": "1h30m",
         "overlap": "skip",
         "jitter": 5,
+        "identity-headers": {"event": "X-Run-Id"},
         "url": "http://127.0.0.1:1/",
         "event-base64": "AP8=",
         "method": "POST",

@@ -33,7 +33,7 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import UNFINISHED, Event, Filter, Headers, NewEvent, RetryOptions, Scope, Status, check_series_id
+from cassata.model import UNFINISHED, Event, Filter, Headers, NewEvent, RetryOn, RetryOptions, Scope, Status, check_series_id
 from cassata.recurrence import Occurrence, Rule
 from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, Content, Instance, NewSeries, Series, SeriesStatus
@@ -46,7 +46,7 @@ from cassata.service.wire import InvalidDocument, PayloadOverLimit, Shape
 
 NAME = "recurring"
 ADDRESS = "/events"
-THREE_ATTEMPTS = RetryOptions(count=2)
+THREE_ATTEMPTS = RetryOptions(count=2, on=RetryOn.ANY)
 SCHEDULED = "SCHEDULED"
 WORDS: Mapping[Status, str] = {Status.COMPLETED: "PUBLISHED", Status.FAILED: "FAILED", Status.CANCELLED: "CANCELED"}
 """What has ended. All else is scheduled, also what is being sent and what waits to be tried again."""
