@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from flask import Response, request
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from cassata import recurrence
@@ -33,7 +33,20 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import UNFINISHED, Event, Filter, Headers, NewEvent, RetryOn, RetryOptions, Scope, Status, check_series_id
+from cassata.model import (
+    UNFINISHED,
+    Destination,
+    Event,
+    Filter,
+    Headers,
+    NewEvent,
+    RetryOn,
+    RetryOptions,
+    Scope,
+    Status,
+    check_series_id,
+    check_topic,
+)
 from cassata.recurrence import Occurrence, Rule
 from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, Content, Instance, NewSeries, Series, SeriesStatus
@@ -109,7 +122,7 @@ class EventDocument(Shape):
 
     scheduled_at: str
     payload: Annotated[bytes, BeforeValidator(_decoded)]
-    destination_topic: str
+    destination_topic: Annotated[str, AfterValidator(check_topic)]
     timezone: Annotated[str, BeforeValidator(lambda value: value or "UTC")] = "UTC"
     id: Optional = None
     ends_at: Optional = None
@@ -216,13 +229,13 @@ def _described(payload: bytes) -> Headers:
     return ()
 
 
-# TO BE JOINED with branch `plugins`: {"destination": Destination("topic", {"topic": topic})}, and back.
 def _destined(topic: str) -> dict[str, Any]:
-    return {"url": f"http://topic.invalid/{quote(topic)}"}
+    return {"destination": Destination("topic", {"topic": topic})}
 
 
-def _topic_of(content: Event | Content) -> str:
-    return unquote(urlsplit(content.url).path[1:])
+def _topic_of(content: Event | Content) -> str | None:
+    """Return where it goes: what was added otherwise may know of no topic."""
+    return content.destination.details.get("topic") if content.destination else None
 
 
 # --- what they are told --------------------------------------------------------------------------------------------------
