@@ -15,6 +15,7 @@ import requests
 
 from cassata.receiver import Receiver
 from tests.conftest import Running, wait_until
+from tests.plugins.brokers import Brokers
 
 Start = Callable[..., Running]
 PAYLOAD = b"\x00\xff hello"
@@ -74,6 +75,31 @@ def test_events_are_published_to_what_their_topic_stands_for(client: Client, rec
     assert sent[instance].at_ms >= soon.timestamp() * 1000
     (told,) = client.send("GET", f"/events/{series}/instances")
     assert (told["id"], told["status"], told["destinationTopic"]) == (instance, "PUBLISHED", "hooks")
+
+
+def test_events_are_published_to_kafka_where_the_operator_says_so(database_url: str, service_process: Start, worker_process: Start) -> None:
+    """As ever: one message of a one-off event and one of each instance, with the bytes of the payload and nothing around them."""
+    pytest.importorskip("confluent_kafka")
+    cluster = Brokers()
+    try:
+        client = Client(service_process(database_url, env={"CASSATA_SERVICE__DIALECTS": "recurring"}).url)
+        client.send("POST", "/cassata/applications", {"application-id": "recurring", "topics": {"notification.*": None}}, 201)
+        worker_process(database_url, env={"CASSATA_WORKER__KAFKABOOTSTRAPSERVERS": cluster.address})
+        soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+        topic = {"destinationTopic": "notification.notifications"}
+        ids = [
+            client.schedule(scheduledAt="2022-03-09T17:43:00Z", **topic),
+            client.schedule(scheduledAt=soon.isoformat(), recurrence="RRULE:FREQ=DAILY;COUNT=1", **topic),
+        ]
+
+        for event_id in ids:
+            client.await_status(event_id, "PUBLISHED")
+        records = cluster.read("notification.notifications", 2)
+        assert [record.value for record in records] == [PAYLOAD, PAYLOAD]
+        assert {record.named("Cassata-Event-Id")[0] for record in records} == {ids[0], f"{ids[1]}_{soon:%Y%m%dT%H%M%SZ}"}
+        assert client.send("POST", "/events", {"scheduledAt": "2030-01-01T00:00:00", "payload": "", "destinationTopic": "other"}, 400)
+    finally:
+        cluster.kill()
 
 
 def test_what_is_refused_three_times_has_failed(client: Client, receiver: Receiver) -> None:
