@@ -692,10 +692,18 @@ class Timetable:
         self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
-        """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
+        """Take back what was made ahead from an instant on, and the unsent exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
+        ahead += self._put_off(conn, application, series, since)
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
         self._remove(conn, [row.id for at, row in ahead if at not in made])
+
+    def _put_off(self, conn: Connection, application: int, series: Series, until: int) -> list[tuple[int, Row[Any]]]:
+        """Read the exceptions still to be sent whose original instants are before that one."""
+        first, last = recurrence.id_range(series.series_id)[0], series.content.event_id(until)
+        rows = store.unfinished_occurrences(conn, application, series.number, first, last)
+        instants = ((_original(row.event_id), row) for row in rows if store.is_exception(row))
+        return [(at, row) for at, row in instants if at is not None and at < until]
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
