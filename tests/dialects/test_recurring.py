@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from cassata import database
 from cassata.config import Service
 from cassata.courier.retry import RetryPolicy
-from cassata.model import ErrorKind, Scope, Status
+from cassata.model import ErrorKind, RetryOn, RetryOptions, Scope, Status
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.tenants import Changes
@@ -193,7 +193,9 @@ def test_an_event_is_replaced_by_what_is_put(client: Client, scheduler: Schedule
 
     assert client.ok("PUT", f"/events/{ONE_OFF}", changed) == changed | {"retry": 0, "status": "SCHEDULED"}
     event, _ = scheduler.event("recurring", ONE_OFF)
-    assert (event.payload, event.duration_ms) == (b"\x00\xff", 300_000)
+    assert (event.payload, event.duration_ms, event.url) == (b"\x00\xff", 300_000, "topic:other")
+    assert client.ok("PUT", f"/events/{ONE_OFF}", changed)["status"] == "SCHEDULED"
+    assert scheduler.event("recurring", ONE_OFF)[0].version == event.version, "what is asked for already changes nothing"
 
 
 def test_a_receiver_by_http_is_told_that_a_payload_is_json_unless_it_is_not(client: Client, scheduler: Scheduler) -> None:
@@ -443,6 +445,7 @@ def test_few_instances_with_long_payloads_fill_a_page(client: Client) -> None:
         ({"timezone": "Tokyo"}, "timezone: is not a time zone"),
         ({"timezone": "../etc/passwd"}, "timezone: is not a time zone"),
         ({"timezone": 9}, "timezone: must be a string"),
+        ({"timezone": []}, "timezone: must be a string"),
         ({"payload": "eyJpZCI...n19"}, "payload: must be base64"),
         ({"payload": {"a": 1}}, "payload: must be a string of base64, not an object"),
         ({"destinationTopic": None}, "destinationTopic: must be a string"),
@@ -606,6 +609,8 @@ def test_events_of_the_application_that_were_added_otherwise_are_told_too(client
     scheduler.add(new_event("e1", "recurring", due_at=NOW + DAY))
 
     assert client.status("e1") == "SCHEDULED"
+    assert client.ok("PUT", "/events/e1", one_off("e1"))["status"] == "SCHEDULED"
+    assert scheduler.event("recurring", "e1")[0].retry == RetryOptions(count=2, on=RetryOn.ANY)
     client.ok("PATCH", "/events/e1/cancel")
     assert scheduler.event("recurring", "e1")[0].status is Status.CANCELLED
 
