@@ -111,12 +111,13 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
+    It goes to `url`, or to a `destination` such as {"type": "kafka", "topic": "orders"}.
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
-    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
+    `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum", "on") are seconds.
     """
 
     application_id: str
-    url: str
+    url: str | None = None
     at: datetime | None = None
     delay: timedelta | float | None = None
     payload: Any = None
@@ -124,8 +125,9 @@ class NewEvent:
     method: str = "POST"
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
-    retry: Mapping[str, float] | None = None
+    retry: Mapping[str, float | str] | None = None
     max_lateness: float | None = None
+    destination: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -146,6 +148,7 @@ _WRITTEN = {
     "timeout": "timeout",
     "retry": "retry",
     "max_lateness": "max-lateness",
+    "destination": "destination",
 }
 """What the fields of an event are called in a document."""
 
@@ -169,10 +172,11 @@ class Changes(TypedDict, total=False):
     delay: timedelta | float
     payload: Any
     url: str
+    destination: Mapping[str, Any]
     method: str | None
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
     timeout: float | None
-    retry: Mapping[str, float] | None
+    retry: Mapping[str, float | str] | None
     max_lateness: float | None
 
 
@@ -225,7 +229,7 @@ class EventDetails(Event):
     headers: tuple[str, ...]
     payload: bytes | None
     timeout: float | None
-    retry: Mapping[str, float | None] | None
+    retry: Mapping[str, float | str | None] | None
     max_lateness: float | None
     attempt_log: tuple[Attempt, ...]
 
@@ -239,7 +243,7 @@ class NewSeries:
     """
 
     application_id: str
-    url: str
+    url: str | None = None
     cron: str | None = None
     recurrence: str | Sequence[str] | None = None
     every: timedelta | float | str | None = None
@@ -257,20 +261,24 @@ class NewSeries:
     catch_up_window: timedelta | float | str | None = None
     overlap: str | None = None
     jitter: timedelta | float | str | None = None
+    identity_headers: Mapping[str, str] | None = None
     method: str = "POST"
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None = None
     timeout: float | None = None
-    retry: Mapping[str, float] | None = None
+    retry: Mapping[str, float | str] | None = None
     max_lateness: timedelta | float | None = None
+    destination: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
-        required = {"application-id": self.application_id, "series-id": self.series_id, "url": self.url, "method": self.method}
+        required = {"application-id": self.application_id, "series-id": self.series_id, "method": self.method}
         return (
             required
             | self.rule()
             | _given(
                 {
+                    "url": self.url,
+                    "destination": self.destination and dict(self.destination),
                     "name": self.name,
                     "description": self.description,
                     "metadata": self.metadata,
@@ -278,6 +286,7 @@ class NewSeries:
                     "catch-up-window": _seconds(self.catch_up_window),
                     "overlap": self.overlap,
                     "jitter": _seconds(self.jitter),
+                    "identity-headers": self.identity_headers,
                     "event": _written_payload(self.payload, self.method),
                     "request-headers": _written_headers(self.headers),
                     "timeout": self.timeout,
@@ -331,6 +340,7 @@ class NewOperation:
     host: str | None = None
     last_status: int | None = None
     series: str | None = None
+    tried: bool | None = None
     at: datetime | None = None
     shift: timedelta | float | None = None
     operation_id: str = field(default_factory=new_event_id)
@@ -344,6 +354,7 @@ class NewOperation:
             "host": self.host,
             "last-status": self.last_status,
             "series": self.series,
+            "tried": self.tried,
         }
         how = {"expiry": self.at and self.at.isoformat(), "shift": _seconds(self.shift)}
         return {"operation-id": self.operation_id, "action": self.action, "filter": _given(wanted), **_given(how)}
@@ -661,12 +672,13 @@ class Client:
         host: str | None = None,
         last_status: int | None = None,
         series: str | None = None,
+        tried: bool | None = None,
         page_length: int = 100,
     ) -> Iterator[Event]:
         """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
 
         `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
-        of the one whose occurrences they are.
+        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back.
         """
         query = {
             "status": ",".join(_names(status) or ()) or None,
@@ -675,6 +687,7 @@ class Client:
             "host": host,
             "last-status": last_status,
             "series": series,
+            "tried": None if tried is None else str(tried).lower(),
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)
@@ -722,6 +735,29 @@ class Client:
     def cancel_operation(self, application_id: str, operation_id: str) -> Operation:
         """Have an operation change no more events. Raises NotFound, and Conflict if it is done."""
         return self._read_as(_operation, self._call("DELETE", _path("bulk", application_id, operation_id)))
+
+    # --- batches -------------------------------------------------------------------------------------------------------
+
+    def put_batch(self, application_id: str, batch_id: str, archive: bytes) -> Mapping[str, Any]:
+        """Put a script here, or another archive in its place; return what the service tells of it. Needs an operator's key.
+
+        Raises InvalidRequest for what is no zip archive with script.sh at its root.
+        """
+        path, headers = _path("batches", application_id, batch_id), {"Content-Type": "application/zip"}
+        return self._read_as(dict, self._call("PUT", path, archive, headers=headers))
+
+    def batches(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the batches of an application, as the service tells of them. Raises NotFound."""
+        return self._read_as(lambda found: list(found["batches"]), self._call("GET", _path("batches", application_id)))
+
+    def set_batch_active(self, application_id: str, batch_id: str, active: bool) -> Mapping[str, Any]:
+        """Let a batch be run, or not. Raises NotFound."""
+        path = _path("batches", application_id, batch_id, "enable" if active else "disable")
+        return self._read_as(dict, self._call("POST", path))
+
+    def delete_batch(self, application_id: str, batch_id: str) -> None:
+        """Delete a batch. Raises NotFound."""
+        self._call("DELETE", _path("batches", application_id, batch_id))
 
     # --- series --------------------------------------------------------------------------------------------------------
 
@@ -839,7 +875,7 @@ class Client:
         return self.retrying(self._send, method, path, body, query, headers or {})
 
     def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
-        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
+        headers = {"Content-Type": "application/json", **headers} if body is not None else headers
         try:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False

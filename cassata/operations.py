@@ -335,6 +335,7 @@ def _is_meant(row: Row[Any], search: Search) -> bool:
         and (wanted.due_from is None or row.due_at >= wanted.due_from)
         and (wanted.due_until is None or row.due_at < wanted.due_until)
         and (wanted.last_status is None or row.last_status == wanted.last_status)
+        and (wanted.tried is None or wanted.tried == (row.attempts > 0))
         and (search.series is None or row.series == search.series)
         and wanted.goes_there(row.url)
     )
@@ -395,7 +396,7 @@ def _row(new: NewOperation, search: Search, count: Count, application: int, now:
 def _written_filter(written: Filter) -> Iterator[tuple[str, Any]]:
     if written.statuses:
         yield "statuses", [status.name for status in sorted(written.statuses)]
-    for name in ("due_from", "due_until", "host", "last_status", "series_id"):
+    for name in ("due_from", "due_until", "host", "last_status", "series_id", "tried"):
         if (value := getattr(written, name)) is not None:
             yield name, value
 

@@ -18,6 +18,7 @@ from heapq import heappop, heappush, merge
 from importlib import resources
 from itertools import chain, count, islice, product, takewhile
 from typing import Any, NamedTuple
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -154,6 +155,64 @@ def original_of(event_id: str) -> tuple[str, int] | None:
         return (series_id, _stamped(stamp, None)) if series_id else None
     except ValueError:
         return None
+
+
+_KEPT_BITS = 64
+_RUN_BIT = 1 << 61
+_UUID_VERSION = 8  # RFC 9562 section 5.8: laid out as we please
+
+
+def uuid_of(event_id: str) -> str:
+    """Name an occurrence of a series whose id is a UUID by another one, for receivers that know no other ids.
+
+    It begins as that of the series does, and ends in the instant; one that was sent beside the rule in what its id has instead.
+    Raises ValueError for any other event.
+    """
+    series_id, _, stamp = event_id.rpartition("_")
+    of_series = _uuid(series_id)
+    content = int(stamp, 16) | _RUN_BIT if _BESIDE.fullmatch(stamp) else _stamped(stamp, None) // 1000
+    head = of_series.int >> _KEPT_BITS & ~0xF000 | _UUID_VERSION << 12
+    return str(UUID(int=head << _KEPT_BITS | 0b10 << 62 | content))
+
+
+class Named(NamedTuple):
+    """What the UUID of an occurrence says: how the id of its series begins and what its 16th to 18th characters are, and how the
+    id of the event ends.
+    """
+
+    begins: str
+    goes_on: str
+    ends: str
+
+    def is_of(self, series_id: str) -> bool:
+        return series_id.startswith(self.begins) and series_id[15:18] == self.goes_on
+
+
+def named_by(uuid: str) -> Named | None:
+    """Take the UUID of an occurrence apart; None: it is none."""
+    try:
+        read = _uuid(uuid)
+    except ValueError:
+        return None
+    content = read.int & (_RUN_BIT << 1) - 1
+    if read.version != _UUID_VERSION or (content & ~_RUN_BIT) >> 60:
+        return None
+    if content & _RUN_BIT:
+        return Named(uuid[:14], uuid[15:18], f"_{content & ~_RUN_BIT:016x}")
+    if content * 1000 > _LAST:
+        return None
+    return Named(uuid[:14], uuid[15:18], occurrence_id("", content * 1000))
+
+
+_BESIDE = re.compile("0[0-9a-f]{15}")
+
+
+def _uuid(text: str) -> UUID:
+    """Read a UUID as it is usually written: one that is written otherwise would be another id."""
+    read = UUID(text)
+    if str(read) != text:
+        raise ValueError(f"{text!r} is no UUID in its usual form")
+    return read
 
 
 def local_instant(text: str | datetime, timezone: str) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from cassata import database, recurrence, store, telemetry
 from cassata.model import Cursor, Status
@@ -195,7 +195,12 @@ def _is_over(age: int, allowed: int | None) -> bool:
     return allowed is not None and age >= allowed
 
 
-def _still_needed(conn: Connection, rows: Iterable[Aged]) -> set[int]:
+def is_needed(conn: Connection, row: Row[Any]) -> bool:
+    """Whether an event that has ended keeps its series from making the same occurrence again."""
+    return bool(_still_needed(conn, [row]))
+
+
+def _still_needed(conn: Connection, rows: Iterable[Aged | Row[Any]]) -> set[int]:
     """Of events that were moved or cancelled by themselves, those that keep their series from making the same occurrence again."""
     originals = {row.id: (row.series, found[1]) for row in rows if row.series and (found := recurrence.original_of(row.event_id))}
     if not originals:

@@ -7,35 +7,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
 from cassata import recurrence
-from cassata.errors import InvalidSeries, RecurrenceError
+from cassata.errors import InvalidSeries, Problem, RecurrenceError
 from cassata.model import (
     METADATA_BYTES,
     SERIES_NAME_LENGTH,
+    Destination,
+    Event,
     Headers,
     NewEvent,
     RetryOptions,
     Status,
     check_application_id,
+    check_duration_ms,
     check_headers,
     check_max_lateness_ms,
     check_method,
     check_series_id,
     check_timeout_ms,
-    check_url,
     new_event_id,
     problems_of,
+    problems_of_aim,
 )
 from cassata.recurrence import Occurrence, Rule
 
 DAY_MS = 86_400_000
-LONGEST_MS = 366 * DAY_MS
 DESCRIPTION_CHARACTERS = 2_000
+
+
+IDENTITIES: Mapping[str, Callable[[str, str], str]] = {
+    "event": lambda _series_id, event_id: event_id,
+    "event-uuid": lambda _series_id, event_id: recurrence.uuid_of(event_id),
+    "series": lambda series_id, _event_id: series_id,
+}
+"""What a header can tell an occurrence's receiver: its id; the same as a UUID, if its series' id is one; the id of its series."""
 
 
 class SeriesStatus(IntEnum):
@@ -67,12 +77,13 @@ class Content:
     """What a series is to do: a rule, and the request to send at each of its instants.
 
     `duration_ms` is how long each occurrence lasts (its end is told, nothing else comes of it). `catch_up_window_ms` None: however
-    long ago. Each occurrence is sent up to `jitter_ms` after its instant, always the same one at the same distance.
+    long ago. Each occurrence is sent up to `jitter_ms` after its instant, always the same one at the same distance. `identity_headers`
+    names headers of the receiver's choice in which each is told who it is, by what they hold (one of IDENTITIES).
     """
 
     application_id: str
     rule: Rule
-    url: str
+    url: str = ""
     series_id: str = field(default_factory=new_event_id)
     method: str = "POST"
     headers: Headers = ()
@@ -88,13 +99,15 @@ class Content:
     catch_up_window_ms: int | None = None
     overlap: Overlap = Overlap.ALLOW
     jitter_ms: int = 0
+    identity_headers: Mapping[str, str] = field(default_factory=dict)
+    destination: Destination | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What of it has no column of its own, as plain values; what is as usual is left out."""
         options = {
             "timeout_ms": self.timeout_ms,
-            "retry": self.retry and asdict(self.retry),
+            "retry": self.retry and self.retry.plain(),
             "max_lateness_ms": self.max_lateness_ms,
             "duration_ms": self.duration_ms,
             "description": self.description,
@@ -102,13 +115,16 @@ class Content:
             "catch_up_window_ms": self.catch_up_window_ms,
             "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
+            "identity_headers": dict(self.identity_headers) or None,
+            "destination": self.destination and self.destination.document,
         }
         return {name: value for name, value in options.items() if value is not None}
 
     @property
     def content_hash(self) -> bytes:
         """The fingerprint (SHA-256, 32 bytes) by which a repeated series is told from another one with the same id."""
-        facts = [asdict(self.rule), self.options, self.name, self.metadata, self.method, self.url, self.headers, self.payload is None]
+        url = self.url if self.destination is None else ""  # what follows from the destination is no part of what was asked for
+        facts = [asdict(self.rule), self.options, self.name, self.metadata, self.method, url, self.headers, self.payload is None]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -133,12 +149,21 @@ class Content:
             due_at=due_at,
             url=self.url,
             method=self.method,
-            headers=self.headers,
+            headers=self.identified(event_id, self.headers),
             payload=self.payload,
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            destination=self.destination,
         )
+
+    def identified(self, event_id: str, headers: Headers) -> Headers:
+        """Put the headers that tell who an event is in the place of any others of these names."""
+        if not self.identity_headers:
+            return headers
+        names = {name.lower() for name in self.identity_headers.values()}
+        told = ((name, IDENTITIES[what](self.series_id, event_id)) for what, name in self.identity_headers.items())
+        return (*((name, value) for name, value in headers if name.lower() not in names), *told)
 
     def occurrence(self, at: int) -> NewEvent:
         """Return the event of the occurrence of that instant."""
@@ -150,7 +175,7 @@ class NewSeries(Content):
     """A series to be stored. Raises InvalidSeries naming every bad field, so a value of this type can always be stored."""
 
     def __post_init__(self) -> None:
-        problems = list(problems_of(self, _CHECKS))
+        problems = [*problems_of(self, _CHECKS), *problems_of_aim(self.url, self.destination), *self._problems_of_identity()]
         # `every` begins when it is stored where it does not say when.
         counted = self.rule if self.rule.every_ms is None or self.rule.start_at is not None else replace(self.rule, start_at=0)
         try:
@@ -159,6 +184,16 @@ class NewSeries(Content):
             problems += error.problems
         if problems:
             raise InvalidSeries(problems)
+
+    def _problems_of_identity(self) -> Iterator[Problem]:
+        unknown = sorted(self.identity_headers.keys() - IDENTITIES.keys())
+        if unknown:
+            yield Problem("identity_headers", f"{unknown[0]!r} is no identity: known are {', '.join(IDENTITIES)}")
+            return
+        try:
+            check_headers(self.identified(self.event_id(0), self.headers))
+        except ValueError as error:
+            yield Problem("identity_headers", str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +234,7 @@ class Instance:
     """One occurrence of a series. `status` is its event's, None where there is none: it is still to come, or was not made.
 
     `index` is its position (from 0) among what the rule makes, None where that is too far to count, or the rule makes it no more.
-    An exception was changed or cancelled by itself. `version` is its event's, None where there is none.
+    An exception was changed or cancelled by itself. `version` is its event's, None where there is none; so is `event`.
     """
 
     instance_id: str
@@ -210,6 +245,7 @@ class Instance:
     status: Status | None
     is_exception: bool
     version: str | None
+    event: Event | None = None
 
 
 def check_metadata(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -240,12 +276,6 @@ def _at_most(longest: int) -> Callable[[str], str]:
     return check
 
 
-def _duration(value: int) -> int:
-    if not 0 <= value <= LONGEST_MS:
-        raise ValueError(f"must be between 0 and {LONGEST_MS // 1000} seconds (366 days)")
-    return value
-
-
 def _jitter(value: int) -> int:
     if not 0 <= value <= DAY_MS:
         raise ValueError(f"must be between 0 and {DAY_MS // 1000} seconds")
@@ -255,17 +285,16 @@ def _jitter(value: int) -> int:
 _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("application_id", check_application_id),
     ("series_id", check_series_id),
-    ("url", check_url),
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
-    ("duration_ms", _duration),
+    ("duration_ms", check_duration_ms),
     ("name", _at_most(SERIES_NAME_LENGTH)),
     ("description", _at_most(DESCRIPTION_CHARACTERS)),
     ("metadata", check_metadata),
     ("catch_up", _one_of(CatchUp)),
-    ("catch_up_window_ms", _duration),
+    ("catch_up_window_ms", check_duration_ms),
     ("overlap", _one_of(Overlap)),
     ("jitter_ms", _jitter),
 )

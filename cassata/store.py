@@ -52,6 +52,7 @@ from cassata.model import (
     Attempt,
     Cursor,
     Delivery,
+    Destination,
     ErrorKind,
     Event,
     Filter,
@@ -67,6 +68,7 @@ from cassata.schema import (
     api_keys,
     applications,
     attempts,
+    batches,
     breakers,
     events,
     holdings,
@@ -239,6 +241,44 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
     conn.execute(insert(installation).values(id=1, secret=secret))
 
 
+# --- batches -------------------------------------------------------------------------------------------------------------
+
+Z = batches.c
+_BATCH: Sequence[Any] = (Z.batch_id, Z.active, Z.hash, func.length(Z.archive).label("size"), Z.created_at, Z.changed_at)
+_TO_RUN: Sequence[Any] = (Z.active, Z.archive, Z.hash)
+
+
+def insert_batch(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(batches).values(row))
+
+
+def change_batch(conn: Connection, application: int, batch_id: str, columns: Mapping[str, Any]) -> bool:
+    """Set columns of a batch; say whether there is one."""
+    return conn.execute(update(batches).where(Z.application == application, Z.batch_id == batch_id).values(columns)).rowcount == 1
+
+
+def delete_batch(conn: Connection, application: int, batch_id: str) -> bool:
+    return conn.execute(delete(batches).where(Z.application == application, Z.batch_id == batch_id)).rowcount == 1
+
+
+def count_batches(conn: Connection, application: int) -> int:
+    return conn.execute(select(func.count()).where(Z.application == application)).scalar_one()
+
+
+def has_batch(conn: Connection, application: int, batch_id: str) -> bool:
+    return conn.execute(select(Z.id).where(Z.application == application, Z.batch_id == batch_id)).first() is not None
+
+
+def batches_after(conn: Connection, application: int, only: str | None, after: str, limit: int) -> Sequence[Row[Any]]:
+    """Read the batches of an application, without their archives, in the order of their ids; or only one of them."""
+    which = Z.batch_id > after if only is None else Z.batch_id == only
+    return conn.execute(select(*_BATCH).where(Z.application == application, which).order_by(Z.batch_id).limit(limit)).all()
+
+
+def batch_to_run(conn: Connection, application: int, batch_id: str) -> Row[Any] | None:
+    return conn.execute(select(*_TO_RUN).where(Z.application == application, Z.batch_id == batch_id)).first()
+
+
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
@@ -286,15 +326,25 @@ def _options(new: NewEvent) -> str | None:
     if new.timeout_ms is not None:
         options["timeout_ms"] = new.timeout_ms
     if new.retry is not None:
-        options["retry"] = asdict(new.retry)
+        options["retry"] = new.retry.plain()
     if new.max_lateness_ms is not None:
         options["max_lateness_ms"] = new.max_lateness_ms
+    if new.duration_ms is not None:
+        options["duration_ms"] = new.duration_ms
+    if new.destination is not None:
+        options["destination"] = new.destination.document
     return json.dumps(options) if options else None
 
 
 def find(conn: Connection, application: int, event_id: str, *, with_payload: bool = True) -> Row[Any] | None:
     columns = events.c if with_payload else _WITHOUT_PAYLOAD
     return conn.execute(select(*columns).where(E.application == application, E.event_id == event_id)).first()
+
+
+def application_with_event(conn: Connection, event_id: str) -> str | None:
+    """Tell whose event has that id; where several applications have one, whose is the oldest. It costs one dive per application."""
+    joined = applications.join(events, and_(E.application == applications.c.id, E.event_id == event_id))
+    return conn.execute(select(applications.c.application_id).select_from(joined).order_by(E.id).limit(1)).scalar()
 
 
 def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], Row[Any]]:
@@ -483,6 +533,8 @@ def _judged(wanted: Filter, among: frozenset[Status] = frozenset(Status)) -> Ite
         yield E.status.in_(sorted(wanted.statuses))
     if wanted.last_status is not None:
         yield E.last_status == wanted.last_status
+    if wanted.tried is not None:
+        yield E.attempts > 0 if wanted.tried else E.attempts == 0
     if wanted.host is not None:
         yield _may_lead_to(wanted.host)
 
@@ -500,7 +552,8 @@ def _may_lead_to(host: str) -> ColumnElement[bool]:
     if re.fullmatch(r"\[.*|[0-9.]+(:[0-9]+)?", host):
         return func.substr(E.url, func.instr(E.url, "://") + 3, 1).in_(list("0123456789["))
     name = host.partition(":")[0]
-    return or_(*(func.lower(E.url).startswith(f"{scheme}://{name}", autoescape=True) for scheme in ("http", "https")))
+    beginnings = (f"http://{name}", f"https://{name}", f"{name}:")  # the last one: of what is no URL
+    return or_(*(func.lower(E.url).startswith(beginning, autoescape=True) for beginning in beginnings))
 
 
 def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cursor | None:
@@ -524,6 +577,14 @@ def payload_lengths(conn: Connection, ids: Collection[int]) -> dict[int, int]:
 
 def payloads(conn: Connection, ids: Collection[int]) -> dict[int, bytes | None]:
     return {row.id: row.payload for row in conn.execute(select(E.id, E.payload).where(_ONE_OF_IDS), {"ids": sorted(ids)})}
+
+
+def applications_with_series(conn: Connection, first: str, before: str, limit: int) -> list[tuple[str, str]]:
+    """Tell the (application, series) ids whose latter lies between two, the last one not included; the oldest first."""
+    s = series.c
+    joined = applications.join(series, and_(s.application == applications.c.id, s.series_id >= first, s.series_id < before))
+    rows = conn.execute(select(applications.c.application_id, s.series_id).select_from(joined).order_by(s.id).limit(limit))
+    return [(row.application_id, row.series_id) for row in rows]
 
 
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
@@ -564,6 +625,17 @@ def series_after(conn: Connection, application: int, statuses: Collection[Series
     if statuses:
         question = question.where(S.status.in_(sorted(statuses)))
     return conn.execute(question).all()
+
+
+def series_payload_lengths(conn: Connection, numbers: Collection[int]) -> dict[int, int]:
+    s = series.c
+    rows = conn.execute(select(s.id, func.coalesce(func.length(s.payload), 0)).where(s.id.in_(sorted(numbers))))
+    return {row[0]: row[1] for row in rows}
+
+
+def series_payloads(conn: Connection, numbers: Collection[int]) -> dict[int, bytes | None]:
+    s = series.c
+    return {row.id: row.payload for row in conn.execute(select(s.id, s.payload).where(s.id.in_(sorted(numbers))))}
 
 
 def series_waking(conn: Connection, until: int, limit: int) -> Sequence[Row[Any]]:
@@ -658,6 +730,8 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             catch_up_window_ms=options.get("catch_up_window_ms"),
             overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
             jitter_ms=options.get("jitter_ms", 0),
+            identity_headers=options.get("identity_headers", {}),
+            destination=_read_destination(options),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -687,6 +761,13 @@ def _occurrences(application: int, number: int, first: str, last: str) -> Column
 def occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
     """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, in their order."""
     question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
+
+
+def newest_occurrences(conn: Connection, application: int, number: int, first: str, before: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, the last one not included, backwards."""
+    which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
+    question = select(*_WITHOUT_PAYLOAD).where(which).order_by(E.event_id.desc()).limit(limit)
     return conn.execute(_hinted(question, "events_event_id")).all()
 
 
@@ -1523,9 +1604,11 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         replayed_at=row.replayed_at,
         payload_removed_at=getattr(row, "payload_removed_at", None),  # lists do without
         max_lateness_ms=request.max_lateness_ms,
+        duration_ms=request.duration_ms,
         last_status=row.last_status,
         fence=row.fence,
         late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
+        destination=request.destination,
     )
 
 
@@ -1553,6 +1636,7 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         egress=application.egress,
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
         replayed_at=row.replayed_at or 0,
+        destination=request.destination,
     )
 
 
@@ -1562,6 +1646,8 @@ class _Request(NamedTuple):
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
+    duration_ms: int | None = None
+    destination: Destination | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -1573,6 +1659,20 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"))
+        return _Request(
+            row.url,
+            headers,
+            options.get("timeout_ms"),
+            retry,
+            options.get("max_lateness_ms"),
+            options.get("duration_ms"),
+            _read_destination(options),
+        )
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")
+
+
+def _read_destination(options: Mapping[str, Any]) -> Destination | None:
+    """Read one. Raises what a damaged document leads to: ValueError, TypeError, AttributeError."""
+    document = options.get("destination")
+    return document and Destination(document.get("type"), {name: value for name, value in document.items() if name != "type"})

@@ -7,16 +7,20 @@ a series locks its row first, and so does whoever advances it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from cassata import database, recurrence, store, telemetry
+from cassata.batches import Batches
 from cassata.errors import (
     ApplicationRefused,
     CassataError,
+    DuplicateEvent,
     InstanceChanged,
     InstanceGone,
     InvalidEvent,
@@ -52,6 +56,10 @@ SERIES_AT_ONCE = 100
 EVENTS_AT_ONCE = 1_000
 """So many series are advanced, and so many events made, in one transaction."""
 ROWS_AT_ONCE = 1_000
+PAGE_BYTES = 4 * 1024 * 1024
+ALIKE = 100
+"""So many series are looked at whose ids begin with the same 48 bits: they would have to be made for it."""
+LATE_AFTER_MS = 60_000
 LATEST_LOOKED_AT = 5
 
 CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms"}
@@ -93,7 +101,10 @@ class Plan:
 class Timetable:
     """Keeps series in one database, and makes their occurrences. Safe to share between threads."""
 
-    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, *, registers: bool) -> None:
+    def __init__(
+        self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, batches: Batches, *, registers: bool
+    ) -> None:
+        self._batches = batches
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
@@ -102,16 +113,18 @@ class Timetable:
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
 
-    def create(self, new: NewSeries) -> Series:
+    def create(self, new: NewSeries, *, final: bool = False) -> Series:
         """Store a series, in place of a cancelled one if there is one. Its first occurrence is the first from now on.
 
-        Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable. To repeat it does no harm.
+        `final`: what has ended is final. The id must be new, also to events, and there must be an occurrence to come.
+        Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable, and if `final` DuplicateEvent.
+        To repeat it does no harm.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            return self._create(conn, self._registered(conn, new.application_id, now), new, now)
+            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -138,8 +151,32 @@ class Timetable:
 
         return self._transactions.read(work)
 
-    def series(self, application_id: str, *, statuses: Collection[SeriesStatus] = (), after: str = "", limit: int = 100) -> list[Series]:
-        """List series by their ids, without payloads. One that cannot be read is left out."""
+    def application_of(self, series_id: str) -> str:
+        """Say whose series has that id; where several applications have one, whose is the oldest. Raises UnknownSeries."""
+        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, f"{series_id}\0", 1))
+        if not found:
+            raise UnknownSeries
+        return found[0][0]
+
+    def occurrence_of(self, uuid: str) -> tuple[str, str]:
+        """Return the application, and the id of the event, that the UUID of an occurrence names. Raises UnknownSeries."""
+        named = recurrence.named_by(uuid)
+        if named is None:
+            raise UnknownSeries
+        begins = named.begins
+        alike = self._transactions.read(lambda conn: store.applications_with_series(conn, begins, f"{begins}~", ALIKE))
+        found = [(application_id, series_id + named.ends) for application_id, series_id in alike if named.is_of(series_id)]
+        if not found:
+            raise UnknownSeries
+        return found[0]
+
+    def series(
+        self, application_id: str, *, statuses: Collection[SeriesStatus] = (), after: str = "", limit: int = 100, full: bool = False
+    ) -> list[Series]:
+        """List series by their ids. One that cannot be read is left out.
+
+        `full`: with their payloads, and no more of them than have PAGE_BYTES together. There may be more unless there are none.
+        """
 
         def work(conn: Connection) -> list[Series]:
             application = self._tenants.known(conn, application_id)
@@ -147,24 +184,26 @@ class Timetable:
                 return []
             now = self._clock.now(conn)
             rows = store.series_after(conn, application.number, statuses, after, limit)
-            return [series for row in rows if (series := self._read_if_possible(row, application_id, now))]
+            found = [series for row in rows if (series := self._read_if_possible(row, application_id, now))]
+            return _with_payloads(conn, found) if full and found else found
 
         return self._transactions.read(work)
 
-    def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
+    def replace(self, new: NewSeries, *, version: int | None = None, final: bool = False) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
         What it is to do already is no error, whatever the version: a call may be repeated. By the same rule it goes on from where
         it is, and catches up as the new content says; another rule begins now.
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
-        Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
+        Raises UnknownSeries, SeriesFinished for one that was cancelled (if `final` also for one that has come to its end),
+        SeriesChanged unless it is at that version, and as `create` does.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
+        new = self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
             series, application = self._locked(conn, new.application_id, new.series_id, now)
-            if series.status is SeriesStatus.CANCELLED:
+            if _is_final(series, final=final):
                 raise SeriesFinished(series)
             if series.content_hash == new.content_hash:
                 return series
@@ -216,10 +255,10 @@ class Timetable:
 
         return self._transactions.write(work)
 
-    def cancel(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
+    def cancel(self, application_id: str, series_id: str, *, version: int | None = None, final: bool = False) -> Series:
         """Cancel a series and its events that have not ended. To cancel what is cancelled is no error.
 
-        Raises UnknownSeries, SeriesChanged.
+        Raises UnknownSeries, SeriesChanged, and if `final` SeriesFinished for one that has come to its end.
         """
 
         def work(conn: Connection, _tries: int) -> Series:
@@ -227,6 +266,8 @@ class Timetable:
             series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.CANCELLED:
                 return series
+            if _is_final(series, final=final):
+                raise SeriesFinished(series)
             _check_version(series, version)
             unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
             self._cancel_events(conn, [row.id for row in unfinished], now)
@@ -270,14 +311,29 @@ class Timetable:
         self._transactions.read(admit)
         return self._transactions.write(work)
 
+    def check_free(self, conn: Connection, application_id: str, series_id: str) -> None:
+        """Raise SeriesExists if there is a series with that id, cancelled or not, and lock its row."""
+        application = self._tenants.known(conn, application_id)
+        if application and (row := store.lock_series(conn, application.number, series_id)):
+            raise SeriesExists(self._read(row, application_id, self._clock.now(conn)), identical=False)
+
     # --- its occurrences -----------------------------------------------------------------------------------------------
 
     def instances(
-        self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100, known: Occurrence | None = None
+        self,
+        application_id: str,
+        series_id: str,
+        begin: int,
+        end: int,
+        *,
+        limit: int = 100,
+        known: Occurrence | None = None,
+        full: bool = False,
     ) -> list[Instance]:
         """Compute the first `limit` occurrences with `begin <= original instant < end` (ms), past and to come, with what is stored of them.
 
         Indexes are counted from `known`, where the caller has an occurrence that is nearer than how far the series has come.
+        `full`: with the payloads of their events; then only so many, at least one, as send no more than PAGE_BYTES together.
 
         Also those are told that the rule does not make any more and that have an event. Raises UnknownSeries.
         """
@@ -290,7 +346,32 @@ class Timetable:
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
             indexes = dict(made)
-            return [_instance(series, at, indexes.get(at), stored.get(at)) for at in sorted(stored.keys() | indexes)[:limit]]
+            instants = sorted(stored.keys() | indexes)[:limit]
+            payloads: Mapping[int, bytes | None] = {}
+            if full:
+                instants = _up_to(PAGE_BYTES, instants, self._payload_lengths(conn, series, instants, stored))
+                payloads = store.payloads(conn, [stored[at].id for at in instants if at in stored])
+            return [_instance(series, at, indexes.get(at), stored.get(at), payloads) for at in instants]
+
+        return self._transactions.read(work)
+
+    def _payload_lengths(self, conn: Connection, series: Series, instants: Sequence[int], stored: Mapping[int, Row[Any]]) -> Iterator[int]:
+        usual = len(series.content.payload or b"")
+        lengths = store.payload_lengths(conn, [stored[at].id for at in instants if at in stored])
+        return (lengths.get(stored[at].id, 0) if at in stored else usual for at in instants)
+
+    def runs(self, application_id: str, series_id: str, begin: int, end: int, *, limit: int = 100) -> list[Event]:
+        """List what there is of a series' occurrences with `begin <= original instant < end` (ms), the newest first, without payloads.
+
+        Raises UnknownSeries.
+        """
+
+        def work(conn: Connection) -> list[Event]:
+            application = self._number(conn, application_id)
+            series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
+            first, before = (series.content.event_id(max(0, min(at, LATEST_INSTANT))) for at in (begin, end))
+            rows = store.newest_occurrences(conn, application, series.number, first, before, limit)
+            return [store.to_event(row, application_id, self._clock.now(conn) - LATE_AFTER_MS) for row in rows]
 
         return self._transactions.read(work)
 
@@ -308,7 +389,10 @@ class Timetable:
             series, application, made, row = self._locked_instance(conn, application_id, series_id, instance_id, now, version)
             before = series.content.occurrence(made.at) if row is None else store.to_event(row, application_id).asked()
             changed = replace(before, **_known(changes))
+            changed = replace(changed, headers=series.content.identified(instance_id, changed.headers))
             self._check_size(conn, changed, now)
+            if changed.destination != before.destination:
+                changed = self._batches.aimed(conn, changed, self._tenants.known(conn, application_id))
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
@@ -351,7 +435,7 @@ class Timetable:
         """
         if new.application_id != application_id or new.series_id == series_id:
             raise InvalidSeries([Problem("series_id", "must be another one than that of the series it follows")])
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> tuple[Series, Series]:
             now = self._clock.now(conn)
@@ -494,8 +578,11 @@ class Timetable:
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
-    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> None:
-        """Raise why a series cannot be taken now. One counts as one add; its occurrences count as none: they were admitted with it."""
+    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> NewSeries:
+        """Return a series as it is to be stored, or raise why it cannot be taken now.
+
+        One counts as one add; its occurrences count as none: they were admitted with it.
+        """
         application = self._tenants.known(conn, new.application_id)
         if application is None and not self._registers:
             raise UnknownApplication
@@ -503,6 +590,7 @@ class Timetable:
             raise refusal
         if too_large := excess(new.payload, new.headers, self._limiter.of(application)):
             raise too_large
+        return self._batches.aimed(conn, new, application)
 
     def _check_size(self, conn: Connection, changed: NewEvent, now: int) -> None:
         limits = self._limiter.of(self._tenants.known(conn, changed.application_id))
@@ -528,17 +616,22 @@ class Timetable:
             raise UnknownSeries
         return application.number
 
-    def _create(self, conn: Connection, application: int, new: NewSeries, now: int) -> Series:
+    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False) -> Series:
         row = store.lock_series(conn, application, new.series_id)
-        if row is not None and row.status != SeriesStatus.CANCELLED:
+        if row is not None and (final or row.status != SeriesStatus.CANCELLED):
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
         content = _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
         columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
+        if final and columns["status"] is SeriesStatus.ENDED:
+            raise InvalidSeries([Problem(_source_of(content.rule), "has no occurrence from now on")])
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
+            # Only now, as whoever adds such an event looks for a series once it has inserted it: one of the two sees the other.
+            if final and (event := store.lock_event(conn, application, new.series_id)):
+                raise DuplicateEvent(store.to_event(event, new.application_id), identical=False)
         else:
             self._clear(conn, application, row.id, new.series_id, now)
             store.change_series(conn, row.id, columns | {"version": row.version + 1})
@@ -599,10 +692,18 @@ class Timetable:
         self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
-        """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
+        """Take back what was made ahead from an instant on, and the unsent exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
+        ahead += self._put_off(conn, application, series, since)
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
         self._remove(conn, [row.id for at, row in ahead if at not in made])
+
+    def _put_off(self, conn: Connection, application: int, series: Series, until: int) -> list[tuple[int, Row[Any]]]:
+        """Read the exceptions still to be sent whose original instants are before that one."""
+        first, last = recurrence.id_range(series.series_id)[0], series.content.event_id(until)
+        rows = store.unfinished_occurrences(conn, application, series.number, first, last)
+        instants = ((_original(row.event_id), row) for row in rows if store.is_exception(row))
+        return [(at, row) for at, row in instants if at is not None and at < until]
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
@@ -688,6 +789,20 @@ def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int 
 def _check_version(series: Series, version: int | None) -> None:
     if version is not None and version != series.version:
         raise SeriesChanged(series)
+
+
+def _up_to(most: int, instants: list[int], lengths: Iterable[int]) -> list[int]:
+    """Return the first instants whose payloads are not too much together, the very first one in any case."""
+    return instants[: max(1, sum(1 for size in accumulate(lengths) if size <= most))]
+
+
+def _is_final(series: Series, *, final: bool) -> bool:
+    """Whether a series may not be changed any more. One that has come to its end may be given more to do, unless that was final."""
+    return series.status is SeriesStatus.CANCELLED or (final and series.status is SeriesStatus.ENDED)
+
+
+def _source_of(rule: Rule) -> str:
+    return "recurrence" if rule.recurrence is not None else "cron" if rule.cron is not None else "every_ms"
 
 
 def _ends_before(series: Series, instance_id: str) -> bool:
@@ -830,6 +945,15 @@ def _run_id(series_id: str, now: int) -> str:
     return f"{series_id}_0{now:011x}{uuid.uuid4().hex[:4]}"
 
 
+def _with_payloads(conn: Connection, found: Sequence[Series]) -> list[Series]:
+    """Give series their payloads: as many as have PAGE_BYTES together, the first one in any case."""
+    lengths = store.series_payload_lengths(conn, [series.number for series in found])
+    sizes = accumulate(lengths.get(series.number, 0) for series in found)
+    shown = found[: max(1, sum(1 for size in sizes if size <= PAGE_BYTES))]
+    payloads = store.series_payloads(conn, [series.number for series in shown])
+    return [replace(series, content=replace(series.content, payload=payloads.get(series.number))) for series in shown]
+
+
 def _original(event_id: str) -> int | None:
     parts = recurrence.original_of(event_id)
     return None if parts is None else parts[1]
@@ -863,17 +987,23 @@ def _known(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return changes
 
 
-def _instance(series: Series, at: int, index: int | None, row: Row[Any] | None) -> Instance:
-    begins_at = at if row is None or not store.is_exception(row) else row.due_at
+def _instance(
+    series: Series, at: int, index: int | None, row: Row[Any] | None, payloads: Mapping[int, bytes | None] = MappingProxyType({})
+) -> Instance:
+    event = None if row is None else store.to_event(row, series.application_id, payload=payloads.get(row.id))
+    is_exception = row is not None and store.is_exception(row)
+    begins_at = event.due_at if event and is_exception else at
+    own_end = None if event is None or event.duration_ms is None else begins_at + event.duration_ms
     return Instance(
         instance_id=series.content.event_id(at),
         original_at=at,
         index=index,
-        due_at=series.content.due_at(at) if row is None else row.due_at,
-        ends_at=series.content.ends_at(begins_at),
-        status=None if row is None else Status(row.status),
-        is_exception=row is not None and store.is_exception(row),
-        version=None if row is None else store.to_event(row, series.application_id).version,
+        due_at=series.content.due_at(at) if event is None else event.due_at,
+        ends_at=series.content.ends_at(begins_at) if own_end is None else own_end,
+        status=None if event is None else event.status,
+        is_exception=is_exception,
+        version=None if event is None else event.version,
+        event=event,
     )
 
 

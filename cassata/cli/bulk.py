@@ -26,13 +26,14 @@ PATIENCE_SECONDS = 10.0
 WORDS = {
     "/action": "the action",
     "/expiry": "--at",
-    "/filter": "the filter (--status, --from, --until, --host, --last-status, --series)",
+    "/filter": "the filter (--status, --from, --until, --host, --last-status, --series, --tried)",
     "/filter/expiry-from": "--from",
     "/filter/expiry-until": "--until",
     "/filter/host": "--host",
     "/filter/last-status": "--last-status",
     "/filter/series": "--series",
     "/filter/status": "--status",
+    "/filter/tried": "--tried",
     "/shift": "--shift",
 }
 """What the places of a request are called on the command line."""

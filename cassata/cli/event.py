@@ -13,7 +13,7 @@ import click
 
 from cassata.cli.listen import harmless
 from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
-from cassata.model import METHODS, Status, new_event_id
+from cassata.model import METHODS, RetryOn, Status, new_event_id
 
 Command = Callable[..., Any]
 
@@ -67,6 +67,23 @@ class Forgiving(click.Group):
         return super().get_command(ctx, cmd_name) or super().get_command(ctx, SAME.get(cmd_name, cmd_name))
 
 
+class Object(click.ParamType[dict[str, Any]]):
+    """A JSON object."""
+
+    name = "object"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            document = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(document, dict):
+            self.fail(f"{value!r} is not a JSON object", param, ctx)
+        return document
+
+
 class Reported(Forgiving):
     """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
 
@@ -91,7 +108,9 @@ _WORDS = {
     "/method": "--method",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
+    "/retry/on": "--retry-on",
     "/timeout": "--timeout",
+    "/destination": "--destination",
     "/url": "URL",
     "application-id": "--app",
     "event-id": "--id",
@@ -99,6 +118,7 @@ _WORDS = {
     "expiry-until": "--until",
     "host": "--host",
     "last-status": "--last-status",
+    "tried": "--tried",
     "series": "--series",
 }
 """What the places of a request are called on the command line."""
@@ -170,6 +190,7 @@ def filter_options(command: Command, *, of_series: str = "Only the occurrences o
             click.option("--host", metavar="HOST[:PORT]", help="Only those that go there."),
             click.option("--last-status", type=int, metavar="CODE", help="Only those whose newest answer had this status code."),
             click.option("--series", metavar="ID", help=of_series),
+            click.option("--tried/--untried", default=None, help="Only those that have been tried, or have not."),
         ]
     ):
         command = option(command)
@@ -188,8 +209,14 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
+destination_option = click.option(
+    "--destination", type=Object(), metavar="JSON", help="""Where it goes instead: '{"type": "kafka", "topic": "orders"}'."""
+)
+
+
 @event.command()
-@click.argument("url")
+@click.argument("url", required=False)
+@destination_option
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
 @click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
@@ -200,12 +227,14 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
 def add(
     client: Client,
-    url: str,
+    url: str | None,
+    destination: Mapping[str, Any] | None,
     application_id: str,
     at: datetime | None,
     delay: timedelta | None,
@@ -216,10 +245,13 @@ def add(
     event_id: str,
     timeout: timedelta | None,
     retry_count: int | None,
+    retry_on: str | None,
     max_lateness: timedelta | None,
     output: str,
 ) -> None:
-    """Schedule a request to URL."""
+    """Schedule a request to URL, or something else to a --destination."""
+    if (url is None) == (destination is None):
+        raise click.UsageError("Give one of URL and --destination.")
     if (at is None) == (delay is None):
         raise click.UsageError("Give one of --at and --in.")
     if payload is not None and payload_file is not None:
@@ -234,8 +266,9 @@ def add(
         method=method,
         headers=headers or None,
         timeout=None if timeout is None else timeout.total_seconds(),
-        retry=None if retry_count is None else {"count": retry_count},
+        retry=retry_of(retry_count, retry_on),
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
+        destination=destination,
     )
     _show(client.schedule(new), output)
 
@@ -297,6 +330,7 @@ def change_options(command: Command) -> Command:
             click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset."),
             click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d."),
             click.option("--url", help="Where to send it."),
+            destination_option,
             click.option("--payload", help="The body, sent as it is."),
             click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input."),
             click.option(
@@ -305,6 +339,7 @@ def change_options(command: Command) -> Command:
             click.option("--method", type=click.Choice(METHODS, case_sensitive=False)),
             click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m."),
             click.option("--retry-count", type=int, help="How often to try again."),
+            click.option("--retry-on", type=click.Choice(list(RetryOn)), help="After what may pass, or after any answer but a 2xx."),
             click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
             click.option(
                 "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."
@@ -331,6 +366,8 @@ def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
     """Return what is to be different, as `Client.change` takes it."""
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("Give only one of --at and --in.")
+    if options["url"] is not None and options["destination"] is not None:
+        raise click.UsageError("Give only one of --url and --destination.")
     if options["payload"] is not None and options["payload_file"] is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     changes = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}
@@ -339,13 +376,18 @@ def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
     return cast("Changes", changes)
 
 
-def _changes(payload_file: BinaryIO | None, retry_count: int | None, **options: Any) -> dict[str, Any]:
+def retry_of(count: int | None, on: str | None) -> dict[str, int | str] | None:
+    """Return how often, and after what, to try again, as the client takes it."""
+    return {name: value for name, value in (("count", count), ("on", on)) if value is not None} or None
+
+
+def _changes(payload_file: BinaryIO | None, retry_count: int | None, retry_on: str | None, **options: Any) -> dict[str, Any]:
     """Return what was given, as `Client.change` takes it."""
     changes = {name: value for name, value in options.items() if value is not None and value != ()}
     if payload_file is not None:
         changes["payload"] = text_of(payload_file)
-    if retry_count is not None:
-        changes["retry"] = {"count": retry_count}
+    if (retry := retry_of(retry_count, retry_on)) is not None:
+        changes["retry"] = retry
     return changes
 
 

@@ -11,9 +11,20 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, service_options, text_of
+from cassata.cli.event import (
+    Delay,
+    Instant,
+    Reported,
+    change_options,
+    changes_of,
+    destination_option,
+    output_option,
+    retry_of,
+    service_options,
+    text_of,
+)
 from cassata.client import Client, Conflict, NewSeries, Series
-from cassata.model import METHODS, new_event_id
+from cassata.model import METHODS, RetryOn, new_event_id
 
 Command = Callable[..., Any]
 
@@ -30,6 +41,8 @@ WORDS = {
     "/event": "--payload",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
+    "/retry/on": "--retry-on",
+    "/destination": "--destination",
     "/url": "the URL",
     "instance-id": "--instance",
     "application-id": "--app",
@@ -88,7 +101,8 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 
 
 @series.command()
-@click.argument("url")
+@click.argument("url", required=False)
+@destination_option
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--id", "series_id", help="Its id, unique in its application.  [default: a new one]")
 @rule_options
@@ -98,11 +112,19 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
 @click.option("--timeout", type=Delay(), help="How long a whole request may take.")
 @click.option("--retry-count", type=int, help="How often to try again.")
+@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")
 @click.option("--overlap", type=click.Choice(["allow", "skip"]), help="Whether to make one while the one before is unfinished.")
 @click.option("--jitter", metavar="TIME", help="Send each up to so much later.")
+@click.option(
+    "--identity-header",
+    "identity",
+    multiple=True,
+    metavar="WHAT=NAME",
+    help="A header that tells each who it is: event=X-Run-Id; may be repeated.",
+)
 @click.option("--name", help="What it is called in lists.")
 @click.option("--description", help="What it is for.")
 @click.option("--if-version", "version", type=int, help="Put it in the place of the one with this --id, if that is at this version.")
@@ -112,7 +134,8 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 def add(
     client: Client,
     /,
-    url: str,
+    url: str | None,
+    destination: Mapping[str, Any] | None,
     series_id: str | None,
     payload: str | None,
     payload_file: BinaryIO | None,
@@ -121,20 +144,24 @@ def add(
     output: str,
     **given: Any,
 ) -> None:
-    """Make a series that sends a request to URL, again and again."""
+    """Make a series that sends a request to URL, or something else to a --destination, again and again."""
+    if (url is None) == (destination is None):
+        raise click.UsageError("Give one of URL and --destination.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     version = if_version if version is None else version
     if version is not None and series_id is None:
         raise click.UsageError("--if-version goes with --id: say which series is to be replaced.")
-    retry_count, timeout = given.pop("retry_count"), given.pop("timeout")
+    retry, timeout = retry_of(given.pop("retry_count"), given.pop("retry_on")), given.pop("timeout")
     new = NewSeries(
         url=url,
+        destination=destination,
         series_id=series_id or new_event_id(),
         payload=text_of(payload_file) if payload_file else payload,
         headers=given.pop("headers") or None,
         timeout=None if timeout is None else timeout.total_seconds(),
-        retry=None if retry_count is None else {"count": retry_count},
+        retry=retry,
+        identity_headers=dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in given.pop("identity")) or None,
         **_rule(given),
         **given,
     )
@@ -300,8 +327,11 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
     known = series.document
     if "payload" not in given and known.get("event-base64"):
         raise click.ClickException("the series sends what is no text: give --payload")
+    aim = {"destination": known["destination"]} if known.get("destination") else {"url": known["url"]}
+    if given.keys() & {"url", "destination"}:
+        aim = {}
     sent = {
-        "url": known["url"],
+        **aim,
         "method": known["method"],
         "payload": known.get("event"),
         "headers": known["request-headers"] or None,
@@ -313,7 +343,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
         sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
     kept = {
         name: known[name.replace("_", "-")]
-        for name in ("name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
+        for name in ("identity_headers", "name", "description", "metadata", "catch_up", "catch_up_window", "overlap", "jitter")
     }
     zone = rule["timezone"] or known["timezone"]
     return NewSeries(series.application_id, series_id=new_id, **{**rule, "timezone": zone}, **kept, **sent)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import tenacity
 
-from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, Status
+from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOn, RetryOptions, Status
 
 _Number = TypeVar("_Number", int, float)
 
@@ -24,6 +24,8 @@ _RETRIED_ERRORS = frozenset(
         ErrorKind.CONNECTION_LOST,
         ErrorKind.BAD_RESPONSE,
         ErrorKind.PROXY_FAILED,
+        ErrorKind.PLUGIN_FAILED,
+        ErrorKind.TYPE_MISSING,
     }
 )
 
@@ -59,7 +61,7 @@ class RetryPolicy:
 
     def verdict(self, outcome: Outcome) -> Verdict:
         """Judge one attempt. The event's own retry options, where it has some, come before the policy's."""
-        if _is_delivered(outcome):
+        if outcome.is_delivered:
             return Verdict(Status.COMPLETED)
         rule = self._rule_for(outcome)
         state = _state(rule, outcome)
@@ -85,7 +87,7 @@ class RetryPolicy:
         return tenacity.Retrying(
             stop=tenacity.stop_after_attempt(count + 1),
             wait=tenacity.wait_fixed(floor_ms / 1000) + backoff,
-            retry=tenacity.retry_if_result(may_pass),
+            retry=tenacity.retry_if_result(_is_refused if options.on == RetryOn.ANY else may_pass),
         )
 
 
@@ -97,15 +99,16 @@ def _state(rule: tenacity.Retrying, outcome: Outcome) -> tenacity.RetryCallState
     return state
 
 
-def _is_delivered(outcome: Outcome) -> bool:
-    return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
-
-
 def may_pass(outcome: Outcome) -> bool:
     """Whether the same request may get a better answer later."""
     if outcome.error is not None:
         return outcome.error in _RETRIED_ERRORS
     return outcome.status_code in _RETRIED_CODES
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    """Whether to ask again all the same: who has asked for that takes no answer for the last one."""
+    return outcome.error is None or may_pass(outcome)
 
 
 def _reason(outcome: Outcome, attempts: int = 1) -> str:

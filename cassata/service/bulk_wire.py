@@ -89,6 +89,7 @@ class FilterDocument(Shape):
     host: Annotated[str, AfterValidator(check_host)] | None = None
     last_status: Annotated[int, AfterValidator(check_status_code)] | None = None
     series: Annotated[str, AfterValidator(check_series_id)] | None = None
+    tried: bool | None = None
 
 
 def read_filter(value: Any) -> Filter:
@@ -101,7 +102,7 @@ def read_filter(value: Any) -> Filter:
         raise Faults(list(explained(FilterDocument, error))) from None
     if shape.expiry_from is not None and shape.expiry_until is not None and shape.expiry_until <= shape.expiry_from:
         raise Faults([(("expiry-until",), "must be later than the beginning")])
-    return Filter(shape.status, shape.expiry_from, shape.expiry_until, shape.host, shape.last_status, shape.series)
+    return Filter(shape.status, shape.expiry_from, shape.expiry_until, shape.host, shape.last_status, shape.series, shape.tried)
 
 
 class OperationDocument(Shape):
@@ -154,6 +155,7 @@ def filter_document(written: Filter) -> dict[str, Any]:
         "host": written.host,
         "last-status": written.last_status,
         "series": written.series_id,
+        "tried": written.tried,
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -6,7 +6,7 @@ import base64
 import hmac
 import json
 import struct
-from typing import Protocol
+from typing import Any, Protocol
 
 from cassata.model import EVENT_ID_LENGTH, Cursor, Filter
 
@@ -40,7 +40,16 @@ class Cursors:
         self._keyed_hash = keyed_hash
         self._owner = application_id.encode()
         if not wanted.is_empty:
-            facts = [sorted(wanted.statuses), wanted.due_from, wanted.due_until, wanted.host, wanted.last_status, wanted.series_id]
+            facts: list[Any] = [
+                sorted(wanted.statuses),
+                wanted.due_from,
+                wanted.due_until,
+                wanted.host,
+                wanted.last_status,
+                wanted.series_id,
+            ]
+            if wanted.tried is not None:
+                facts.append(wanted.tried)
             self._owner += b"\0" + json.dumps(facts).encode()
         if newest_first:
             self._owner += b"\0newest first"

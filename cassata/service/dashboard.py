@@ -629,6 +629,8 @@ def _read_bulk(form: Any, application_id: str) -> NewOperation:
         given["status"] = given["status"].split(",")
     if "last-status" in given:
         given["last-status"] = _number(given["last-status"])
+    if "tried" in given:
+        given["tried"] = {"true": True, "false": False}.get(given["tried"], given["tried"])
     document: dict[str, Any] = {"action": form.get("action", ""), "filter": given}
     if document["action"] == Action.RESCHEDULE:
         if expiry := form.get("expiry", "").strip():

@@ -23,6 +23,7 @@ from cassata.errors import (
     EventUnderWay,
     InstanceChanged,
     InstanceGone,
+    InvalidBatch,
     LimitReached,
     OperationExists,
     OperationFinished,
@@ -30,6 +31,7 @@ from cassata.errors import (
     SeriesExists,
     SeriesFinished,
     UnknownApplication,
+    UnknownBatch,
     UnknownInstance,
     UnknownKey,
     UnknownOperation,
@@ -38,8 +40,10 @@ from cassata.model import Status
 from cassata.series import SeriesStatus
 from cassata.service import problems
 from cassata.service.auth import Gate, MissingScope, Route, Unauthorized, is_for_people
+from cassata.service.dialects import spoken_at, spoken_by
 from cassata.service.schemas import (
     APPLICATION_ID,
+    BATCH_ID,
     EVENT_ID,
     INSTANCE_ID,
     KEY_PREFIX,
@@ -59,6 +63,7 @@ SHARED = (400, 401, 403, 408, 413, 415, 500, 503)
 """What is told of these is told once: nearly every call may be answered with them."""
 JSON = "application/json"
 LINES = "application/x-ndjson"
+ZIP = "application/zip"
 
 _PATH = {
     "application_id": APPLICATION_ID,
@@ -66,6 +71,7 @@ _PATH = {
     "series_id": SERIES_ID,
     "instance_id": INSTANCE_ID,
     "operation_id": OPERATION_ID,
+    "batch_id": BATCH_ID,
     "prefix": KEY_PREFIX,
 }
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": PAGE_LENGTH, "default": 100}
@@ -86,6 +92,7 @@ _EVENTS = {
     "host": ("Only events that are sent there: a host, or a host and port.", {"type": "string"}),
     "last-status": ("Only events whose newest answer had this status code.", {"type": "integer", "minimum": 100, "maximum": 999}),
     "series": ("Only occurrences of this series.", SERIES_ID),
+    "tried": ("Only events that have been tried, or have not, since they were last put back.", _FLAG),
     "full": ("With what is sent.", _FLAG),
     "newest-first": ("From the end of the order, and so on backwards.", _FLAG),
     **_PAGES,
@@ -123,6 +130,7 @@ class Call:
 
 
 _ADD, _LOOK, _RULES, _MANY = "Add, change and delete", "Look", "Series", "Many events"
+_SCRIPTS = "Batches"
 _TENANTS, _KEYS, _HEALTH = "Applications", "Keys and secrets", "Health"
 
 _TO_ADD = (UnknownApplication, DuplicateEvent, ApplicationInactive, LimitReached)
@@ -192,6 +200,14 @@ CALLS: dict[str, Call] = {
     "operations": Call(_MANY, "List operations", {200: "Operations"}, query=_PAGES),
     "operation": Call(_MANY, "Show how far an operation has come", {200: "Operation"}, refusals=(UnknownOperation,)),
     "cancel_operation": Call(_MANY, "Stop an operation", {200: "Operation"}, refusals=(UnknownOperation, OperationFinished)),
+    "batches": Call(_SCRIPTS, "List batches", {200: "Batches"}),
+    "batch": Call(_SCRIPTS, "Show a batch", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
+    "put_batch": Call(
+        _SCRIPTS, "Upload a batch", {201: "ScriptBatch", 200: "ScriptBatch"}, "Archive", refusals=(UnknownBatch, InvalidBatch), text=ZIP
+    ),
+    "delete_batch": Call(_SCRIPTS, "Delete a batch", {200: "Deleted"}, refusals=(UnknownBatch,)),
+    "enable_batch": Call(_SCRIPTS, "Let a batch be run", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
+    "disable_batch": Call(_SCRIPTS, "Let a batch not be run", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
     "applications": Call(_TENANTS, "List applications", {200: "Applications"}, query=_PAGES),
     "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(ApplicationExists,)),
     "application": Call(_TENANTS, "Show an application", {200: "Application"}),
@@ -233,10 +249,12 @@ difference. Older names of fields (`eventId`, `destinationUrl`, ...) are underst
 
 
 def document(app: Flask) -> dict[str, Any]:
-    """Describe every route of the application, but for the pages for people."""
+    """Describe every route of the application, but for the pages for people, and what is spoken in other contracts: they have documents
+    of their own.
+    """
     gate: Gate = app.extensions["gate"]
     paths: dict[str, dict[str, Any]] = {}
-    rules = (rule for rule in app.url_map.iter_rules() if not is_for_people(rule.rule))
+    rules = (rule for rule in app.url_map.iter_rules() if not is_for_people(rule.rule) and spoken_at(app, rule.rule) is None)
     for rule in sorted(rules, key=lambda rule: rule.rule):
         for method in METHODS:
             if method in (rule.methods or ()):
@@ -249,7 +267,7 @@ def document(app: Flask) -> dict[str, Any]:
             "title": "Cassata",
             "version": __version__,
             "summary": "A persistent, multi-tenant event scheduler",
-            "description": _DESCRIPTION,
+            "description": _DESCRIPTION + _of_dialects(app),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -267,6 +285,12 @@ def document(app: Flask) -> dict[str, Any]:
             },
         },
     }
+
+
+def _of_dialects(app: Flask) -> str:
+    """Say where other contracts are spoken, if any are."""
+    spoken = [f"`{dialect.name}` at {', '.join(f'`{address}`' for address in dialect.addresses)}" for dialect in spoken_by(app)]
+    return f"\nOther contracts are spoken here too, which docs/dialects describes: {'; '.join(spoken)}.\n" if spoken else ""
 
 
 def _kinds(status: int) -> list[problems.Kind]:
@@ -311,6 +335,8 @@ def _query_parameters(query: Query) -> Iterator[dict[str, Any]]:
 
 
 def _body(call: Call) -> dict[str, Any]:
+    if call.text == ZIP:
+        return {"required": True, "content": {ZIP: {"schema": of(call.body or "")}}}
     content: dict[str, Any] = {JSON: {"schema": of(call.body or "")}}
     if call.text == LINES:
         content[LINES] = {"schema": {"type": "string", "description": "One event per line."}}

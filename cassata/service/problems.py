@@ -28,6 +28,7 @@ from cassata.errors import (
     InstanceChanged,
     InstanceGone,
     InvalidApplication,
+    InvalidBatch,
     LimitReached,
     OperationExists,
     OperationFinished,
@@ -37,6 +38,7 @@ from cassata.errors import (
     SeriesFinished,
     SeriesUnreadable,
     UnknownApplication,
+    UnknownBatch,
     UnknownEvent,
     UnknownInstance,
     UnknownKey,
@@ -90,6 +92,8 @@ KINDS: dict[type[Exception], Kind] = {
     UnknownEvent: Kind(404, "unknown-event", "There is no such event", "No event with this id exists in this application."),
     UnknownStatus: Kind(404, "unknown-event", "There is no such event", "There is no such event, or it was cancelled."),
     UnknownSeries: Kind(404, "unknown-series", "There is no such series", "No series with this id exists in this application."),
+    InvalidBatch: Kind(400, "invalid-batch", "The batch cannot be accepted as it is"),
+    UnknownBatch: Kind(404, "unknown-batch", "There is no such batch", "No batch with this id exists in this application."),
     UnknownInstance: Kind(404, "unknown-instance", "There is no such instance", "The series has no instance with this id."),
     DuplicateEvent: Kind(409, "event-exists", "The event exists already"),
     EventFinished: Kind(409, "event-finished", "The event has already ended"),
@@ -255,7 +259,9 @@ def _answer(described: dict[str, Any], headers: dict[str, str] | None, error: Ex
     """Answer people with a page, programs with the document, or in the form of their dialect. What is not HTTP never becomes a request."""
     dialect = spoken_at(current_app, request.path) if has_request_context() else None
     if dialect is not None:
-        return dialect.refusal(described, error)
+        refused = dialect.refusal(described, error)
+        refused.headers.update(headers or {})
+        return refused
     page: ErrorPage | None = current_app.extensions.get(PAGE_EXTENSION) if has_request_context() else None
     if page is not None and is_for_people(request.path):
         return page(described, headers, error)

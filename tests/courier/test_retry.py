@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cassata.courier.retry import RetryPolicy, Verdict
-from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOptions, Status
+from cassata.courier.retry import RetryPolicy, Verdict, may_pass
+from cassata.model import DETAIL_CHARACTERS, ErrorKind, Outcome, RetryOn, RetryOptions, Status
 from tests.courier.sending import delivery
 
 MANY = 300  # draws, where chance decides
@@ -103,6 +103,18 @@ def test_an_event_overrides_single_values() -> None:
     assert set(waits(policy, outcome(503, retry=RetryOptions(initial_ms=0)))) == {0}
     assert set(waits(policy, outcome(503, retry=RetryOptions(maximum_ms=0)))) == {0}
     assert max(waits(policy, outcome(503, number=5, retry=RetryOptions(multiplier=1)))) <= 1_000
+
+
+def test_any_answer_but_a_2xx_is_tried_again_where_that_is_asked() -> None:
+    asked = RetryOptions(count=2, initial_ms=0, on=RetryOn.ANY)
+
+    for code in (302, 400, 404, 410, 429, 500):
+        again = RetryPolicy().verdict(outcome(code, number=2, retry=asked))
+        assert (again.status, again.wait_ms, again.counts) == (Status.SERVICE_UNAVAILABLE, 0, True)
+        assert RetryPolicy().verdict(outcome(code, number=3, retry=asked)).status is Status.FAILED
+    assert RetryPolicy().verdict(outcome(204, retry=asked)).status is Status.COMPLETED
+    assert RetryPolicy().verdict(outcome(None, ErrorKind.BLOCKED_ADDRESS, retry=asked)).status is Status.FAILED
+    assert not may_pass(outcome(404, retry=asked))  # to a breaker it is an answer like any other
 
 
 @pytest.mark.parametrize(

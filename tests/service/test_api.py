@@ -223,7 +223,9 @@ def test_the_status_is_a_bare_word_for_whoever_asks_for_text(http: FlaskClient) 
 
 
 def test_event_tells_everything_that_was_asked(http: FlaskClient) -> None:
-    asked = event(method="PUT", request_headers={"A": ["1", "2"]}, timeout=2.5, retry={"count": 3, "initial": 0.5, "multiplier": 2})
+    asked = event(
+        method="PUT", request_headers={"A": ["1", "2"]}, timeout=2.5, retry={"count": 3, "initial": 0.5, "multiplier": 2, "on": "any"}
+    )
     http.post("/cassata/add/", json=asked)
 
     stored = http.get("/cassata/event/shop/e1").json
@@ -231,7 +233,7 @@ def test_event_tells_everything_that_was_asked(http: FlaskClient) -> None:
     assert stored["event"] == '{"order":7}'
     assert stored["request-headers"] == ["A: 1", "A: 2"]
     assert (stored["method"], stored["timeout"]) == ("PUT", 2.5)
-    assert stored["retry"] == {"count": 3, "initial": 0.5, "multiplier": 2, "maximum": None}
+    assert stored["retry"] == {"count": 3, "initial": 0.5, "multiplier": 2, "maximum": None, "on": "any"}
     assert stored["attempt-log"] == []
 
 

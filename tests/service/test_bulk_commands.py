@@ -118,7 +118,7 @@ def test_an_operation_that_somebody_stops_is_no_success(run: Run, sqlite_schedul
         (
             ("cancel", "shop", "--yes"),
             1,
-            "Error: the filter (--status, --from, --until, --host, --last-status, --series): must not be empty",
+            "Error: the filter (--status, --from, --until, --host, --last-status, --series, --tried): must not be empty",
         ),
         (("cancel", "shop", "--from", "9", "--until", "5", "--yes"), 1, "Error: --until: must be later than the beginning"),
         (("retry", "shop", "--status", "completed", "--yes"), 1, "Error: --status: names nothing that can be done to"),

@@ -92,6 +92,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(retry={"count": 1.5, "initial": -1}), ["/retry/count", "/retry/initial"]),
         (changed(retry={"multiplier": 0.5, "maximum": "x"}), ["/retry/maximum", "/retry/multiplier"]),
         (changed(retry={"cuont": 1}), ["/retry/cuont"]),
+        (changed(retry={"on": "never"}), ["/retry/on"]),
         (changed(retry={"count": 10**400, "multiplier": 10**400}), ["/retry/count", "/retry/multiplier"]),
         (changed(prioritee=1), ["/prioritee"]),
         (changed(eventId="e2"), ["/eventId"]),

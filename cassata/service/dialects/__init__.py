@@ -51,9 +51,15 @@ def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) ->
     app.extensions[EXTENSION] = spoken
 
 
+def spoken_by(app: Flask) -> Sequence[Dialect]:
+    """Return the dialects that an application speaks."""
+    dialects: Sequence[Dialect] = app.extensions.get(EXTENSION, ())
+    return dialects
+
+
 def spoken_at(app: Flask, path: str) -> Dialect | None:
     """Return the dialect that is spoken at an address, if one is."""
-    return next((dialect for dialect in app.extensions.get(EXTENSION, ()) if dialect.is_spoken_at(path)), None)
+    return next((dialect for dialect in spoken_by(app) if dialect.is_spoken_at(path)), None)
 
 
 def application_of_caller(name: str) -> str:
