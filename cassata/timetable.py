@@ -145,7 +145,8 @@ class Timetable:
 
     def application_of(self, series_id: str) -> str:
         """Say whose series has that id; where several applications have one, whose is the oldest. Raises UnknownSeries."""
-        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, f"{series_id}\0", 1))
+        beyond = f"{series_id}!"  # which comes before whatever an id may go on with; spaces and less are padding to MariaDB
+        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, beyond, 1))
         if not found:
             raise UnknownSeries
         return found[0][0]
