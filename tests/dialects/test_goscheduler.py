@@ -15,11 +15,12 @@ from werkzeug.test import TestResponse
 
 from cassata import database
 from cassata.config import Service
-from cassata.model import LIMIT_RANGES, Scope, Status
+from cassata.model import LIMIT_RANGES, Destination, Scope, Status
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.service.dialects.goscheduler import wire
 from cassata.service.dialects.goscheduler.wire import ZONE
+from cassata.tenants import Changes
 from tests.words import Hand, ManualClock
 
 HOUR = 3_600
@@ -344,6 +345,36 @@ def test_a_legacy_callback_is_understood(http: FlaskClient) -> None:
     found = schedule(http, callback=..., httpCallback=HTTP["details"])
 
     assert found.json["data"]["schedule"]["callback"] == HTTP
+
+
+def test_an_event_of_the_bus_goes_to_the_topic_that_operators_say(
+    http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    callback = {"type": "airbus", "details": {"eventName": "orders", "headers": {"X-A": "1"}}}
+    assert schedule(http, callback=callback).status_code == 200  # where nothing is said of topics, each is Kafka's
+    scheduler.tenants.change("shop", Changes(topics={"orders": "http://127.0.0.1:9/orders", "kafka-*": None}))
+
+    schedule_id = id_of(schedule(http, after=1, callback=callback))
+    of_legacy = schedule(http, callback=..., airbusCallback={"eventName": "kafka-x", "appName": "a"}).json["data"]["schedule"]
+    of_cron = cron(http, callback=callback).json["data"]["schedule"]
+
+    unknown = schedule(http, callback={"type": "airbus", "details": {"eventName": "nobody"}})
+    assert refusal(unknown)[:2] == (400, 400)
+    assert "not one of the application's topics" in refusal(unknown)[2]
+    assert get(http, schedule_id)["callback"] == of_cron["callback"] == callback
+    assert of_legacy["callback"] == {"type": "airbus", "details": {"eventName": "kafka-x", "headers": {}}}
+    clock.advance(2_000)
+    assert hand.claim_one().url == "http://127.0.0.1:9/orders"
+
+
+def test_a_callback_of_another_type_is_a_destination_of_that_type(http: FlaskClient, scheduler: Scheduler) -> None:
+    callback = {"type": "kafka", "details": {"topic": "orders", "key": "7"}}
+
+    schedule_id = id_of(schedule(http, callback=callback))
+
+    assert get(http, schedule_id)["callback"] == callback
+    assert scheduler.event("shop", schedule_id)[0].destination == Destination("kafka", {"topic": "orders", "key": "7"})
+    assert refusal(schedule(http, callback={"type": "kafka", "details": {"tpoic": "x"}}))[:2] == (400, 400)
 
 
 def test_a_cron_expression_comes_before_a_time(http: FlaskClient) -> None:

@@ -351,7 +351,7 @@ class Calls:
         self, series: Series, app: App, now: int, after: int | None, until: int | None, size: int
     ) -> tuple[list[dict[str, Any]], int | None]:
         """List the next runs, the nearest first, and say after which instant there are more."""
-        begin, end = (now if after is None else after + 1), (until or wire.FAR)
+        begin, end = (now if after is None else after) + 1, (until or wire.FAR)
         found = self._timetable.instances(app.app_id, series.series_id, begin, end, limit=size + 1) if _fires(series) else []
         shown = [instance for instance in found[:size] if instance.status is None or instance.status in wire.KEPT]
         last = found[size - 1].original_at if len(found) > size else None
@@ -359,7 +359,7 @@ class Calls:
 
     def _made(self, series: Series, app: App, now: int, before: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
         """List the runs that there have been, the newest first, and say before which instant there are more."""
-        end = now if before is None else min(before, now)
+        end = now + 1 if before is None else min(before, now + 1)  # what is to happen in this very second is past
         found = self._timetable.runs(app.app_id, series.series_id, 0, end, limit=size + 1)
         payload = series.content.payload or b""
         shown = [wire.event_document(event, app, payload=payload) for event in found[:size] if not wire.is_gone(event)]
