@@ -873,8 +873,10 @@ def remove_payloads(conn: Connection, ids: Collection[int], now: int) -> None:
     conn.execute(update(events).where(E.id.in_(sorted(ids))).values(payload=None, payload_removed_at=now))
 
 
-def application_numbers(conn: Connection) -> list[int]:
-    return list(conn.execute(select(A.id).order_by(A.id)).scalars())
+def kept_by_application(conn: Connection) -> list[tuple[int, int | None]]:
+    """Tell of each application (its number) for how long (ms) it has what has ended kept, if it says so."""
+    rows = conn.execute(select(A.id, A.limits).order_by(A.id))
+    return [(row.id, json.loads(row.limits).get("kept_ms") if row.limits else None) for row in rows]
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------

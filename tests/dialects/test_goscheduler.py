@@ -16,6 +16,7 @@ from werkzeug.test import TestResponse
 from cassata import database
 from cassata.config import Service
 from cassata.model import LIMIT_RANGES, Destination, Scope, Status
+from cassata.retention import Retention
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.service.dialects.goscheduler import wire
@@ -178,6 +179,22 @@ def test_limits_are_enforced(http: FlaskClient) -> None:
     assert refusal(long)[2] == "PayloadSize for app: shop cannot be more than 5 bytes, given payloadSize bytes: 6"
     assert refusal(far)[2].startswith(f"schedule time : {at + 3 * 86_400} cannot be more than 2 days from current time : ")
     assert schedule(http, scheduleTime=at + 86_400, payload="12345").status_code == 200
+
+
+def test_fired_schedules_are_kept_for_as_long_as_their_application_says(
+    http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    register(http, configuration={"firedScheduleRetentionPeriod": 2})
+    schedule_id = id_of(schedule(http, after=1))
+    clock.advance(2_000)
+    hand.answer(hand.claim_one())
+
+    clock.advance(86_400_000)
+    scheduler.pruning(Retention()).run()
+    assert get(http, schedule_id)["status"] == "SUCCESS"
+    clock.advance(86_400_000)
+    scheduler.pruning(Retention()).run()
+    assert get(http, schedule_id) == 404
 
 
 def test_no_configuration_exceeds_that_of_max_config(http: FlaskClient) -> None:

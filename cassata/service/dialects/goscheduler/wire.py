@@ -86,7 +86,7 @@ class _Setting(NamedTuple):
 
 SETTINGS: Mapping[str, _Setting] = {
     "futureScheduleCreationPeriod": _Setting(1, 36_500, "future schedule creation period", "horizon_ms", DAY_MS),
-    "firedScheduleRetentionPeriod": _Setting(1, 36_500, "fired schedule retention period"),
+    "firedScheduleRetentionPeriod": _Setting(1, 36_500, "fired schedule retention period", "kept_ms", DAY_MS),
     "payloadSize": _Setting(1, 8 * 1024 * 1024, "payload size", "payload_bytes"),
     "httpRetries": _Setting(1, 101, "http retries"),
     "httpTimeout": _Setting(*TIMEOUT_RANGE_MS, "http timeout"),
