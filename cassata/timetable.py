@@ -338,7 +338,7 @@ class Timetable:
         def work(conn: Connection) -> list[Event]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            first, before = (series.content.event_id(max(0, min(at, LATEST_INSTANT))) for at in (begin, end))
+            first, before = (series.content.event_id(max(0, min(-(-at // 1000) * 1000, LATEST_INSTANT))) for at in (begin, end))
             rows = store.newest_occurrences(conn, application, series.number, first, before, limit)
             return [store.to_event(row, application_id, self._clock.now(conn) - LATE_AFTER_MS) for row in rows]
 

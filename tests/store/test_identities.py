@@ -149,6 +149,7 @@ def test_runs_are_listed_backwards(scheduler: Scheduler, hand: Hand, clock: Manu
 
     assert runs(0, NOON + 9 * MINUTE) == [2, 1, 0]
     assert runs(NOON, NOON + 2 * MINUTE) == [1, 0]
+    assert runs(NOON, NOON + 2 * MINUTE + 1) == [2, 1, 0]
     assert runs(NOON + 1, NOON + 9 * MINUTE, limit=1) == [2]
 
 
