@@ -134,6 +134,7 @@ class Limits:
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
     max_lateness_ms: int | None = None
+    kept_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -146,6 +147,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
     "max_lateness_ms": (1_000, 36_500 * 86_400_000),
+    "kept_ms": (60_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}
@@ -501,12 +503,15 @@ class Cursor(NamedTuple):
 
 
 class Action(StrEnum):
-    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more."""
+    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more. What is removed
+    is gone with its log, but for occurrences that their series would make once more.
+    """
 
     CANCEL = "cancel"
     RETRY = "retry"
     RECONCILE = "reconcile"
     RESCHEDULE = "reschedule"
+    REMOVE = "remove"
 
 
 APPLIES_TO: Mapping[Action, frozenset[Status]] = {
@@ -514,6 +519,7 @@ APPLIES_TO: Mapping[Action, frozenset[Status]] = {
     Action.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
     Action.RECONCILE: FINISHED | {Status.SERVICE_UNAVAILABLE},
     Action.RESCHEDULE: WAITING,
+    Action.REMOVE: FINISHED,
 }
 """What an action changes. Whatever else is meant is passed over and counted: what is being sent now, or is to be sent anyway."""
 MEANT_BY: Mapping[Action, frozenset[Status]] = {
@@ -521,6 +527,7 @@ MEANT_BY: Mapping[Action, frozenset[Status]] = {
     Action.RETRY: APPLIES_TO[Action.RETRY],
     Action.RECONCILE: frozenset(Status),
     Action.RESCHEDULE: UNFINISHED,
+    Action.REMOVE: FINISHED,
 }
 """Which events are meant by an action whose filter names no status."""
 

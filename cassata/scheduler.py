@@ -53,7 +53,7 @@ from cassata.model import (
 )
 from cassata.operations import Operations
 from cassata.overview import Overview
-from cassata.retention import Pruning, Retention, is_needed
+from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tail import Tail
@@ -277,6 +277,10 @@ class Scheduler:
     def close(self) -> None:
         self._engines.dispose()
 
+    def now(self) -> int:
+        """Tell the time (ms) by the clock that decides what is due."""
+        return self._transactions.read(self.clock.now)
+
     def check_ready(self) -> None:
         """Raise DatabaseUnavailable or one of DatabaseUnfit's kinds unless events can be added now."""
         self._transactions.read(database.check_version)
@@ -374,7 +378,7 @@ class Scheduler:
             row = store.lock_event(conn, application, event_id)
             if row is None:
                 raise UnknownEvent
-            if row.status in FINISHED and not is_needed(conn, row):
+            if row.status in FINISHED and not store.still_needed(conn, [row]):
                 store.remove_events(conn, [row.id])
 
         self._transactions.write(work)
