@@ -126,6 +126,7 @@ class NewEvent:
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
     max_lateness: float | None = None
+    priority: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -146,6 +147,7 @@ _WRITTEN = {
     "timeout": "timeout",
     "retry": "retry",
     "max_lateness": "max-lateness",
+    "priority": "priority",
 }
 """What the fields of an event are called in a document."""
 
@@ -174,6 +176,7 @@ class Changes(TypedDict, total=False):
     timeout: float | None
     retry: Mapping[str, float] | None
     max_lateness: float | None
+    priority: int | None
 
 
 def _changes_document(changes: Changes) -> dict[str, Any]:
@@ -227,6 +230,7 @@ class EventDetails(Event):
     timeout: float | None
     retry: Mapping[str, float | None] | None
     max_lateness: float | None
+    priority: int
     attempt_log: tuple[Attempt, ...]
 
 
@@ -262,6 +266,7 @@ class NewSeries:
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
     max_lateness: timedelta | float | None = None
+    priority: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
@@ -283,6 +288,7 @@ class NewSeries:
                     "timeout": self.timeout,
                     "retry": self.retry,
                     "max-lateness": _seconds(self.max_lateness),
+                    "priority": self.priority,
                 }
             )
         )
@@ -482,6 +488,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         timeout=document["timeout"],
         retry=document["retry"],
         max_lateness=document["max-lateness"],
+        priority=document["priority"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 

@@ -223,6 +223,7 @@ class Application:
     """A tenant. `limits` and `egress` are its own ones, which only an operator sets: what is missing is as configured.
 
     `number` is its row's. `secrets` are those it signs with, the newest first; `is_sealed` says that they cannot be read.
+    `prioritized`: some of its events have a priority of their own, or have had one.
     """
 
     number: int
@@ -235,6 +236,7 @@ class Application:
     is_sealed: bool = False
     created_at: int = 0
     changed_at: int = 0
+    prioritized: bool = False
 
     def signing_keys(self, now: int) -> tuple[bytes, ...]:
         return tuple(secret.key for secret in self.secrets if secret.until is None or secret.until > now)
@@ -298,6 +300,7 @@ class NewEvent:
     timeout_ms: int | None = None
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         problems = list(problems_of(self, _EVENT_CHECKS))
@@ -315,6 +318,8 @@ class NewEvent:
         facts = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
         if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
             facts.append(self.max_lateness_ms)
+        if self.priority:
+            facts.append({"priority": self.priority})
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -349,6 +354,7 @@ class Event:
     last_status: int | None = None
     fence: int = 0
     late: bool = False
+    priority: int = 0
 
     @property
     def version(self) -> str:
@@ -373,6 +379,7 @@ class Event:
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            priority=self.priority,
         )
 
 
@@ -612,6 +619,8 @@ HEADER_COUNT = 32
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
 TIMEOUT_RANGE_MS = (100, 3_600_000)
 RETRY_COUNT_MAXIMUM = 100
+PRIORITY_RANGE = (0, 100)
+"""Of the events of one application that are due those with a higher priority are sent first; 0 is the usual one."""
 
 # Only characters that no collation, path or log can fold, pad or split: two ids are one event only if they are equal.
 _ID = re.compile(r"[A-Za-z0-9._:~-]+")
@@ -828,6 +837,13 @@ def check_max_lateness_ms(value: int) -> int:
     return value
 
 
+def check_priority(value: int) -> int:
+    least, most = PRIORITY_RANGE
+    if not least <= value <= most:
+        raise ValueError(f"must be from {least} to {most}")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -858,6 +874,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
+    ("priority", check_priority),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

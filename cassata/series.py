@@ -25,6 +25,7 @@ from cassata.model import (
     check_headers,
     check_max_lateness_ms,
     check_method,
+    check_priority,
     check_series_id,
     check_timeout_ms,
     check_url,
@@ -88,6 +89,7 @@ class Content:
     catch_up_window_ms: int | None = None
     overlap: Overlap = Overlap.ALLOW
     jitter_ms: int = 0
+    priority: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -102,6 +104,7 @@ class Content:
             "catch_up_window_ms": self.catch_up_window_ms,
             "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
+            "priority": self.priority or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -138,6 +141,7 @@ class Content:
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            priority=self.priority,
         )
 
     def occurrence(self, at: int) -> NewEvent:
@@ -268,4 +272,5 @@ _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("catch_up_window_ms", _duration),
     ("overlap", _one_of(Overlap)),
     ("jitter_ms", _jitter),
+    ("priority", check_priority),
 )

@@ -169,6 +169,7 @@ class Timetable:
             if series.content_hash == new.content_hash:
                 return series
             _check_version(series, version)
+            self._prioritize(conn, application, new.priority, now)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
@@ -309,6 +310,7 @@ class Timetable:
             before = series.content.occurrence(made.at) if row is None else store.to_event(row, application_id).asked()
             changed = replace(before, **_known(changes))
             self._check_size(conn, changed, now)
+            self._prioritize(conn, application, changed.priority, now)
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
@@ -522,6 +524,10 @@ class Timetable:
         application = self._tenants.known(conn, application_id)
         return self._tenants.register(conn, application_id, now) if application is None else application.number
 
+    def _prioritize(self, conn: Connection, application: int, priority: int, now: int) -> None:
+        if priority:
+            self._tenants.prioritize(conn, application, now)
+
     def _number(self, conn: Connection, application_id: str) -> int:
         application = self._tenants.known(conn, application_id)
         if application is None:
@@ -533,6 +539,7 @@ class Timetable:
         if row is not None and row.status != SeriesStatus.CANCELLED:
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
+        self._prioritize(conn, application, new.priority, now)
         content = _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
         columns |= _begun(content.rule, now, begin=_begin(content.rule, now))

@@ -79,6 +79,7 @@ _WORDS = {
     "/expiry": "--at",
     "/max-lateness": "--max-lateness",
     "/method": "--method",
+    "/priority": "--priority",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
     "/timeout": "--timeout",
@@ -191,6 +192,7 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
+@click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due.")
 @output_option
 @click.pass_obj
 def add(
@@ -207,6 +209,7 @@ def add(
     timeout: timedelta | None,
     retry_count: int | None,
     max_lateness: timedelta | None,
+    priority: int | None,
     output: str,
 ) -> None:
     """Schedule a request to URL."""
@@ -226,6 +229,7 @@ def add(
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
+        priority=priority,
     )
     _show(client.schedule(new), output)
 
@@ -276,7 +280,7 @@ def list_events(
         click.echo(f"no events of {application_id!r}")
 
 
-RESETS = ("header", "max-lateness", "method", "retry", "timeout")
+RESETS = ("header", "max-lateness", "method", "priority", "retry", "timeout")
 """What an event may have again as if it had never been given."""
 
 
@@ -296,6 +300,7 @@ def change_options(command: Command) -> Command:
             click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m."),
             click.option("--retry-count", type=int, help="How often to try again."),
             click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
+            click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due."),
             click.option(
                 "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."
             ),

@@ -37,6 +37,7 @@ from cassata.model import (
     check_headers,
     check_host,
     check_max_lateness_ms,
+    check_priority,
     check_method,
     check_multiplier,
     check_retry_count,
@@ -387,6 +388,7 @@ class RequestDocument(Shape):
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
+    priority: Annotated[int, AfterValidator(check_priority)] | None = None
 
     @property
     def payload(self) -> bytes | None:
@@ -637,6 +639,7 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
     yield "timeout", "timeout_ms", shape.timeout
     yield "retry", "retry", retry_options(shape.retry)
     yield "max_lateness", "max_lateness_ms", shape.max_lateness
+    yield "priority", "priority", shape.priority or 0
 
 
 def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
@@ -820,6 +823,7 @@ def _with_request(event: Event) -> dict[str, Any]:
         "timeout": seconds(event.timeout_ms),
         "retry": written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
+        "priority": event.priority,
     }
 
 
