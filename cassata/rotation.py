@@ -114,7 +114,7 @@ class Visit:
         if not self._waiting or self.room < max(1, self._limit // 4):
             return None
         first = self._waiting[0]
-        share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
+        share = max(1, self.room // self._contenders(), min(self.room, self._limit // VISITS))
         if first in self._prioritized:
             self._waiting.popleft()
             return Turn({first: BOTTOM}, share, False, {first: min(share, self._left.get(first, share))}, by_priority=True)
@@ -127,6 +127,11 @@ class Visit:
         self._waiting = deque(application for application in self._waiting if application not in asked)
         most = {application: min(share, self._left.get(application, share)) for application in turn}
         return Turn({application: self._start(application) for application in turn}, share, together, most)
+
+    def _contenders(self) -> int:
+        """Count who is still to have a share: one with priorities, which is asked before others, has had its own."""
+        served = sum(1 for application in self._prioritized & self._visited if application in self._waiting) if self._prioritized else 0
+        return len(self._waiting) - served or len(self._waiting)
 
     def _is_asked_alone(self, application: int, share: int) -> bool:
         """One that had more, and one that may not have its share: no more is to be read than is taken."""

@@ -143,6 +143,7 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": 5,
         "retry": {"count": 1, "initial": 0.5, "multiplier": 2, "maximum": 10},
         "max-lateness": 60,
+        "priority": 5,
     },
     "PATCH /cassata/event/shop/full": {
         "url": "http://127.0.0.1:1/other",
@@ -153,6 +154,7 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": None,
         "retry": {},
         "max-lateness": None,
+        "priority": None,
     },
     "POST /cassata/series/shop": {
         "application-id": "shop",
@@ -180,6 +182,7 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": 5,
         "retry": {"count": 0},
         "max-lateness": 60,
+        "priority": 100,
     },
     "POST /cassata/series/shop/preview": {
         "every": "PT15M",

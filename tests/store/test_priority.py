@@ -43,9 +43,7 @@ def test_the_oldest_is_passed_over_for_a_while_only_where_a_claim_has_a_single_p
     assert ids(hand.claim(limit=1)) == ["oldest"]
 
 
-def test_events_of_low_priority_are_sent_however_many_urgent_ones_keep_coming(
-    scheduler: Scheduler, hand: Hand, clock: ManualClock
-) -> None:
+def test_events_of_low_priority_are_sent_however_many_urgent_ones_keep_coming(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
     backlog(scheduler, **{f"low{place}": 0 for place in range(5)})
     seen: list[str] = []
     for round_ in range(5):
@@ -68,7 +66,9 @@ def test_only_the_oldest_window_is_ranked(scheduler: Scheduler, hand: Hand, cloc
     assert WINDOW == 1_000
 
 
-def test_two_workers_share_a_backlog_and_take_nothing_twice(database_url: str, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+def test_two_workers_share_a_backlog_and_take_nothing_twice(
+    database_url: str, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
     backlog(scheduler, **{f"e{place}": place % 10 for place in range(40)})
     clock.advance(100)
     other = Hand(scheduler, clock)
@@ -89,7 +89,7 @@ def test_what_another_transaction_has_locked_is_passed_over(mariadb_url: str) ->
     with scheduler._engines.write.connect() as conn, conn.begin():
         number = scheduler.tenants.application("shop").number
         assert store.lock_event(conn, number, "b") is not None
-        assert ids(Hand(scheduler, clock).claim(limit=2)) == ["c", "a"]
+        assert set(ids(Hand(scheduler, clock).claim(limit=2))) == {"c", "a"}
     scheduler.close()
 
 
@@ -215,5 +215,3 @@ def test_the_window_is_read_by_the_hot_index(mariadb_url: str) -> None:
     scheduler.close()
     assert "events_wake" in shown
     assert "filesort" not in shown
-
-
