@@ -430,6 +430,32 @@ class Scheduler:
 
         return self._transactions.read(work)
 
+    def log(
+        self,
+        application_id: str,
+        wanted: Filter = Filter(),  # noqa: B008
+        *,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[tuple[Event, list[Attempt]]]:
+        """List events as `events` does, with the logs of their attempts, those after the event with that id. Raises UnknownEvent for it.
+
+        At most EXAMINED events are looked at.
+        """
+
+        def work(conn: Connection) -> list[tuple[Event, list[Attempt]]]:
+            application = self.tenants.known(conn, application_id)
+            lane = self._lane(conn, application.number, wanted) if application else None
+            if lane is None:
+                return []
+            place = lane.cursor(self._found(conn, application_id, after)) if after is not None else None
+            last = store.further(conn, lane, place, EXAMINED) if lane.judged else None
+            rows = store.page(conn, lane, place, last, limit)
+            logs = store.attempts_of_all(conn, [row.id for row in rows])
+            return [(self._event(conn, row, application_id), logs[row.id]) for row in rows]
+
+        return self._transactions.read(work)
+
     def _lane(self, conn: Connection, application: int, wanted: Filter) -> store.Lane | None:
         """Choose where to look for events; None if there can be none."""
         if wanted.series_id is None:

@@ -522,6 +522,19 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
     ]
 
 
+def attempts_of_all(conn: Connection, ids: Collection[int]) -> dict[int, list[Attempt]]:
+    """Read the logs of several events, by row number, the oldest attempt first."""
+    a = attempts.c
+    columns = (a.event, a.number, a.started_at, a.duration_ms, a.status_code, a.error, a.detail, a.excerpt)
+    found: dict[int, list[Attempt]] = {id_: [] for id_ in ids}
+    for event, number, started_at, duration_ms, status_code, error, detail, excerpt in conn.execute(
+        select(*columns).where(a.event.in_(sorted(ids))).order_by(a.event, a.fence)
+    ):
+        kind = ErrorKind(error) if error else None
+        found[event].append(Attempt(number, started_at, duration_ms, status_code, kind, detail, excerpt))
+    return found
+
+
 # --- series ------------------------------------------------------------------------------------------------------------
 
 S = series.c
@@ -684,6 +697,12 @@ def latest_occurrences(conn: Connection, application: int, number: int, first: s
     which = and_(E.application == application, E.event_id >= first, E.event_id < before, E.series == number)
     question = select(E.status).where(which).order_by(E.event_id.desc()).limit(limit)
     return [Status(status) for status in conn.execute(_hinted(question, "events_event_id")).scalars()]
+
+
+def newest_occurrences(conn: Connection, application: int, number: int, first: str, last: str, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events of a series, without payloads, whose ids lie between two, both included, the last id first."""
+    question = select(*_WITHOUT_PAYLOAD).where(_occurrences(application, number, first, last)).order_by(E.event_id.desc()).limit(limit)
+    return conn.execute(_hinted(question, "events_event_id")).all()
 
 
 def statuses_of_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> dict[str, Status]:

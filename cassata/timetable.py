@@ -151,6 +151,22 @@ class Timetable:
 
         return self._transactions.read(work)
 
+    def newest_events(self, application_id: str, series: Collection[Series], *, limit: int = 3) -> dict[str, list[Event]]:
+        """Tell by series id of up to `limit` of its events, without payloads, the newest first; those of `run_now` come last."""
+
+        def work(conn: Connection) -> dict[str, list[Event]]:
+            application = self._tenants.known(conn, application_id)
+            if application is None:
+                return {}
+            found = {}
+            for each in series:
+                ids = recurrence.id_range(each.series_id)
+                rows = store.newest_occurrences(conn, application.number, each.number, *ids, limit)
+                found[each.series_id] = [store.to_event(row, application_id) for row in rows]
+            return found
+
+        return self._transactions.read(work)
+
     def replace(self, new: NewSeries, *, version: int | None = None) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 

@@ -13,11 +13,14 @@ from typing import Any, Protocol
 from flask import Flask, Response, request
 
 from cassata.config import Service
+from cassata.errors import ConfigError
 from cassata.scheduler import Scheduler
 from cassata.service.auth import Gate, Route, caller
 
 EXTENSION = "dialects"
 """Under this name an application has the dialects that it speaks."""
+
+EXTRAS = "pip install 'cassata[grpc]' brings what jobs needs"
 
 Refusal = Callable[[Mapping[str, Any], Exception], Response]
 """Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error."""
@@ -44,11 +47,20 @@ def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) ->
     """Have an application speak the dialects that are switched on."""
     spoken = []
     for name in settings.dialects:
-        make: Make = importlib.import_module(f"{__name__}.{name}").make
-        dialect = make(scheduler, settings)
+        dialect = _make(name)(scheduler, settings)
         gate.guard(app, dialect.routes, within=name)
         spoken.append(dialect)
     app.extensions[EXTENSION] = spoken
+
+
+def _make(name: str) -> Make:
+    try:
+        make: Make = importlib.import_module(f"{__name__}.{name}").make
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("cassata"):
+            raise
+        raise ConfigError(f"service.dialects: {name} needs {error.name}, which is not installed: {EXTRAS}") from error
+    return make
 
 
 def spoken_at(app: Flask, path: str) -> Dialect | None:
