@@ -133,7 +133,7 @@ def test_a_run_tells_its_job_and_carries_its_metadata(scheduler: Scheduler, crea
 
 
 def test_a_job_without_a_url_goes_where_the_service_says(scheduler: Scheduler) -> None:
-    http = create_app(scheduler, Service(dialects=["jobs"], jobs_url="http://127.0.0.1:9/all")).test_client()
+    http = create_app(scheduler, Service(dialects=["jobs"], jobsUrl="http://127.0.0.1:9/all")).test_client()
     job_id = http.post("/v1/jobs", json={"name": "n", "cron_expression": "@daily", "metadata": {"key": "value"}}).json["jobId"]
 
     assert scheduler.timetable.get("jobs", job_id).content.url == "http://127.0.0.1:9/all"
@@ -194,14 +194,14 @@ def test_a_job_may_begin_paused(http: FlaskClient, create: Create) -> None:
 
 
 def test_setting_a_job_to_running_has_it_run_now(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
-    job_id = create(cron_expression="@every 1h")
-    scheduler.timetable.advance()
-    http.put(f"/v1/jobs/{job_id}", json={"status": "PAUSED"})
-    http.put(f"/v1/jobs/{job_id}", json={"status": "SCHEDULED"})
-    event = scheduler.timetable.run_now("jobs", job_id)
-
-    assert event.status is Status.PENDING
+    job_id = create(cron_expression="0 0 1 1 *")
     refused(http.put(f"/v1/jobs/{job_id}", json={"status": "RUNNING"}), 400, 3, "Invalid state transition from PENDING to RUNNING")
+    scheduler.timetable.run_now("jobs", job_id)
+
+    job = http.put(f"/v1/jobs/{job_id}", json={"status": "RUNNING"}).json
+
+    assert job["status"] == "JOB_STATUS_SCHEDULED"  # a worker takes it the next moment
+    assert [event.status for event in scheduler.events("jobs").events] == [Status.PENDING] * 2
 
 
 def test_no_transition_is_made_that_is_not_in_the_table(http: FlaskClient, create: Create) -> None:
@@ -427,8 +427,10 @@ def test_a_body_that_is_no_job_is_refused(http: FlaskClient, method: str, path: 
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/jobs/%00", "/v1/jobs/.%2e", "/v1/jobs?page_size=x", "/v1/jobs?last_id=%20", "/v1/jobs?status=odd", "/v1/jobs/" + "x" * 500]
-    + ["/v1/executions/%ff:1", "/v1/executions?job_id=%20", "/v1/scheduler/jobs?page_token=%2f", "/v1/jobs?page_size=99999999999999"],
+    [
+        *("/v1/jobs/%00", "/v1/jobs/.%2e", "/v1/jobs?page_size=x", "/v1/jobs?last_id=%20", "/v1/jobs?status=odd", "/v1/jobs/" + "x" * 500),
+        *("/v1/executions/%ff:1", "/v1/executions?job_id=%20", "/v1/scheduler/jobs?page_token=%2f", "/v1/jobs?page_size=99999999999999"),
+    ],
 )
 def test_an_address_that_makes_no_sense_is_refused(http: FlaskClient, path: str) -> None:
     refused(http.get(path), 400, 3)

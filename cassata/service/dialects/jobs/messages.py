@@ -281,7 +281,7 @@ def status_of(series: Series, newest: Sequence[Event]) -> str:
         if not newest:  # its events have been pruned
             return "COMPLETED"
         return _OF_EVENT.get(newest[0].status, "SCHEDULED")
-    return "PENDING" if series.last is None else "SCHEDULED"
+    return "SCHEDULED" if newest else "PENDING"
 
 
 def next_run_of(series: Series, newest: Sequence[Event]) -> int | None:
