@@ -91,6 +91,10 @@ def serve(scheduler: Scheduler, service: config.Service) -> grpc.Server:
     return server
 
 
+def _written(message: Message) -> bytes:
+    return bytes(message.SerializeToString())
+
+
 class Handlers:
     """The methods of the services, each by its name in the .proto."""
 
@@ -127,7 +131,7 @@ class Handlers:
             raise AssertionError  # abort has raised
 
         read = getattr(proto, call.asked).FromString
-        return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=read, response_serializer=Message.SerializeToString)
+        return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=read, response_serializer=_written)
 
     def _caller(self, metadata: Metadata) -> Key:
         scheme, _, token = metadata.get("authorization", "").partition(" ")
