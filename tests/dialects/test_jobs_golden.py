@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from cassata.receiver import Receiver
+from cassata.service.dialects.jobs.calls import CALLS
 from tests.conftest import Running, wait_until
 
 GOLDEN: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "golden" / "jobs.yaml").read_text())
@@ -133,3 +134,22 @@ def test_a_job_runs_and_its_execution_is_told(mariadb_url: str, service_process:
         assert (ran["jobId"], ran["status"]) == (once, "COMPLETED")
         assert [body for body in told if body["JobID"] == once] == [{"JobID": once, "Name": "now", "Metadata": {}}]
         assert send(url, "GET", f"/v1/jobs/{often}", None, {})[1]["status"] == "JOB_STATUS_CANCELLED"
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "dialects" / "jobs.md").read_text()
+
+
+def test_the_demonstration_of_the_page_works_as_printed(service: Running) -> None:
+    (command,) = (block for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) if block.startswith("curl"))
+    printed = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
+
+    status, document = curl(service.url, command)
+
+    assert status == 200
+    assert document.keys() == printed.keys()
+    assert str(uuid.UUID(document["jobId"])) == document["jobId"]
+
+
+def test_the_page_names_every_call() -> None:
+    for service, method in CALLS:
+        assert f"`{service}/{method}`" in PAGE
