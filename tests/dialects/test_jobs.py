@@ -140,6 +140,7 @@ def test_a_job_without_a_url_goes_where_the_service_says(scheduler: Scheduler) -
 
 
 def test_a_job_that_would_go_nowhere_is_refused_with_what_to_set(http: FlaskClient) -> None:
+    # JOIN: once there are topics, an application with `topics` {} is needed here, and "scheduled-jobs" is what is told of.
     refused(http.post("/v1/jobs", json={"name": "n", "cron_expression": "@daily"}), 400, 9, "service.jobsUrl")
 
 

@@ -153,3 +153,39 @@ def test_the_demonstration_of_the_page_works_as_printed(service: Running) -> Non
 def test_the_page_names_every_call() -> None:
     for service, method in CALLS:
         assert f"`{service}/{method}`" in PAGE
+
+
+def refused(run_cassata: Run, url: str, *words: str) -> tuple[int, str]:
+    ran = run_cassata("job", "--service", url, *words)
+    return ran.returncode, ran.stderr
+
+
+def test_the_command_says_what_is_wrong(service: Running, run_cassata: Run) -> None:
+    for words, code, told in (
+        (("create", "--name", "n", "--cron", "/5 "), 1, "Error: Invalid cron expression"),
+        (("create", "--name", "n", "--metadata", "{"), 2, "is no JSON"),
+        (("create", "--name", "n", "--metadata", '{"a": 1}'), 2, "must be an object of texts"),
+        (("list", "--page-size", "251"), 2, "1<=x<=250"),
+        (("list", "--status", "odd"), 1, "Error: Invalid status"),
+        (("get", "--id", "../../readyz"), 1, "Error: "),
+        (("delete", "--id", "a b"), 1, "Error: Invalid job ID"),
+    ):
+        returned, words_told = refused(run_cassata, service.url, *words)
+        assert returned == code, words
+        assert told in words_told, words
+
+
+def test_the_command_tells_a_service_without_jobs_from_none_at_all(sqlite_url: str, service_process: Start, run_cassata: Run) -> None:
+    assert "set service.dialects" in refused(run_cassata, service_process(sqlite_url).url, "list")[1]
+    assert "cannot be reached" in refused(run_cassata, "http://127.0.0.1:9", "list")[1]
+
+
+def test_a_dialect_whose_packages_are_missing_says_what_to_install(sqlite_url: str, run_cassata: Run, tmp_path: Path) -> None:
+    (tmp_path / "google").mkdir()
+    (tmp_path / "google" / "__init__.py").write_text("")
+    env = {"CASSATA_SERVICE__DIALECTS": "jobs", "PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
+
+    ran = run_cassata("grpc", "start", "--database-url", sqlite_url, env=env)
+
+    assert ran.returncode == 1
+    assert "pip install 'cassata[grpc]'" in ran.stderr
