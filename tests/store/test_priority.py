@@ -11,6 +11,7 @@ from cassata.model import PRIORITY_RANGE, ErrorKind, Status
 from cassata.recurrence import Rule
 from cassata.scheduler import LOST_LEASES, OLDEST_EVERY, WINDOW, Scheduler
 from cassata.series import NewSeries
+from cassata.tenants import Changes
 from tests.words import NOON, Hand, ManualClock, ids, new_event
 
 
@@ -215,3 +216,34 @@ def test_the_window_is_read_by_the_hot_index(mariadb_url: str) -> None:
     scheduler.close()
     assert "events_wake" in shown
     assert "filesort" not in shown
+
+
+def test_a_limit_in_flight_holds_for_what_is_urgent_too(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    backlog(scheduler, a=0, b=1, c=9, d=9, e=9)
+    scheduler.tenants.change("shop", Changes(limits={"max_in_flight": 3}))
+    clock.advance(10)
+
+    first = hand.claim()
+
+    assert set(ids(first)) == {"c", "d", "a"}
+    for delivery in first:
+        hand.answer(delivery)
+    assert scheduler.event("shop", "c")[0].status is Status.COMPLETED
+
+
+def test_a_retry_waits_for_its_time_whatever_its_priority(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    backlog(scheduler, urgent=9, usual=0)
+    clock.advance(10)
+    (urgent,) = (delivery for delivery in hand.claim(limit=2) if delivery.event_id == "urgent")
+    hand.answer(urgent, 500)
+
+    assert hand.claim() == []
+    assert scheduler.event("shop", "urgent")[0].status is Status.SERVICE_UNAVAILABLE
+
+
+def test_an_inactive_application_with_priorities_rests(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    backlog(scheduler, urgent=9)
+    scheduler.tenants.change("shop", Changes(active=False))
+    clock.advance(10)
+
+    assert hand.claim() == []
