@@ -128,6 +128,7 @@ class NewEvent:
     retry: Mapping[str, float | str] | None = None
     max_lateness: float | None = None
     destination: Mapping[str, Any] | None = None
+    priority: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -149,6 +150,7 @@ _WRITTEN = {
     "retry": "retry",
     "max_lateness": "max-lateness",
     "destination": "destination",
+    "priority": "priority",
 }
 """What the fields of an event are called in a document."""
 
@@ -178,6 +180,7 @@ class Changes(TypedDict, total=False):
     timeout: float | None
     retry: Mapping[str, float | str] | None
     max_lateness: float | None
+    priority: int | None
 
 
 def _changes_document(changes: Changes) -> dict[str, Any]:
@@ -231,6 +234,7 @@ class EventDetails(Event):
     timeout: float | None
     retry: Mapping[str, float | str | None] | None
     max_lateness: float | None
+    priority: int
     attempt_log: tuple[Attempt, ...]
 
 
@@ -268,6 +272,7 @@ class NewSeries:
     retry: Mapping[str, float | str] | None = None
     max_lateness: timedelta | float | None = None
     destination: Mapping[str, Any] | None = None
+    priority: int | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
@@ -292,6 +297,7 @@ class NewSeries:
                     "timeout": self.timeout,
                     "retry": self.retry,
                     "max-lateness": _seconds(self.max_lateness),
+                    "priority": self.priority,
                 }
             )
         )
@@ -493,6 +499,7 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         timeout=document["timeout"],
         retry=document["retry"],
         max_lateness=document["max-lateness"],
+        priority=document["priority"],
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 

@@ -92,6 +92,8 @@ class Service(Section):
     dashboard: bool = True
     dashboard_hides_payloads: bool = False
     dialects: list[Literal["goscheduler", "recurring", "jobs"]] = []
+    jobs_url: str | None = None
+    grpc_port: Annotated[int, Field(ge=1, le=65_535)] = 50054
 
 
 class Worker(Section):

@@ -251,6 +251,7 @@ class Application:
     `topics` None: as configured.
 
     `number` is its row's. `secrets` are those it signs with, the newest first; `is_sealed` says that they cannot be read.
+    `prioritized`: some of its events have a priority of their own, or have had one.
     """
 
     number: int
@@ -264,6 +265,7 @@ class Application:
     is_sealed: bool = False
     created_at: int = 0
     changed_at: int = 0
+    prioritized: bool = False
 
     def signing_keys(self, now: int) -> tuple[bytes, ...]:
         return tuple(secret.key for secret in self.secrets if secret.until is None or secret.until > now)
@@ -366,6 +368,7 @@ class NewEvent:
     max_lateness_ms: int | None = None
     duration_ms: int | None = None
     destination: Destination | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         problems = [*problems_of(self, _EVENT_CHECKS), *problems_of_aim(self.url, self.destination)]
@@ -390,6 +393,8 @@ class NewEvent:
             facts.append({self.destination.type: self.destination.text})
         if self.duration_ms is not None:
             facts.append(("duration_ms", self.duration_ms))
+        if self.priority:
+            facts.append({"priority": self.priority})
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -428,6 +433,7 @@ class Event:
     late: bool = False
     payload_removed_at: int | None = None
     destination: Destination | None = None
+    priority: int = 0
 
     @property
     def version(self) -> str:
@@ -454,6 +460,7 @@ class Event:
             max_lateness_ms=self.max_lateness_ms,
             duration_ms=self.duration_ms,
             destination=self.destination,
+            priority=self.priority,
         )
 
 
@@ -717,6 +724,8 @@ LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one t
 LONGEST_DURATION_MS = 366 * 86_400_000
 TIMEOUT_RANGE_MS = (100, 3_600_000)
 RETRY_COUNT_MAXIMUM = 100
+PRIORITY_RANGE = (0, 100)
+"""Of the events of one application that are due those with a higher priority are sent first; 0 is the usual one."""
 
 # Only characters that no collation, path or log can fold, pad or split: two ids are one event only if they are equal.
 _ID = re.compile(r"[A-Za-z0-9._:~-]+")
@@ -996,6 +1005,13 @@ def check_duration_ms(value: int) -> int:
     return value
 
 
+def check_priority(value: int) -> int:
+    least, most = PRIORITY_RANGE
+    if not least <= value <= most:
+        raise ValueError(f"must be from {least} to {most}")
+    return value
+
+
 def check_retry_count(value: int) -> int:
     if not 0 <= value <= RETRY_COUNT_MAXIMUM:
         raise ValueError(f"must be between 0 and {RETRY_COUNT_MAXIMUM}")
@@ -1032,6 +1048,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
     ("duration_ms", check_duration_ms),
+    ("priority", check_priority),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

@@ -58,13 +58,14 @@ def _is_long_ago(instant: int, now: int) -> bool:
 
 class Turn(NamedTuple):
     """Who is asked by one statement, each from where on; what is each one's share; whether they are asked together, and else for
-    how much at most.
+    how much at most. One that has priorities has a turn of its own, `by_priority`.
     """
 
     floors: dict[int, Floor]
     share: int
     together: bool
     most: dict[int, int]
+    by_priority: bool = False
 
     @property
     def lowest(self) -> Floor:
@@ -83,6 +84,7 @@ class Visit:
         limit: int,
         *,
         suspects: bool,
+        prioritized: Collection[int] = (),
     ) -> None:
         applications = [number for number in applications if number not in allowances or allowances[number].most > 0]
         self.rows: list[Row[Any]] = []  # to be claimed
@@ -95,6 +97,7 @@ class Visit:
         self._sated: set[int] = set()  # these have had that much, and may have more due
         self._now = now
         self._most = limit
+        self._prioritized = frozenset(prioritized)  # theirs are not claimed in the order of the index
         # Now and then a place is kept for a suspect, which would otherwise wait for as long as there is a backlog.
         keeps_place = suspects and limit > 1 and any(not reach.is_new and self._may_be_suspected(reach) for reach in self._reaches.values())
         self._limit = limit - 1 if keeps_place else limit
@@ -111,16 +114,24 @@ class Visit:
         if not self._waiting or self.room < max(1, self._limit // 4):
             return None
         first = self._waiting[0]
-        share = max(1, self.room // len(self._waiting), min(self.room, self._limit // VISITS))
+        share = max(1, self.room // self._contenders(), min(self.room, self._limit // VISITS))
+        if first in self._prioritized:
+            self._waiting.popleft()
+            return Turn({first: BOTTOM}, share, False, {first: min(share, self._left.get(first, share))}, by_priority=True)
         alone = self._is_asked_alone(first, share)
         together = not alone and len(self._waiting) > 1
-        alike = [application for application in self._waiting if self._is_asked_alone(application, share) == alone]
+        alike = [each for each in self._waiting if each not in self._prioritized and self._is_asked_alone(each, share) == alone]
         # Together they are read in the order of their numbers, for as long as there is room: whose turn it is must be reached.
         turn = [application for application in alike if application >= first] if together else alike[: self.room // share]
         asked = set(turn)
         self._waiting = deque(application for application in self._waiting if application not in asked)
         most = {application: min(share, self._left.get(application, share)) for application in turn}
         return Turn({application: self._start(application) for application in turn}, share, together, most)
+
+    def _contenders(self) -> int:
+        """Count who is still to have a share: one with priorities, which is asked before others, has had its own."""
+        served = sum(1 for application in self._prioritized & self._visited if application in self._waiting) if self._prioritized else 0
+        return len(self._waiting) - served or len(self._waiting)
 
     def _is_asked_alone(self, application: int, share: int) -> bool:
         """One that had more, and one that may not have its share: no more is to be read than is taken."""
@@ -166,8 +177,8 @@ class Visit:
         if application in self._left:
             rows = rows[: self._left[application]]
             self._left[application] -= len(rows)
-        if rows:
-            self.rows += rows
+        self.rows += rows
+        if rows and application not in self._prioritized:  # below what has been claimed by priority much may be left
             furthest = max(Floor(row.wake_at, row.id) for row in rows)
             self._reaches[application] = self._reaches[application]._replace(floor=furthest)
 
@@ -197,4 +208,4 @@ class Visit:
     def unfinished(self) -> dict[int, int | None]:
         """Say when those may be looked at again that have more: at once."""
         visited = (application for application in self._waiting if application in self._visited)
-        return {application: self._reaches[application].floor.wake_at for application in (*visited, *self._rest, *self._sated)}
+        return {application: self._reaches[application].floor.wake_at or self._now for application in (*visited, *self._rest, *self._sated)}

@@ -54,7 +54,7 @@ from cassata.model import (
 from cassata.operations import Operations
 from cassata.overview import Overview
 from cassata.retention import Pruning, Retention
-from cassata.rotation import Reach, Visit
+from cassata.rotation import Reach, Turn, Visit
 from cassata.store import Ending
 from cassata.tail import Tail
 from cassata.tenants import FRESH_SECONDS, Tenants
@@ -82,6 +82,11 @@ LATE_AFTER_MS = 60_000
 OTHERS = ""
 """The name of what is told of many applications together: no application has it."""
 MOST_COUNTED_TOGETHER = 1_000
+
+WINDOW = 1_000
+"""By priority are claimed those that have waited longest, so many of an application."""
+OLDEST_EVERY = 10
+"""A claim that has a single place gives it to the oldest event in one of so many seconds; one with more always gives it one."""
 
 LOST_LEASES = 3
 """So many leases in a row without an outcome end an event: it may well be what kills its workers. After the second one it is
@@ -430,6 +435,8 @@ class Scheduler:
             if versions is not None and event.version not in versions:
                 raise EventChanged(event)
             self._check_changes(asked, changes, application, now)
+            if asked.priority:
+                self.tenants.prioritize(conn, row.application, now)
             due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
             wake_at = event.wake_at if due_at == event.due_at else None
             store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
@@ -493,6 +500,32 @@ class Scheduler:
                 payloads = store.payloads(conn, [row.id for row in shown])
             found = [self._event(conn, row, application_id, payloads.get(row.id)) for row in shown if wanted.goes_there(row.url)]
             return Page(found, lane.cursor(shown[-1]) if len(rows) > len(shown) else last)
+
+        return self._transactions.read(work)
+
+    def log(
+        self,
+        application_id: str,
+        wanted: Filter = Filter(),  # noqa: B008
+        *,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[tuple[Event, list[Attempt]]]:
+        """List events as `events` does, with the logs of their attempts, those after the event with that id. Raises UnknownEvent for it.
+
+        At most EXAMINED events are looked at.
+        """
+
+        def work(conn: Connection) -> list[tuple[Event, list[Attempt]]]:
+            application = self.tenants.known(conn, application_id)
+            lane = self._lane(conn, application.number, wanted) if application else None
+            if lane is None:
+                return []
+            place = lane.cursor(self._found(conn, application_id, after)) if after is not None else None
+            last = store.further(conn, lane, place, EXAMINED) if lane.judged else None
+            rows = store.page(conn, lane, place, last, limit)
+            logs = store.attempts_of_all(conn, [row.id for row in rows])
+            return [(self._event(conn, row, application_id), logs[row.id]) for row in rows]
 
         return self._transactions.read(work)
 
@@ -684,6 +717,8 @@ class Scheduler:
                 if refusal := self._closed(conn, application, 1, now) or self._refusal(new, application, now):
                     return refusal
                 assert application is not None  # an application is never removed
+                if new.priority and not application.prioritized:
+                    return self._add_admitted([new], {})[0]
                 if new.destination is not None:
                     new = self.batches.aimed(conn, new, application)
                 row = store.new_row(new, application.number, now)
@@ -746,6 +781,8 @@ class Scheduler:
                 numbers[new.application_id] = self.tenants.register(conn, new.application_id, now)
         keys = {index: (numbers[new.application_id], new.event_id) for index, new in enumerate(news) if index not in refused}
         there = self._there(conn, news, keys) if looking and keys else {}
+        for number in {key[0] for index, key in keys.items() if news[index].priority}:
+            self.tenants.prioritize(conn, number, now)
         rows: list[dict[str, Any]] = []
         added = [refused.get(index) or _place(new, keys[index], there, rows, now) for index, new in enumerate(news)]
         if rows:
@@ -865,9 +902,12 @@ class Scheduler:
         until = now + terms.look_ahead_ms
         lease_ms = terms.lease_ms(None)
         allowances = self.limiter.allowances(conn, applications, limit, hands, now, until, lease_ms)
-        visit = Visit(applications, self._reaches, allowances, now, limit, suspects=suspects)
+        prioritized = [number for number in applications if (known := self.tenants.in_mind(number)) and known.prioritized]
+        visit = Visit(applications, self._reaches, allowances, now, limit, suspects=suspects, prioritized=prioritized)
         while turn := visit.next_turn():
-            if turn.together:
+            if turn.by_priority:
+                visit.note(turn, _lock_by_priority(conn, turn, visit.rows, now, until))
+            elif turn.together:
                 visit.note(turn, store.lock_due_of_many(conn, turn.floors, turn.lowest.wake_at, now, until, visit.room))
             else:
                 visit.note(turn, store.lock_due(conn, turn.floors, now, until, turn.most))
@@ -1057,6 +1097,7 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         max_lateness_ms=new.max_lateness_ms,
         duration_ms=new.duration_ms,
         destination=new.destination,
+        priority=new.priority,
     )
 
 
@@ -1105,6 +1146,25 @@ def _claim_of(outcome: Outcome) -> tuple[int, int]:
 
 def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
     return outcome.delivery.fence, outcome.status_code or 0  # 0: of a type that knows no codes
+
+
+def _lock_by_priority(conn: Connection, turn: Turn, taken: Sequence[Row[Any]], now: int, until: int) -> list[Row[Any]]:
+    """Lock those of an application's oldest due events that have the highest priority; the last place is for the very oldest one, so
+    that nothing waits for ever. What others have locked is passed over, and so is what this claim has `taken` already.
+    """
+    ((application, most),) = turn.most.items()
+    gone = {row.id for row in taken}
+    window = [(id_, priority) for id_, priority in store.due_window(conn, application, now, until, WINDOW) if id_ not in gone]
+    ranked = [id_ for id_, _ in sorted(window, key=lambda due: -due[1])]  # stable: of the same priority, the oldest first
+    if window and (most > 1 or now // 1_000 % OLDEST_EVERY == 0) and ranked.index(oldest := window[0][0]) >= most:
+        ranked.remove(oldest)
+        ranked.insert(most - 1, oldest)
+    locked: list[Row[Any]] = []
+    while ranked and len(locked) < most:
+        wanted = most - len(locked)
+        locked += store.lock_chosen(conn, ranked[:wanted], now, until)
+        ranked = ranked[wanted:]
+    return locked
 
 
 def _is_lost(row: Any) -> bool:

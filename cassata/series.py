@@ -28,6 +28,7 @@ from cassata.model import (
     check_headers,
     check_max_lateness_ms,
     check_method,
+    check_priority,
     check_series_id,
     check_timeout_ms,
     new_event_id,
@@ -101,6 +102,7 @@ class Content:
     jitter_ms: int = 0
     identity_headers: Mapping[str, str] = field(default_factory=dict)
     destination: Destination | None = None
+    priority: int = 0
 
     @property
     def options(self) -> dict[str, Any]:
@@ -117,6 +119,7 @@ class Content:
             "jitter_ms": self.jitter_ms or None,
             "identity_headers": dict(self.identity_headers) or None,
             "destination": self.destination and self.destination.document,
+            "priority": self.priority or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -155,6 +158,7 @@ class Content:
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
             destination=self.destination,
+            priority=self.priority,
         )
 
     def identified(self, event_id: str, headers: Headers) -> Headers:
@@ -297,4 +301,5 @@ _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("catch_up_window_ms", check_duration_ms),
     ("overlap", _one_of(Overlap)),
     ("jitter_ms", _jitter),
+    ("priority", check_priority),
 )

@@ -84,7 +84,7 @@ from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
 E = events.c
 _NO_PAYLOAD = null().label("payload")
 _WITHOUT_PAYLOAD = [*(column for column in events.c if column is not E.payload), _NO_PAYLOAD]
-_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series", "payload_removed_at", "followed", "priority"}
+_UNLISTED = {"application", "lost_leases", "payload", "request_hash", "series", "payload_removed_at", "followed"}
 _LISTED = [*(column for column in events.c if column.name not in _UNLISTED), _NO_PAYLOAD]  # each column costs a microsecond a row
 _FOR_DELIVERY = (
     E.id,
@@ -191,6 +191,12 @@ def change_application(conn: Connection, number: int, now: int, columns: Mapping
     conn.execute(update(applications).where(A.id == number).values({**columns, "changed_at": later}))
 
 
+def prioritize(conn: Connection, number: int, now: int) -> None:
+    """Write down that an application has priorities, unless that is known."""
+    later = case((A.changed_at >= now, A.changed_at + 1), else_=now)
+    conn.execute(update(applications).where(A.id == number, A.prioritized.is_(False)).values(prioritized=True, changed_at=later))
+
+
 # --- keys --------------------------------------------------------------------------------------------------------------
 
 K = api_keys.c
@@ -292,7 +298,6 @@ _FILLED_LATER = {
     "last_status",
     "payload_removed_at",
     "followed",
-    "priority",
 }
 _INSERT_EVENTS = insert(events).values({column.name: None for column in events.c if column.name not in _FILLED_LATER})
 
@@ -318,6 +323,7 @@ def new_row(new: NewEvent, application: int, now: int, series: int | None = None
         "request_hash": new.request_hash,
         "created_at": now,
         "series": series,
+        "priority": new.priority,
     }
 
 
@@ -363,6 +369,7 @@ def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | 
 def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
     """Have a locked event that waits ask for something else: a higher fence is a new version. One of a series becomes an exception."""
     columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
+    columns["priority"] = asked.priority
     columns["request_hash"] = case((E.series.is_not(None), literal(EXCEPTION_HASH, E.request_hash.type)), else_=E.request_hash)
     changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
     _expect(changed.rowcount, 1, "change_event")
@@ -605,6 +612,19 @@ def attempts_of(conn: Connection, event: int) -> list[Attempt]:
     ]
 
 
+def attempts_of_all(conn: Connection, ids: Collection[int]) -> dict[int, list[Attempt]]:
+    """Read the logs of several events, by row number, the oldest attempt first."""
+    a = attempts.c
+    columns = (a.event, a.number, a.started_at, a.duration_ms, a.status_code, a.error, a.detail, a.excerpt)
+    found: dict[int, list[Attempt]] = {id_: [] for id_ in ids}
+    for event, number, started_at, duration_ms, status_code, error, detail, excerpt in conn.execute(
+        select(*columns).where(a.event.in_(sorted(ids))).order_by(a.event, a.fence)
+    ):
+        kind = ErrorKind(error) if error else None
+        found[event].append(Attempt(number, started_at, duration_ms, status_code, kind, detail, excerpt))
+    return found
+
+
 # --- series ------------------------------------------------------------------------------------------------------------
 
 S = series.c
@@ -734,6 +754,7 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             jitter_ms=options.get("jitter_ms", 0),
             identity_headers=options.get("identity_headers", {}),
             destination=_read_destination(options),
+            priority=options.get("priority", 0),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -999,6 +1020,30 @@ def lock_due_of_many(conn: Connection, applications: Collection[int], floor: int
     """
     asked = {"ids": sorted(applications), "floor": floor, "now": now, "until": until, "most": limit}
     return conn.execute(_DUE_OF_MANY, asked).all()
+
+
+_IN_WINDOW = and_(E.application == bindparam("of"), E.wake_at > 0, E.wake_at <= bindparam("until"), _FIT)
+_WINDOW: Select[Any] = _hinted(
+    select(E.id, E.priority).where(_IN_WINDOW).order_by(E.wake_at, E.id).limit(bindparam("window")), "events_wake"
+)
+_LOCK_CHOSEN: Select[Any] = (
+    select(*_FOR_DELIVERY)
+    .where(E.id.in_(_IDS), E.wake_at > 0, E.wake_at <= bindparam("until"), _FIT)
+    .order_by(E.id)
+    .with_for_update(skip_locked=True)
+)
+
+
+def due_window(conn: Connection, application: int, now: int, until: int, window: int) -> list[tuple[int, int]]:
+    """Read (row, priority) of the first `window` events of an application that may be looked at by `until`, oldest first. Locks nothing."""
+    asked = {"of": application, "now": now, "until": until, "window": window}
+    return [(row[0], row[1]) for row in conn.execute(_WINDOW, asked)]
+
+
+def lock_chosen(conn: Connection, ids: Sequence[int], now: int, until: int) -> list[Row[Any]]:
+    """Lock those of these events that still may be looked at by `until`, passing over locked ones, in the order that is given."""
+    found = {row.id: row for row in conn.execute(_LOCK_CHOSEN, {"ids": sorted(ids), "now": now, "until": until})}
+    return [found[id_] for id_ in ids if id_ in found]
 
 
 def lock_suspect(conn: Connection, applications: Collection[int], now: int) -> Sequence[Row[Any]]:
@@ -1622,6 +1667,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         fence=row.fence,
         late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
         destination=request.destination,
+        priority=row.priority,
     )
 
 

@@ -120,6 +120,12 @@ class Tenants:
         secrets = self._written(conn, application_id, (new_secret(),))
         return store.register_application(conn, application_id, now, secrets=secrets, **columns)
 
+    def prioritize(self, conn: Connection, number: int, now: int) -> None:
+        """Have claims look at priorities, since an event or a series of that application has one; in somebody's transaction."""
+        known = self._by_number.get(number)
+        if known is None or not known.prioritized:
+            store.prioritize(conn, number, now)
+
     def application(self, application_id: str) -> Application:
         """Return an application as it is now. Raises UnknownApplication."""
         return self._transactions.read(lambda conn: self._found(conn, application_id))
@@ -272,6 +278,7 @@ class Tenants:
             metadata=json.loads(row.metadata) if row.metadata else {},
             created_at=row.created_at,
             changed_at=row.changed_at,
+            prioritized=row.prioritized,
         )
         try:
             return replace(application, secrets=self._vault.read(row.application_id, row.secrets)) if row.secrets else application

@@ -190,6 +190,22 @@ class Timetable:
 
         return self._transactions.read(work)
 
+    def newest_events(self, application_id: str, series: Collection[Series], *, limit: int = 3) -> dict[str, list[Event]]:
+        """Tell by series id of up to `limit` of its events, without payloads, the newest first; those of `run_now` come last."""
+
+        def work(conn: Connection) -> dict[str, list[Event]]:
+            application = self._tenants.known(conn, application_id)
+            if application is None:
+                return {}
+            found = {}
+            for each in series:
+                ids = recurrence.id_range(each.series_id)
+                rows = store.newest_occurrences(conn, application.number, each.number, *ids, limit)
+                found[each.series_id] = [store.to_event(row, application_id) for row in rows]
+            return found
+
+        return self._transactions.read(work)
+
     def replace(self, new: NewSeries, *, version: int | None = None, final: bool = False) -> Series:
         """Give a series another content, for all that is still to come; one that is paused stays so.
 
@@ -209,6 +225,7 @@ class Timetable:
             if series.content_hash == new.content_hash:
                 return series
             _check_version(series, version)
+            self._prioritize(conn, application, new.priority, now)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
@@ -394,6 +411,7 @@ class Timetable:
             self._check_size(conn, changed, now)
             if changed.destination != before.destination:
                 changed = self._batches.aimed(conn, changed, self._tenants.known(conn, application_id))
+            self._prioritize(conn, application, changed.priority, now)
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
@@ -611,6 +629,10 @@ class Timetable:
         application = self._tenants.known(conn, application_id)
         return self._tenants.register(conn, application_id, now) if application is None else application.number
 
+    def _prioritize(self, conn: Connection, application: int, priority: int, now: int) -> None:
+        if priority:
+            self._tenants.prioritize(conn, application, now)
+
     def _number(self, conn: Connection, application_id: str) -> int:
         application = self._tenants.known(conn, application_id)
         if application is None:
@@ -622,6 +644,7 @@ class Timetable:
         if row is not None and (final or row.status != SeriesStatus.CANCELLED):
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
+        self._prioritize(conn, application, new.priority, now)
         content = _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
         columns |= _begun(content.rule, now, begin=_begin(content.rule, now))

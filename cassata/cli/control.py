@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cassata.config import Settings
 
 NOT_RUNNING = 3
+SERVICES = frozenset({"service", "grpc"})
+"""What is asked by others, and has the settings of the service."""
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -45,7 +47,7 @@ def plan(role: str, options: dict[str, Any]) -> Plan:
     """Read the settings. Raises ConfigError."""
     from cassata import config
 
-    file = options["config"] or config.default_file(role)
+    file = options["config"] or config.default_file(section_of(role))
     file = file and file.resolve()
     flags = flags_of(role, options)
 
@@ -55,7 +57,7 @@ def plan(role: str, options: dict[str, Any]) -> Plan:
     settings = load()
     warn_of_strangers()
     create_tables = options["create_tables"] or config.database_url(settings)[1]
-    if role == "service":
+    if role in SERVICES:
         create_tables = create_tables or settings.service.create_tables_if_not_exists
     chosen = pid_file(role, options)
     return Plan(role, settings, load, create_tables, chosen, options["pid_file"] is not None, key_command(options))
@@ -84,9 +86,9 @@ def flags_of(role: str, options: dict[str, Any]) -> dict[str, Any]:
     """Name the settings that the flags stand for; those that were not given are None."""
     keys = {
         "host": "service.host",
-        "port": "service.port",
-        "processes": f"{role}.processes",
-        "threads": "service.threads" if role == "service" else "worker.numWorkerThreads",
+        "port": "service.grpcPort" if role == "grpc" else "service.port",
+        "processes": f"{section_of(role)}.processes",
+        "threads": "service.threads" if role in SERVICES else "worker.numWorkerThreads",
         "database_url": "database.url",
         "log_level": "logging.level",
         "log_format": "logging.format",
@@ -110,6 +112,8 @@ def _under_var(chosen: Path | None, name: str) -> Path:
 def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
     """Be the service or the worker until told to stop; return the exit code."""
     telemetry.configure_logging(plan.settings.logging.level, plan.settings.logging.format)
+    if plan.role == "grpc":
+        return _run_grpc(plan, on_ready)
     if plan.role == "service":
         from cassata.service import server
 
@@ -117,6 +121,19 @@ def run(plan: Plan, on_ready: Callable[[], None] | None = None) -> int:
     from cassata import worker
 
     return worker.run(plan.settings, create_tables=plan.create_tables, on_ready=on_ready)
+
+
+def _run_grpc(plan: Plan, on_ready: Callable[[], None] | None) -> int:
+    try:
+        from cassata.service import rpc
+    except ModuleNotFoundError as error:
+        raise CassataError(f"gRPC needs {error.name}, which is not installed: pip install 'cassata[grpc]'") from error
+    return rpc.run(plan.settings, create_tables=plan.create_tables, on_ready=on_ready, key_command=plan.key_command)
+
+
+def section_of(role: str) -> str:
+    """Return the section of the settings that a role reads, which is also what its file is called after."""
+    return "service" if role in SERVICES else role
 
 
 def start_here(plan: Plan) -> int:
@@ -230,18 +247,21 @@ class ProcessCount(click.ParamType):  # type: ignore[type-arg]
 
 
 def start_options(role: str) -> Decorator:
+    processes = click.option("-p", "--processes", type=ProcessCount(), metavar="N", help="How many processes, or auto: one per core.")
     options: list[Decorator] = [
         config_option,
         click.option("--database-url", metavar="URL", help="mysql+pymysql://USER:PASSWORD@HOST/NAME or sqlite:///FILE."),
         click.option("--create-tables", is_flag=True, help="Make missing tables, and bring old ones up to date."),
-        click.option("-p", "--processes", type=ProcessCount(), metavar="N", help="How many processes, or auto: one per core."),
+        processes,
         click.option("-t", "--threads", type=int, metavar="N", help="How many threads in each process."),
         click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="The least that is logged."),
         click.option("--log-format", type=click.Choice(["text", "json"]), help="How it is logged."),
         click.option("--log-file", type=FILE, metavar="FILE", help=f"In the background; default: var/{role}.log."),
         pid_file_option(role),
     ]
-    if role == "service":
+    if role == "grpc":
+        options = [option for option in options if option is not processes]
+    if role in SERVICES:
         options.insert(1, click.option("--port", type=int, metavar="PORT", help="Where it listens."))
         options.insert(1, click.option("--host", metavar="ADDRESS", help="The address it listens on."))
 
@@ -307,4 +327,5 @@ def group_for(role: str, sentence: str) -> click.Group:
 
 
 service = group_for("service", "Start, stop and look at the HTTP service.")
+grpc = group_for("grpc", "Start, stop and look at the gRPC service of the dialect jobs.")
 worker = group_for("worker", "Start, stop and look at the worker, which sends what is due.")

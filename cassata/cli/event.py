@@ -106,6 +106,7 @@ _WORDS = {
     "/expiry": "--at",
     "/max-lateness": "--max-lateness",
     "/method": "--method",
+    "/priority": "--priority",
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
     "/retry/on": "--retry-on",
@@ -231,6 +232,7 @@ destination_option = click.option(
     "--retry-on", type=click.Choice([word.value for word in RetryOn]), help="Try again after what may pass, or after any answer but a 2xx."
 )
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
+@click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due.")
 @output_option
 @click.pass_obj
 def add(
@@ -249,6 +251,7 @@ def add(
     retry_count: int | None,
     retry_on: str | None,
     max_lateness: timedelta | None,
+    priority: int | None,
     output: str,
 ) -> None:
     """Schedule a request to URL, or something else to a --destination."""
@@ -271,6 +274,7 @@ def add(
         retry=retry_of(retry_count, retry_on),
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
         destination=destination,
+        priority=priority,
     )
     _show(client.schedule(new), output)
 
@@ -321,7 +325,7 @@ def list_events(
         click.echo(f"no events of {application_id!r}")
 
 
-RESETS = ("header", "max-lateness", "method", "retry", "timeout")
+RESETS = ("header", "max-lateness", "method", "priority", "retry", "timeout")
 """What an event may have again as if it had never been given."""
 
 
@@ -347,6 +351,7 @@ def change_options(command: Command) -> Command:
                 help="After what may pass, or after any answer but a 2xx.",
             ),
             click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
+            click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due."),
             click.option(
                 "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."
             ),

@@ -30,7 +30,7 @@ Command = Callable[..., Any]
 
 _OPTIONS = (
     "cron recurrence every timezone scheduled-at ends-at until count name description metadata catch-up catch-up-window overlap jitter "
-    "method timeout max-lateness"
+    "method timeout max-lateness priority"
 )
 WORDS = {
     **{f"/{name}": f"--{name}" for name in _OPTIONS.split()},
@@ -117,6 +117,7 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
     "--retry-on", type=click.Choice([word.value for word in RetryOn]), help="Try again after what may pass, or after any answer but a 2xx."
 )
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
+@click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")
 @click.option("--overlap", type=click.Choice(["allow", "skip"]), help="Whether to make one while the one before is unfinished.")
@@ -341,6 +342,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
         "timeout": known["timeout"],
         "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},
         "max_lateness": known["max-lateness"],
+        "priority": known["priority"],
     } | given
     for name in ("timeout", "max_lateness"):
         sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]

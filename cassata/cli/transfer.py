@@ -27,7 +27,20 @@ _PUT_OFF = frozenset({429, 503})
 _NOBODY_TAKES_IT = ("unknown-application", "application-inactive")
 _ENDED = frozenset(status.name for status in FINISHED)
 _IDS = ("application-id", "event-id")
-_REQUEST = (*_IDS, "url", "destination", "method", "expiry", "request-headers", "event", "event-base64", "timeout", "retry", "max-lateness")
+_REQUEST = (
+    *_IDS,
+    "url",
+    "destination",
+    "method",
+    "expiry",
+    "request-headers",
+    "event",
+    "event-base64",
+    "timeout",
+    "retry",
+    "max-lateness",
+    "priority",
+)
 """What an exported event has, if anything; and its status."""
 
 

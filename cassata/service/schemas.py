@@ -175,6 +175,14 @@ _EVENT_FIELDS: dict[str, Schema] = {
     "max-lateness": or_null(
         number("How many seconds late it may be sent at most; what is later fails unsent.", **_range_of("max_lateness_ms"))
     ),
+    "priority": or_null(
+        whole(
+            "Which of an application's due events are sent first: those with the higher one.",
+            minimum=model.PRIORITY_RANGE[0],
+            maximum=model.PRIORITY_RANGE[1],
+            default=0,
+        )
+    ),
 }
 _WHEN = {
     "anyOf": [
@@ -244,6 +252,7 @@ _REQUEST: dict[str, Schema] = {
     "timeout": or_null(number("Seconds that the whole request may take; null: as the worker is configured.")),
     "retry": or_null(of("Retry")),
     "max-lateness": or_null(number("How many seconds late it may be sent at most.")),
+    "priority": whole("Which of an application's due events are sent first: those with the higher one.", minimum=0),
 }
 _DETAILS = {
     **_SUMMARY,

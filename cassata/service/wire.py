@@ -41,6 +41,7 @@ from cassata.model import (
     check_max_lateness_ms,
     check_method,
     check_multiplier,
+    check_priority,
     check_retry_count,
     check_retry_on,
     check_series_id,
@@ -403,6 +404,7 @@ class RequestDocument(Shape):
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
     destination: Annotated[Destination | None, BeforeValidator(_destination)] = None
+    priority: Annotated[int, AfterValidator(check_priority)] | None = None
 
     @property
     def payload(self) -> bytes | None:
@@ -675,6 +677,7 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
     yield "timeout", "timeout_ms", shape.timeout
     yield "retry", "retry", retry_options(shape.retry)
     yield "max_lateness", "max_lateness_ms", shape.max_lateness
+    yield "priority", "priority", shape.priority or 0
 
 
 def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
@@ -876,6 +879,7 @@ def _with_request(event: Event) -> dict[str, Any]:
         "timeout": seconds(event.timeout_ms),
         "retry": written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
+        "priority": event.priority,
     }
 
 

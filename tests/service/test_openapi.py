@@ -145,6 +145,7 @@ FULL: dict[str, dict[str, Any]] = {
         "retry": {"count": 1, "initial": 0.5, "multiplier": 2, "maximum": 10},
         "max-lateness": 60,
         "destination": None,
+        "priority": 5,
     },
     "PATCH /cassata/event/shop/full": {
         "url": "http://127.0.0.1:1/other",
@@ -155,6 +156,7 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": None,
         "retry": {},
         "max-lateness": None,
+        "priority": None,
     },
     "POST /cassata/series/shop": {
         "application-id": "shop",
@@ -184,6 +186,7 @@ FULL: dict[str, dict[str, Any]] = {
         "retry": {"count": 0},
         "max-lateness": 60,
         "destination": None,
+        "priority": 100,
     },
     "POST /cassata/series/shop/preview": {
         "every": "PT15M",

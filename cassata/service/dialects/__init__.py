@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from flask import Flask, Response, request
 
 from cassata.config import Service
+from cassata.errors import ConfigError
 from cassata.scheduler import Scheduler
 from cassata.service.auth import Gate, Route, caller
 
@@ -20,6 +21,7 @@ EXTENSION = "dialects"
 """Under this name an application has the dialects that it speaks."""
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+EXTRAS = "pip install 'cassata[grpc]' brings what jobs needs"
 
 Refusal = Callable[[Mapping[str, Any], Exception], Response]
 """Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error."""
@@ -50,8 +52,7 @@ def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) ->
     """Have an application speak the dialects that are switched on."""
     spoken = []
     for name in settings.dialects:
-        make: Make = importlib.import_module(f"{__name__}.{name}").make
-        dialect = make(scheduler, settings)
+        dialect = _make(name)(scheduler, settings)
         gate.guard(app, dialect.routes, within=name)
         for rule, view in dialect.open_calls.items():
             gate.leave_open(app, rule, view, methods=_METHODS)
@@ -63,6 +64,16 @@ def spoken_by(app: Flask) -> Sequence[Dialect]:
     """Return the dialects that an application speaks."""
     dialects: Sequence[Dialect] = app.extensions.get(EXTENSION, ())
     return dialects
+
+
+def _make(name: str) -> Make:
+    try:
+        make: Make = importlib.import_module(f"{__name__}.{name}").make
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("cassata"):
+            raise
+        raise ConfigError(f"service.dialects: {name} needs {error.name}, which is not installed: {EXTRAS}") from error
+    return make
 
 
 def spoken_at(app: Flask, path: str) -> Dialect | None:
