@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from cassata import __version__, telemetry
 from cassata.errors import ApplicationRefused, CassataError, DatabaseUnavailable, DatabaseUnfit, DuplicateEvent, LimitReached
-from cassata.model import WAITING, ErrorKind, Event, Outcome, Status
+from cassata.model import UNFINISHED, ErrorKind, Event, Outcome
 from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServiceMetrics", "Shared", "SupervisorMetrics", "WorkerMetrics", "serve", "shared_folder"]
@@ -495,7 +495,7 @@ class _Waiting(Collector):
         )
         breakers = GaugeMetricFamily("cassata_open_breakers", "Destinations that get nothing at the moment.", labels=["application"])
         for name, by_status in found.counts.items() if found else ():
-            for status in (*WAITING, Status.PROCESSING):
+            for status in sorted(UNFINISHED):
                 counts.add_metric([name or OTHER, status.name], by_status.get(status, 0))
         for name, ms in {OTHERS: 0, **found.oldest_due_ms}.items() if found else ():
             late.add_metric([name or OTHER], ms / 1000)

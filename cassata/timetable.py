@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from cassata import database, recurrence, store, telemetry
+from cassata import chains, database, recurrence, store, telemetry
 from cassata.errors import (
     ApplicationRefused,
     CassataError,
@@ -32,7 +32,7 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.limits import Limiter, excess
-from cassata.model import LATEST_INSTANT, WAITING, Application, Event, NewEvent, Status
+from cassata.model import LATEST_INSTANT, UNFINISHED, UNSENT, Application, Event, NewEvent, Status
 from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Content, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Tenants
@@ -334,7 +334,7 @@ class Timetable:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
-            elif row.status in WAITING:
+            elif row.status in UNSENT:
                 store.mark_exception(conn, row.id)
             self._cancel_events(conn, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
@@ -596,19 +596,19 @@ class Timetable:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
         range_ahead = (series.content.event_id(since), recurrence.id_range(series.series_id)[1])
         ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
-        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
+        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)], self._clock.now(conn))
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
-        self._remove(conn, [row.id for at, row in ahead if at not in made])
+        self._remove(conn, [row.id for at, row in ahead if at not in made], self._clock.now(conn))
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
         unfinished = store.unfinished_occurrences(conn, application, number, *recurrence.id_range(series_id))
         ahead = self._stored_from(conn, application, number, series_id, now)
-        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
+        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED], now)
         self._cancel_events(conn, [row.id for row in unfinished], now)
 
     def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
@@ -619,14 +619,25 @@ class Timetable:
             yield from ((at, row) for at, row in instants if at is not None and at >= since)
             place = f"{rows[-1].event_id}."  # longer than that one, and before the next
 
-    def _remove(self, conn: Connection, ids: Sequence[int]) -> None:
+    def _remove(self, conn: Connection, ids: Sequence[int], now: int) -> None:
+        """Remove what was never sent. Occurrences of series that come after these go with them, other events are judged."""
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            if locked := store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE]):
+            locked = store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE])
+            links = store.links_from(conn, locked) if locked else []
+            made = store.made_by_series(conn, [link.successor for link in links]) if links else frozenset()
+            if others := [link for link in links if link.successor not in made]:
+                chains.orphan(conn, others, now)
+            if made:
+                self._remove(conn, sorted(made), now)
+            if locked:
                 store.remove_events(conn, locked)
 
     def _cancel_events(self, conn: Connection, ids: Sequence[int], now: int) -> None:
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            store.cancel_by_row(conn, ids[start : start + ROWS_AT_ONCE], now)
+            some = ids[start : start + ROWS_AT_ONCE]
+            store.cancel_by_row(conn, some, now)
+            if over := store.followed_ones(conn, some):
+                chains.settle(conn, over, now)
 
     def _locked_instance(
         self,
@@ -651,7 +662,7 @@ class Timetable:
             raise InstanceChanged
         if row is None and made.at < now:
             raise InstanceGone("the occurrence has passed, and was not made")
-        open_to = {*WAITING, Status.PROCESSING, Status.CANCELLED} if or_cancelled else WAITING
+        open_to = {*UNSENT, Status.PROCESSING, Status.CANCELLED} if or_cancelled else UNSENT
         if row is not None and row.status not in open_to:
             raise InstanceGone(f"the occurrence is {Status(row.status).name}: it can no longer be changed")
         return series, application, made, row
@@ -841,13 +852,13 @@ def _lies_from(row: Row[Any], since: int) -> bool:
 
 
 def _is_unfinished(status: Status) -> bool:
-    return status in WAITING or status is Status.PROCESSING
+    return status in UNFINISHED
 
 
 def _is_untouched(row: Row[Any]) -> bool:
     """Nobody has begun to send it, changed or cancelled it, by itself or with others, nor asked for it once more."""
     is_as_made = row.attempts == 0 and row.replayed_at is None and row.operation is None
-    return bool(row.status == Status.PENDING and is_as_made) and not store.is_exception(row)
+    return bool(row.status in {Status.PENDING, Status.BLOCKED} and is_as_made) and not store.is_exception(row)
 
 
 def _known_of(series: Series, rule: Rule) -> Occurrence | None:

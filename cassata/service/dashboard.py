@@ -24,7 +24,7 @@ from cassata.model import (
     APPLIES_TO,
     FINISHED,
     LATEST_INSTANT,
-    WAITING,
+    UNSENT,
     Action,
     Application,
     ErrorKind,
@@ -286,7 +286,7 @@ class Dashboard:
             curl=pages.curl(event, hides_body=hides),
             may_retry=event.status in APPLIES_TO[Action.RETRY],
             may_cancel=event.status not in FINISHED and not event.cancel_requested,
-            may_change=event.status in WAITING,
+            may_change=event.status in UNSENT,
             replayed=ErrorKind.REPLAYED,
             refreshes=True,
         )
