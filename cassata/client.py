@@ -25,13 +25,14 @@ import tenacity
 from cassata import __version__
 from cassata.courier.message import retry_after_ms
 from cassata.errors import CassataError
-from cassata.model import BATCH_LENGTH, Status, new_event_id
+from cassata.model import BATCH_LENGTH, FINISHED, Status, new_event_id
 
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8085"
 BATCH_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_MAXIMUM = 60.0
+OUTPUT_LENGTH = "Cassata-Output-Length"
 
 _TEMPORARY = frozenset({429, 502, 503, 504})
 
@@ -109,7 +110,8 @@ _KINDS: dict[int, type[ClientError]] = {
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
+    """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta), or neither for one that
+    comes `after` another: the id of an event of its application, or {"event-id", "on", "input"}.
 
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
     `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum") are seconds.
@@ -126,10 +128,12 @@ class NewEvent:
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
     max_lateness: float | None = None
+    after: str | Mapping[str, Any] | None = None
+    keep_output: bool | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
-        if (self.at is None) == (self.delay is None):
+        if (self.at is not None and self.delay is not None) or (self.at is None and self.delay is None and self.after is None):
             raise ValueError("give either 'at' or 'delay'")
         given = {written: _written(name, getattr(self, name)) for name, written in _WRITTEN.items()}
         ids = {"application-id": self.application_id, "event-id": self.event_id}
@@ -146,6 +150,8 @@ _WRITTEN = {
     "timeout": "timeout",
     "retry": "retry",
     "max_lateness": "max-lateness",
+    "after": "after",
+    "keep_output": "keep-output",
 }
 """What the fields of an event are called in a document."""
 
@@ -174,6 +180,7 @@ class Changes(TypedDict, total=False):
     timeout: float | None
     retry: Mapping[str, float] | None
     max_lateness: float | None
+    keep_output: bool | None
 
 
 def _changes_document(changes: Changes) -> dict[str, Any]:
@@ -203,6 +210,21 @@ class Event:
     finished_at: datetime | None
     version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
+    blocked_by: str | None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is kept of the answer to an attempt, or of what it wrote: `length` is how long all of it was, `is_whole` that no more comes."""
+
+    body: bytes
+    length: int
+    is_truncated: bool
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +249,9 @@ class EventDetails(Event):
     timeout: float | None
     retry: Mapping[str, float | None] | None
     max_lateness: float | None
+    keep_output: bool
+    after: Mapping[str, Any] | None
+    successors: tuple[Mapping[str, Any], ...]
     attempt_log: tuple[Attempt, ...]
 
 
@@ -482,6 +507,9 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         timeout=document["timeout"],
         retry=document["retry"],
         max_lateness=document["max-lateness"],
+        keep_output=document["keep-output"],
+        after=document["after"],
+        successors=tuple(document["successors"]),
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -503,6 +531,7 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "created_at": _instant(document["created-at"]),
         "finished_at": _instant(document["finished-at"]),
         "version": document["version"],
+        "blocked_by": document["blocked-by"],
         "document": document,
     }
 
@@ -650,6 +679,10 @@ class Client:
     def event(self, application_id: str, event_id: str) -> EventDetails:
         """Return an event with its payload and the log of its attempts. Raises NotFound."""
         return self._read_as(_event_details, self._call("GET", _path("event", application_id, event_id)))
+
+    def output(self, application_id: str, event_id: str, number: int) -> Output:
+        """Return what is kept of the answer to an attempt; while it is under way, of what it has written so far. Raises NotFound."""
+        return self._read_as(_as_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
 
     def iter_events(
         self,
@@ -850,7 +883,7 @@ class Client:
             raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
         except requests.RequestException as error:
             raise ClientError(f"{self._url} cannot be asked: {error}") from error
-        return _read(response)
+        return _output(response) if response.ok and OUTPUT_LENGTH in response.headers else _read(response)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -897,6 +930,12 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         yield b"[" + b",".join(batch) + b"]"
 
 
+def _as_output(answer: Any) -> Output:
+    if not isinstance(answer, Output):
+        raise TypeError("no output")
+    return answer
+
+
 def _is_gone(document: Mapping[str, Any]) -> bool:
     return bool(document["status"] == "ok")
 
@@ -910,6 +949,16 @@ def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
     if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
         return str(result["event-id"])
     return _error(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")
+
+
+def _output(response: requests.Response) -> Output:
+    told = response.headers
+    return Output(
+        body=response.content,
+        length=int(told[OUTPUT_LENGTH]),
+        is_truncated=told["Cassata-Output-Truncated"] == "true",
+        is_whole=told["Cassata-Output-Complete"] == "true",
+    )
 
 
 def _read(response: requests.Response) -> Any:

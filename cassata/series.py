@@ -88,6 +88,7 @@ class Content:
     catch_up_window_ms: int | None = None
     overlap: Overlap = Overlap.ALLOW
     jitter_ms: int = 0
+    keep_output: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class Content:
             "catch_up_window_ms": self.catch_up_window_ms,
             "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
+            "keep_output": self.keep_output or None,
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -138,6 +140,7 @@ class Content:
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            keep_output=self.keep_output,
         )
 
     def occurrence(self, at: int) -> NewEvent:

@@ -657,6 +657,7 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             catch_up_window_ms=options.get("catch_up_window_ms"),
             overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
             jitter_ms=options.get("jitter_ms", 0),
+            keep_output=options.get("keep_output", False),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error

@@ -54,7 +54,7 @@ EVENTS_AT_ONCE = 1_000
 ROWS_AT_ONCE = 1_000
 LATEST_LOOKED_AT = 5
 
-CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms"}
+CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms", "after"}
 """What may be changed of a single occurrence."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cassata import model
-from cassata.model import LIMIT_RANGES, Action, ErrorKind, OperationStatus, Scope, Status
+from cassata.model import LIMIT_RANGES, Action, ErrorKind, On, OperationStatus, Scope, Status
 from cassata.series import DESCRIPTION_CHARACTERS, CatchUp, Overlap, SeriesStatus
 from cassata.service import wire
 from cassata.service.series_wire import LONGEST_PREVIEW, USUAL_PREVIEW
@@ -136,6 +136,20 @@ def _range_of(name: str) -> Schema:
     return {"minimum": least // 1000, "maximum": most // 1000}
 
 
+_AFTER: Schema = {
+    "properties": {
+        "event-id": EVENT_ID,
+        "application-id": or_null({**APPLICATION_ID, "description": "The event's own, if any: none comes after another's."}),
+        "on": text("What it is to have come to: else this one is cancelled.", enum=list(On), default="success"),
+        "input": or_null(text("Hand its answer over, beside the own payload.", enum=["previous"])),
+    },
+    "required": ["event-id"],
+    "additionalProperties": False,
+    "pattern": ID_PATTERN,
+    "minLength": 1,
+    "maxLength": model.EVENT_ID_LENGTH,
+}
+
 _SHORTEST, _LONGEST = (bound / 1000 for bound in model.TIMEOUT_RANGE_MS)
 _EVENT_FIELDS: dict[str, Schema] = {
     "application-id": APPLICATION_ID,
@@ -157,11 +171,19 @@ _EVENT_FIELDS: dict[str, Schema] = {
     "max-lateness": or_null(
         number("How many seconds late it may be sent at most; what is later fails unsent.", **_range_of("max_lateness_ms"))
     ),
+    "keep-output": or_null(truth("Keep what is answered, up to 64 KiB, for `attempts/{number}/output`.")),
+    "after": {
+        "description": "An event of the application that has to end first, by its id or with more. Without an instant: as soon as it has.",
+        "type": ["string", "object", "null"],
+        **_AFTER,
+        "examples": ["order-6", {"event-id": "order-6", "on": "failure", "input": "previous"}],
+    },
 }
 _WHEN = {
     "anyOf": [
         {"required": ["expiry"], "properties": {"expiry": {"type": ["number", "string"]}, "delay": {"type": "null"}}},
         {"required": ["delay"], "properties": {"delay": {"type": "number"}, "expiry": {"type": "null"}}},
+        {"required": ["after"], "properties": {"after": {"type": ["string", "object"]}}},
     ]
 }
 _WITH_BODY = {
@@ -171,7 +193,7 @@ _WITH_BODY = {
         {"required": ["method"], "properties": {"method": {"enum": sorted(set(model.METHODS) - wire.METHODS_WITH_BODY)}}},
     ]
 }
-_CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id"}} | {
+_CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id", "after"}} | {
     "expiry": {**WRITTEN_INSTANT, "description": "When to send it instead: this, `delay`, or neither."},
     "delay": number("In how many seconds to send it instead.", minimum=0),
 }
@@ -207,6 +229,7 @@ _SUMMARY: dict[str, Schema] = {
     "last-status": or_null(whole("The status code of the newest answer.")),
     "late": truth("It waits untried long after its time (`service.lateAfterSeconds`)."),
     "version": text("Which version it is: the `ETag`, without its quotes."),
+    "blocked-by": or_null(text("The event that it waits for.")),
 }
 _REQUEST: dict[str, Schema] = {
     "request-headers": array("Its own headers.", {"type": "string"}),
@@ -215,10 +238,19 @@ _REQUEST: dict[str, Schema] = {
     "timeout": or_null(number("Seconds that the whole request may take; null: as the worker is configured.")),
     "retry": or_null(of("Retry")),
     "max-lateness": or_null(number("How many seconds late it may be sent at most.")),
+    "keep-output": truth("What is answered is kept."),
+    "after": or_null(of("After")),
+}
+_SUCCESSOR: dict[str, Schema] = {
+    "event-id": EVENT_ID,
+    "status": STATUS,
+    "on": text("What the event before is to have come to.", enum=list(On)),
+    "input": or_null(text("Whether it is handed the answer of the event before.", enum=["previous"])),
 }
 _DETAILS = {
     **_SUMMARY,
     **_REQUEST,
+    "successors": array("What comes after it, up to 1,000.", of("Successor")),
     "replayed-at": or_null(instant("When it was last put back to be sent once more.")),
     "attempt-log": array("The attempts that have ended, the oldest first.", of("Attempt")),
 }
@@ -312,7 +344,7 @@ _SERIES_FIELDS: dict[str, Schema] = {
     "catch-up-window": or_null({**DURATION, "description": "How long ago they may have been."}),
     "overlap": or_null(text("Whether one is made while the one before it is unfinished.", enum=list(Overlap), default="allow")),
     "jitter": or_null({**DURATION, "description": "Up to so much later is each one sent."}),
-    **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay"}},
+    **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay", "after"}},
 }
 _SERIES_EXAMPLE = {"series-id": "digest", "cron": "0 9 * * MON", "timezone": "Europe/Rome", "url": "https://example.com/hook", "event": "x"}
 _SERIES: dict[str, Schema] = {
@@ -422,6 +454,8 @@ SCHEMAS: dict[str, Schema] = {
         "What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_ONE_INSTANT, _ONE_BODY], examples=[{"delay": 60}]
     ),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
+    "After": told("What an event comes after.", {name: schema for name, schema in _SUCCESSOR.items() if name != "status"}),
+    "Successor": told("An event that comes after another one.", _SUCCESSOR),
     "Attempt": told("One try to deliver.", _ATTEMPT),
     "InstanceChanges": given(
         "What is to be different; what is left out stays as it is.",

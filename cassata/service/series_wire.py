@@ -309,6 +309,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         timeout_ms=shape.timeout,
         retry=wire.retry_options(shape.retry),
         max_lateness_ms=shape.max_lateness,
+        keep_output=bool(shape.keep_output),
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -487,6 +488,7 @@ def series_details(series: Series) -> dict[str, Any]:
         "timeout": seconds(content.timeout_ms),
         "retry": wire.written_retry(content.retry),
         "max-lateness": seconds(content.max_lateness_ms),
+        "keep-output": content.keep_output,
     }
 
 
