@@ -210,7 +210,7 @@ class Event:
     finished_at: datetime | None
     version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
-    blocked_by: str | None
+    blocked_by: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -240,7 +240,7 @@ class Attempt:
     response: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventDetails(Event):
     """Everything that the service knows of an event."""
 

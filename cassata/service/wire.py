@@ -528,7 +528,10 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
-    return Written(places, _new_event(shape))
+    try:
+        return Written(places, _new_event(shape))
+    except InvalidEvent as error:  # what only two fields together show
+        raise Placed(places).invalid(error) from error
 
 
 def check_fields(document: dict[str, Any]) -> None:
