@@ -257,7 +257,8 @@ class EventDetails(Event):
 
 @dataclass(frozen=True, slots=True)
 class NewSeries:
-    """A rule that makes events: exactly one of `cron`, `recurrence` (lines of RFC 5545, with `scheduled_at`) and `every`.
+    """A rule that makes events: exactly one of `cron`, `recurrence` (lines of RFC 5545, with `scheduled_at`) and `every`; or `after`
+    which other series, by its id or as {"series-id", "on", "input"}.
 
     Durations are seconds, timedeltas or text such as "15m". Instants without a time zone are wall clock in `timezone`. What
     is None is as the service has it by default; `payload`, `timeout` and `retry` are those of NewEvent.
@@ -287,6 +288,8 @@ class NewSeries:
     timeout: float | None = None
     retry: Mapping[str, float] | None = None
     max_lateness: timedelta | float | None = None
+    keep_output: bool | None = None
+    after: str | Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
@@ -308,6 +311,8 @@ class NewSeries:
                     "timeout": self.timeout,
                     "retry": self.retry,
                     "max-lateness": _seconds(self.max_lateness),
+                    "keep-output": self.keep_output,
+                    "after": self.after,
                 }
             )
         )

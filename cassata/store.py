@@ -83,7 +83,7 @@ from cassata.schema import (
     tallies,
     workers,
 )
-from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
+from cassata.series import AfterSeries, CatchUp, Content, Overlap, Series, SeriesStatus
 
 ASLEEP = -1
 """The wake_at of an event that waits for another one. All that looks for work looks beyond 0; what has ended has none."""
@@ -658,6 +658,9 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
             jitter_ms=options.get("jitter_ms", 0),
             keep_output=options.get("keep_output", False),
+            after=AfterSeries(options["after"]["series_id"], On(options["after"]["on"]), options["after"]["input"])
+            if "after" in options
+            else None,
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -673,7 +676,17 @@ def to_series(row: Row[Any], application_id: str) -> Series:
         created_at=row.created_at,
         changed_at=row.changed_at,
         finished_at=row.finished_at,
+        follows=row.follows,
     )
+
+
+def series_by_number(conn: Connection, number: int) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.id == number)).first()
+
+
+def series_following(conn: Connection, numbers: Collection[int]) -> Sequence[Row[Any]]:
+    """Read the active series that come after one of these."""
+    return conn.execute(_SERIES.where(S.follows.in_(sorted(numbers)), S.status == SeriesStatus.ACTIVE).order_by(S.id)).all()
 
 
 # --- the events of series ----------------------------------------------------------------------------------------------

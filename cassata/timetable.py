@@ -53,6 +53,8 @@ EVENTS_AT_ONCE = 1_000
 """So many series are advanced, and so many events made, in one transaction."""
 ROWS_AT_ONCE = 1_000
 LATEST_LOOKED_AT = 5
+LONGEST_CHAIN = 32
+"""So many series may come one after another."""
 
 CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms", "after"}
 """What may be changed of a single occurrence."""
@@ -169,6 +171,11 @@ class Timetable:
             if series.content_hash == new.content_hash:
                 return series
             _check_version(series, version)
+            if (series.content.after is None) != (new.after is None):
+                raise InvalidSeries([Problem("after", "a series keeps its rule, or its place after another: make another one instead")])
+            if new.after is not None:
+                columns = store.series_row(new, application) | {"follows": self._followed(conn, application, new, series.number)}
+                return self._changed(conn, series, columns, now)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
@@ -212,7 +219,7 @@ class Timetable:
             _check_version(series, version)
             if series.status is not SeriesStatus.PAUSED:
                 raise SeriesFinished(series)
-            return self._changed(conn, series, _begun(series.rule, now, series.last), now)
+            return self._changed(conn, series, _FOLLOWING if series.content.after else _begun(series.rule, now, series.last), now)
 
         return self._transactions.write(work)
 
@@ -264,7 +271,9 @@ class Timetable:
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             event = series.content.event(_run_id(series_id, now), now)
-            store.insert_events(conn, [store.new_row(event, application, now, series.number)])
+            row = store.new_row(event, application, now, series.number)
+            store.insert_events(conn, [row])
+            self._insert_followers(conn, [(series, row)], now)
             return store.to_event(_found(store.find(conn, application, event.event_id)), application_id)
 
         self._transactions.read(admit)
@@ -285,7 +294,8 @@ class Timetable:
         def work(conn: Connection) -> list[Instance]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            made = recurrence.between(series.rule, begin, end, limit, known=known or series.last)
+            rule = self._rule_of(conn, series)
+            made = recurrence.between(rule, begin, end, limit, known=known or series.last) if rule else []
             first, last = series.content.event_id(max(0, begin)), series.content.event_id(max(0, min(end, LATEST_INSTANT + 1) - 1))
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
@@ -403,7 +413,7 @@ class Timetable:
             if resting:  # once their application is active again, they catch up as they say
                 store.postpone_series(conn, resting, now + INACTIVE_MS)
             plans = list(self._plans(conn, [(row, application) for row, application in found if application.active], now))
-            self._insert_missing(conn, plans)
+            self._insert_missing(conn, plans, now)
             if plans:
                 store.move_series(conn, [_columns(plan) for plan in plans])
             return plans, len(plans) + len(resting)
@@ -479,8 +489,9 @@ class Timetable:
         latest = store.latest_occurrences(conn, plan.application, plan.series.number, first, before, LATEST_LOOKED_AT)
         return any(map(_is_unfinished, latest))
 
-    def _insert_missing(self, conn: Connection, plans: Sequence[Plan]) -> None:
+    def _insert_missing(self, conn: Connection, plans: Sequence[Plan], now: int) -> None:
         """Insert what is not there already: an occurrence that was changed or cancelled by itself is there before its time."""
+        made = [(plan.series, row) for plan in plans for row in plan.rows]
         if not any(plan.rows for plan in plans):
             return
         there = store.ids_there(conn, {(row["application"], row["event_id"]) for plan in plans for row in plan.rows})
@@ -491,6 +502,51 @@ class Timetable:
         rows = [row for plan in plans for row in plan.rows]
         if rows:
             store.insert_events(conn, rows)
+        foreign = {event_id for plan in plans for event_id in plan.taken}
+        self._insert_followers(conn, [(series, row) for series, row in made if row["event_id"] not in foreign], now)
+
+    def _insert_followers(self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int) -> None:
+        """Make, of each series that comes after one of these, an occurrence after each of theirs; and so on for what follows those."""
+        links: list[store.Link] = []
+        while made:
+            made = [(series, row) for series, row in self._followers(conn, made, now)]
+            there = store.ids_there(conn, {(row["application"], row["event_id"]) for _, row in made}) if made else {}
+            made = [(series, row) for series, row in made if (row["application"], row["event_id"]) not in there]
+            if not made:
+                break
+            store.insert_events(conn, [row for _, row in made])
+            links += self._linked(conn, made)
+        over = store.followed_ones(conn, {link.predecessor for link in links}) if links else []
+        if over:  # one that was cancelled ahead of its time
+            chains.settle(conn, over, now)
+
+    def _followers(
+        self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int
+    ) -> Iterator[tuple[Series, dict[str, Any]]]:
+        before: dict[int, list[tuple[Series, dict[str, Any]]]] = {}
+        for series, row in made:
+            before.setdefault(series.number, []).append((series, row))
+        for found in store.series_following(conn, before.keys()):
+            follower = self._read_if_possible(found, before[found.follows][0][0].application_id, now)
+            for series, row in before[found.follows] if follower else ():
+                assert follower is not None
+                suffix = row["event_id"].removeprefix(series.series_id)
+                event = follower.content.event(follower.series_id + suffix, row["due_at"], row["event_id"])
+                yield follower, store.new_row(event, row["application"], now, follower.number)
+
+    def _linked(self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]]) -> list[store.Link]:
+        """Tie occurrences that have just been made to those they come after."""
+        keys = []
+        for series, row in made:
+            after = series.content.after
+            assert after is not None
+            own = (row["application"], row["event_id"])
+            keys.append((own, (own[0], after.series_id + own[1].removeprefix(series.series_id)), after))
+        numbers = store.rows_of(conn, {key for own, before, _ in keys for key in (own, before)})
+        links = [store.Link(numbers[own], numbers[before], after.on, after.input) for own, before, after in keys]
+        store.insert_links(conn, links)
+        store.follow(conn, {link.predecessor for link in links})
+        return links
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
@@ -533,9 +589,10 @@ class Timetable:
         if row is not None and row.status != SeriesStatus.CANCELLED:
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
-        content = _anchored(new, now)
+        content = new if new.after else _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
-        columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
+        columns |= {"follows": self._followed(conn, application, new, row.id if row is not None else None)}
+        columns |= _FOLLOWING if new.after else _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
@@ -551,13 +608,38 @@ class Timetable:
     def _read(self, row: Row[Any] | None, application_id: str, now: int) -> Series:
         """Read a series, and compute when it fires next."""
         series = store.to_series(_there(row), application_id)
-        if series.status is not SeriesStatus.ACTIVE:
+        if series.status is not SeriesStatus.ACTIVE or series.content.after is not None:
             return series
         try:
             following = _first_from(series.rule, now, series.last)
         except RecurrenceError:  # as by a zone that is no more: it can be looked at, and replaced
             return series
         return replace(series, next_at=following.at if following else None)
+
+    def _followed(self, conn: Connection, application: int, new: NewSeries, own: int | None) -> int | None:
+        """Find, and lock, the series after which another one is to come. Raises InvalidSeries where there is none, and for a circle."""
+        if new.after is None:
+            return None
+        found = store.lock_series(conn, application, new.after.series_id)
+        if found is None or found.status == SeriesStatus.CANCELLED:
+            raise InvalidSeries([Problem("after", f"there is no series {new.after.series_id!r} of this application")])
+        row: Row[Any] | None = found
+        steps = 0
+        while row is not None and row.follows is not None:
+            steps += 1
+            if row.follows == own or steps >= LONGEST_CHAIN:
+                raise InvalidSeries([Problem("after", "leads back to this series" if row.follows == own else "is too long a chain")])
+            row = store.series_by_number(conn, row.follows)
+        return int(found.id)
+
+    def _rule_of(self, conn: Connection, series: Series) -> Rule | None:
+        """Return the rule by which a series has its instants: that of the first one of its chain. None where that is gone."""
+        while series.content.after is not None:
+            row = store.series_by_number(conn, series.follows) if series.follows is not None else None
+            if row is None:
+                return None
+            series = store.to_series(row, series.application_id)
+        return series.rule
 
     def _read_if_possible(self, row: Row[Any], application_id: str, now: int) -> Series | None:
         try:
@@ -672,13 +754,16 @@ class Timetable:
         parts = recurrence.original_of(instance_id)
         if parts is None or series.content.event_id(parts[1]) != instance_id:
             raise UnknownInstance
-        found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last)
+        ruled = series.content.after is None  # of others only what is stored can be told without the rest of the chain
+        found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last) if ruled else []
         if not found and not stored:
             raise UnknownInstance
         return found[0] if found else Occurrence(parts[1], None)
 
 
 _PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None}
+_FOLLOWING = {"status": SeriesStatus.ACTIVE, "wake_at": None, "finished_at": None, "last_at": None, "last_index": None}
+"""What the row of a series says that comes after another one: no worker has to see to it."""
 
 
 def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int | None = None) -> dict[str, Any]:

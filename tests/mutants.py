@@ -265,8 +265,8 @@ MUTANTS = (
         "occurrences of a series in a transaction of their own",
         Change(
             TIMETABLE,
-            "            self._insert_missing(conn, plans)\n",
-            "            with conn.engine.connect() as other, other.begin():\n                self._insert_missing(other, plans)\n",
+            "            self._insert_missing(conn, plans, now)\n",
+            "            with conn.engine.connect() as other, other.begin():\n                self._insert_missing(other, plans, now)\n",
         ),
         tests=f"{SERIES}::test_an_advance_that_dies_before_its_commit_has_done_nothing[mariadb]",
     ),

@@ -345,6 +345,18 @@ _SERIES_FIELDS: dict[str, Schema] = {
     "overlap": or_null(text("Whether one is made while the one before it is unfinished.", enum=list(Overlap), default="allow")),
     "jitter": or_null({**DURATION, "description": "Up to so much later is each one sent."}),
     **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay", "after"}},
+    "after": {
+        "description": "In place of a rule: the series whose every occurrence one of this one comes after, by its id or with more.",
+        "type": ["string", "object", "null"],
+        **_AFTER,
+        "properties": {
+            "series-id": SERIES_ID,
+            **{name: schema for name, schema in _AFTER["properties"].items() if name in {"on", "input"}},
+        },
+        "required": ["series-id"],
+        "maxLength": model.SERIES_ID_LENGTH,
+        "examples": ["digest", {"series-id": "digest", "on": "failure", "input": "previous"}],
+    },
 }
 _SERIES_EXAMPLE = {"series-id": "digest", "cron": "0 9 * * MON", "timezone": "Europe/Rome", "url": "https://example.com/hook", "event": "x"}
 _SERIES: dict[str, Schema] = {
@@ -474,14 +486,18 @@ SCHEMAS: dict[str, Schema] = {
         {"status": text("Always this.", const="cancel-requested"), "event-status": STATUS, "detail": text("The same in words.")},
     ),
     "NewSeries": given(
-        "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`.",
+        "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`; or `after` another.",
         _SERIES_FIELDS,
         required=("url",),
         allOf=[_WITH_BODY, _ONE_BODY],
         examples=[_SERIES_EXAMPLE],
     ),
     "Series": told("A series, without the body that it sends.", _SERIES),
-    "SeriesDetails": told("Everything about a series.", {**_SERIES, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
+    "SeriesDetails": told("Everything about a series.", {**_SERIES, **_REQUEST, "after": or_null(of("AfterSeries"))}, optional=frozenset({"event", "event-base64"})),
+    "AfterSeries": told(
+        "What a series comes after.",
+        {"series-id": SERIES_ID, **{name: schema for name, schema in _SUCCESSOR.items() if name in {"on", "input"}}},
+    ),
     "SeriesPage": page("Some series, in the order of their ids.", "series", "Series"),
     "Preview": given(
         "A rule, whose next instants are asked for. What else a series has may stand there too.",

@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cassata import recurrence
 from cassata.errors import InvalidEvent, PayloadTooLarge, RecurrenceError
-from cassata.model import LATEST_INSTANT, check_series_id
+from cassata.model import LATEST_INSTANT, On, check_series_id
 from cassata.recurrence import Occurrence, Rule
-from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
+from cassata.series import AfterSeries, CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
 from cassata.service.wire import (
     USUAL_PAGE_LENGTH,
@@ -195,6 +195,18 @@ def _name(field: str, fields: Mapping[str, Any]) -> str:
 # --- a series ----------------------------------------------------------------------------------------------------------
 
 
+class AfterSeriesDocument(Shape):
+    """The series that one comes after, in place of a rule."""
+
+    series_id: Annotated[str, AfterValidator(check_series_id)]
+    on: Annotated[On, BeforeValidator(lambda value: wire.read_word(On, value))] = On.SUCCESS
+    input: Literal["previous"] | None = None
+
+
+def _after_series(value: Any) -> Any:
+    return {"series-id": value} if isinstance(value, str) else wire.few_fields(value)
+
+
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
@@ -208,6 +220,7 @@ class SeriesDocument(RequestDocument):
     catch_up_window: Annotated[int, BeforeValidator(read_duration)] | None = None
     overlap: Literal["allow", "skip"] | None = None
     jitter: Annotated[int, BeforeValidator(read_duration)] | None = None
+    after: Annotated[AfterSeriesDocument | None, BeforeValidator(_after_series)] = None
 
     @classmethod
     def fields(cls) -> frozenset[str]:
@@ -253,7 +266,12 @@ def read_series(document: Any, path: Mapping[str, str]) -> WrittenSeries:
     Raises InvalidDocument naming everything that is wrong, by the names that the client used.
     """
     fields, places, errors = _opened(document, path)
-    written = read_rule(_part(fields, RuleDocument), errors, places)
+    if fields.get("after") is None:
+        written = read_rule(_part(fields, RuleDocument), errors, places)
+    else:
+        written = WrittenRule(Rule(), None)
+        given = [name for name, value in _part(fields, RuleDocument).items() if value is not None]
+        errors += (fault(places, (name,), "is a matter of the series that this one comes after: leave it out") for name in given)
     errors += (fault(places, steps, detail) for steps, detail in wire.missing_event(fields))
     shape = _shaped(SeriesDocument, {name: value for name, value in fields.items() if name not in RuleDocument.fields()}, errors, places)
     if errors or written is None or shape is None:
@@ -294,6 +312,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         "catch_up_window_ms": shape.catch_up_window,
         "overlap": shape.overlap and Overlap(shape.overlap),
         "jitter_ms": shape.jitter,
+        "after": shape.after and AfterSeries(shape.after.series_id, shape.after.on, shape.after.input is not None),
     }
     return NewSeries(
         application_id=str(shape.application_id),
@@ -489,6 +508,12 @@ def series_details(series: Series) -> dict[str, Any]:
         "retry": wire.written_retry(content.retry),
         "max-lateness": seconds(content.max_lateness_ms),
         "keep-output": content.keep_output,
+        "after": content.after
+        and {
+            "series-id": content.after.series_id,
+            "on": content.after.on.value,
+            "input": "previous" if content.after.input else None,
+        },
     }
 
 

@@ -576,7 +576,7 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
     if len(given) > 1:
         yield ("delay",), _ONE_OF_TWO
     after = fields.get("after")
-    if isinstance(after, dict) and after.get("application-id") not in {None, fields.get("application-id")}:
+    if isinstance(after, dict) and after.get("application-id") not in (None, fields.get("application-id")):
         yield ("after", "application-id"), "must be the event's own: none comes after another's"
 
 

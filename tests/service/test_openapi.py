@@ -143,6 +143,8 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": 5,
         "retry": {"count": 1, "initial": 0.5, "multiplier": 2, "maximum": 10},
         "max-lateness": 60,
+        "keep-output": True,
+        "after": None,
     },
     "PATCH /cassata/event/shop/full": {
         "url": "http://127.0.0.1:1/other",
@@ -153,6 +155,7 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": None,
         "retry": {},
         "max-lateness": None,
+        "keep-output": False,
     },
     "POST /cassata/series/shop": {
         "application-id": "shop",
@@ -180,6 +183,8 @@ FULL: dict[str, dict[str, Any]] = {
         "timeout": 5,
         "retry": {"count": 0},
         "max-lateness": 60,
+        "keep-output": True,
+        "after": None,
     },
     "POST /cassata/series/shop/preview": {
         "every": "PT15M",
