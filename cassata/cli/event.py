@@ -195,7 +195,9 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.option("--retry-count", type=int, help="How often to try again.")
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @click.option("--after", metavar="EVENT", help="Not before this event of the application has ended; needs neither --at nor --in.")
-@click.option("--on", type=click.Choice(list(On)), help="How that one is to end; otherwise this one is cancelled.  [default: success]")
+@click.option(
+    "--on", type=click.Choice([on.value for on in On]), help="How that one is to end; otherwise this one is cancelled.  [default: success]"
+)
 @click.option("--input", "input_", type=click.Choice(["previous"]), help="Hand its answer over, beside the payload.")
 @click.option("--keep-output", is_flag=True, help="Keep what is answered: see the command 'output'.")
 @output_option

@@ -112,6 +112,7 @@ class Api:
         return text(
             kept.output.body,
             headers={
+                "X-Content-Type-Options": "nosniff",
                 "Cassata-Output-Length": str(kept.output.length),
                 "Cassata-Output-Truncated": "true" if kept.output.is_cut else "false",
                 "Cassata-Output-Complete": "true" if kept.is_whole else "false",

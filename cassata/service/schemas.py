@@ -493,7 +493,11 @@ SCHEMAS: dict[str, Schema] = {
         examples=[_SERIES_EXAMPLE],
     ),
     "Series": told("A series, without the body that it sends.", _SERIES),
-    "SeriesDetails": told("Everything about a series.", {**_SERIES, **_REQUEST, "after": or_null(of("AfterSeries"))}, optional=frozenset({"event", "event-base64"})),
+    "SeriesDetails": told(
+        "Everything about a series.",
+        {**_SERIES, **_REQUEST, "after": or_null(of("AfterSeries"))},
+        optional=frozenset({"event", "event-base64"}),
+    ),
     "AfterSeries": told(
         "What a series comes after.",
         {"series-id": SERIES_ID, **{name: schema for name, schema in _SUCCESSOR.items() if name in {"on", "input"}}},
