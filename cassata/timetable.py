@@ -509,9 +509,9 @@ class Timetable:
         """Make, of each series that comes after one of these, an occurrence after each of theirs; and so on for what follows those."""
         links: list[store.Link] = []
         while made:
-            made = [(series, row) for series, row in self._followers(conn, made, now)]
+            made = list(self._followers(conn, made, now))
             there = store.ids_there(conn, {(row["application"], row["event_id"]) for _, row in made}) if made else {}
-            made = [(series, row) for series, row in made if (row["application"], row["event_id"]) not in there]
+            made = [each for each in made if (each[1]["application"], each[1]["event_id"]) not in there]
             if not made:
                 break
             store.insert_events(conn, [row for _, row in made])

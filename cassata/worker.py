@@ -351,6 +351,7 @@ class WorkerThread(threading.Thread):
             yield self._first_outcome_at + LINGER_SECONDS - now
         agenda = self._agenda
         if self._on_watch:
+            agenda.notice_released()
             yield (agenda.next_look if agenda.surely_known is None else min(agenda.next_look, agenda.next_glance)) - now
             earliest = agenda.earliest(self._may_claim)
             if earliest is not None and self._free():
@@ -444,6 +445,7 @@ class WorkerThread(threading.Thread):
     def _exchange(self, applications: Sequence[int]) -> None:
         """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
         limit = min(self._batch, self._free())
+        applications = self._with_released(applications)
         began = time.monotonic()
         try:
             free_of_suspects = self._agenda.suspect is None
@@ -479,6 +481,13 @@ class WorkerThread(threading.Thread):
         if claimed.buried:
             telemetry.emit("events buried", level="warning", count=claimed.buried, reason="their workers were lost")
         self._send_held()
+
+    def _with_released(self, applications: Sequence[int]) -> Sequence[int]:
+        """Add those of which what is recorded may release events: the same transaction claims these."""
+        if not self._on_watch:
+            return applications
+        more = {outcome.delivery.application for outcome in self._outcomes if outcome.delivery.followed}.difference(applications)
+        return [*applications, *filter(self._may_claim, more)] if more else applications
 
     def _note_limits(self, claimed: Claimed) -> None:
         """Note for how long those could not be claimed whose applications were at a limit, and which are now."""
