@@ -13,7 +13,7 @@ import click
 from cassata.cli.app import in_words, print_json, print_table, show
 from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, service_options, text_of
 from cassata.client import Client, Conflict, NewSeries, Series
-from cassata.model import METHODS, new_event_id
+from cassata.model import METHODS, On, new_event_id
 
 Command = Callable[..., Any]
 
@@ -23,6 +23,8 @@ _OPTIONS = (
 )
 WORDS = {
     **{f"/{name}": f"--{name}" for name in _OPTIONS.split()},
+    "/after": "--after",
+    "/after/series-id": "--after",
     "/application-id": "--app",
     "/delay": "--in",
     "/expiry": "--at",
@@ -99,6 +101,10 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--timeout", type=Delay(), help="How long a whole request may take.")
 @click.option("--retry-count", type=int, help="How often to try again.")
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
+@click.option("--after", metavar="SERIES", help="In place of a rule: one after each occurrence of this series.")
+@click.option("--on", type=click.Choice([on.value for on in On]), help="How that one is to end; otherwise this one is cancelled.")
+@click.option("--input", "input_", type=click.Choice(["previous"]), help="Hand its answer over, beside the payload.")
+@click.option("--keep-output", is_flag=True, help="Keep what is answered: see 'cassata event output'.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")
 @click.option("--overlap", type=click.Choice(["allow", "skip"]), help="Whether to make one while the one before is unfinished.")
@@ -119,9 +125,15 @@ def add(
     version: int | None,
     if_version: int | None,
     output: str,
+    after: str | None,
+    on: str | None,
+    input_: str | None,
+    keep_output: bool,
     **given: Any,
 ) -> None:
     """Make a series that sends a request to URL, again and again."""
+    if after is None and (on or input_):
+        raise click.UsageError("Give --on and --input only together with --after.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     version = if_version if version is None else version
@@ -135,6 +147,8 @@ def add(
         headers=given.pop("headers") or None,
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
+        after=after and {"series-id": after, "on": on or "success", "input": input_},
+        keep_output=keep_output or None,
         **_rule(given),
         **given,
     )
@@ -308,6 +322,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
         "timeout": known["timeout"],
         "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},
         "max_lateness": known["max-lateness"],
+        "keep_output": known["keep-output"],
     } | given
     for name in ("timeout", "max_lateness"):
         sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
@@ -370,6 +385,7 @@ def _list(documents: Sequence[Mapping[str, Any]], names: Sequence[str], output: 
 
 
 def _rule_in_words(document: Mapping[str, Any]) -> str:
-    rule = document["cron"] or document["recurrence"] or f"every {document['every']} s"
+    every = "after another series" if document["every"] is None else f"every {document['every']} s"
+    rule = document["cron"] or document["recurrence"] or every
     zone = document["timezone"]
     return rule if zone == "UTC" else f"{rule} ({zone})"

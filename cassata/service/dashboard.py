@@ -628,7 +628,9 @@ def _number(text: str) -> int | float | str | None:
 
 
 def _rule_words(series: Series) -> str:
-    rule = series.rule
+    rule, after = series.rule, series.content.after
+    if after is not None:
+        return f"after {after.series_id}, on {after.on}"
     if rule.cron is not None:
         return f"cron {rule.cron}"
     return f"every {charts.duration(rule.every_ms)}" if rule.every_ms is not None else str(rule.recurrence)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from cassata.cli.event import event
+from cassata.cli.series import series
 from cassata.client import Client, InvalidRequest, NewEvent, NewSeries, NotFound
 from cassata.model import Output, Status
 from cassata.scheduler import Scheduler, Terms
@@ -112,6 +114,9 @@ def test_a_series_says_which_one_it_comes_after(http: Any) -> None:
         "ACTIVE",
         {"series-id": "collect", "on": "success", "input": "previous"},
     )
+    assert "after collect, on success" in http.get("/ui/app/shop/series/report").text
+    assert "after collect, on success" in http.get("/ui/app/shop/series").text
+    assert http.get("/cassata/series/shop/report/instances?limit=2").json["instances"][0]["status"] is None
     assert http.put("/cassata/series/shop/report", json={"after": "nothing", "url": URL, "event": "x"}).status_code == 409
     for wrong, pointer in (
         ({"after": "nothing"}, "/after"),
@@ -185,3 +190,16 @@ def test_an_event_that_is_followed_shows_its_output_as_it_grows(service_url: str
     assert lines[1:] == ["PROCESSING", "one", "two", "-- attempt 1: 404, 12 ms", lines[-2], ""]
     assert lines[0].startswith("PENDING, next attempt at ")
     assert lines[-2].startswith("FAILED: ")
+
+
+def test_a_series_is_made_to_follow_another_on_the_command_line(service_url: str) -> None:
+    def made(*words: str) -> Result:
+        given = ("add", URL, "--app", "shop", "--payload", "x", *words)
+        return CliRunner().invoke(series, given, env={"CASSATA_SERVICE_URL": service_url})
+
+    assert made("--id", "collect", "--every", "1m").exit_code == 0
+    followed = made("--id", "report", "--after", "collect", "--on", "always", "-o", "json")
+    assert json.loads(followed.stdout)["after"] == {"series-id": "collect", "on": "always", "input": None}
+    refused = made("--after", "nothing")
+    assert (refused.exit_code, refused.stderr) == (1, "Error: --after: there is no series 'nothing' of this application\n")
+    assert made("--every", "1m", "--on", "failure").exit_code == 2
