@@ -25,13 +25,14 @@ import tenacity
 from cassata import __version__
 from cassata.courier.message import retry_after_ms
 from cassata.errors import CassataError
-from cassata.model import BATCH_LENGTH, Status, new_event_id
+from cassata.model import BATCH_LENGTH, FINISHED, Status, new_event_id
 
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8085"
 BATCH_BYTES = 4 * 1024 * 1024
 RETRY_AFTER_MAXIMUM = 60.0
+OUTPUT_LENGTH = "Cassata-Output-Length"
 
 _TEMPORARY = frozenset({429, 502, 503, 504})
 
@@ -109,7 +110,8 @@ _KINDS: dict[int, type[ClientError]] = {
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
+    """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta), or neither for one that
+    comes `after` another: the id of an event of its application, or {"event-id", "on", "input"}.
 
     It goes to `url`, or to a `destination` such as {"type": "kafka", "topic": "orders"}.
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
@@ -129,10 +131,12 @@ class NewEvent:
     max_lateness: float | None = None
     destination: Mapping[str, Any] | None = None
     priority: int | None = None
+    after: str | Mapping[str, Any] | None = None
+    keep_output: bool | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
-        if (self.at is None) == (self.delay is None):
+        if (self.at is not None and self.delay is not None) or (self.at is None and self.delay is None and self.after is None):
             raise ValueError("give either 'at' or 'delay'")
         given = {written: _written(name, getattr(self, name)) for name, written in _WRITTEN.items()}
         ids = {"application-id": self.application_id, "event-id": self.event_id}
@@ -151,6 +155,8 @@ _WRITTEN = {
     "max_lateness": "max-lateness",
     "destination": "destination",
     "priority": "priority",
+    "after": "after",
+    "keep_output": "keep-output",
 }
 """What the fields of an event are called in a document."""
 
@@ -181,6 +187,7 @@ class Changes(TypedDict, total=False):
     retry: Mapping[str, float | str] | None
     max_lateness: float | None
     priority: int | None
+    keep_output: bool | None
 
 
 def _changes_document(changes: Changes) -> dict[str, Any]:
@@ -210,6 +217,21 @@ class Event:
     finished_at: datetime | None
     version: str
     document: Mapping[str, Any] = field(repr=False, compare=False)
+    blocked_by: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in FINISHED
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is kept of the answer to an attempt, or of what it wrote: `length` is how long all of it was, `is_whole` that no more comes."""
+
+    body: bytes
+    length: int
+    is_truncated: bool
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +247,7 @@ class Attempt:
     response: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventDetails(Event):
     """Everything that the service knows of an event."""
 
@@ -235,12 +257,16 @@ class EventDetails(Event):
     retry: Mapping[str, float | str | None] | None
     max_lateness: float | None
     priority: int
+    keep_output: bool
+    after: Mapping[str, Any] | None
+    successors: tuple[Mapping[str, Any], ...]
     attempt_log: tuple[Attempt, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class NewSeries:
-    """A rule that makes events: exactly one of `cron`, `recurrence` (lines of RFC 5545, with `scheduled_at`) and `every`.
+    """A rule that makes events: exactly one of `cron`, `recurrence` (lines of RFC 5545, with `scheduled_at`) and `every`; or `after`
+    which other series, by its id or as {"series-id", "on", "input"}.
 
     Durations are seconds, timedeltas or text such as "15m". Instants without a time zone are wall clock in `timezone`. What
     is None is as the service has it by default; `payload`, `timeout` and `retry` are those of NewEvent.
@@ -273,6 +299,8 @@ class NewSeries:
     max_lateness: timedelta | float | None = None
     destination: Mapping[str, Any] | None = None
     priority: int | None = None
+    keep_output: bool | None = None
+    after: str | Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
@@ -298,6 +326,8 @@ class NewSeries:
                     "retry": self.retry,
                     "max-lateness": _seconds(self.max_lateness),
                     "priority": self.priority,
+                    "keep-output": self.keep_output,
+                    "after": self.after,
                 }
             )
         )
@@ -500,6 +530,9 @@ def _event_details(document: Mapping[str, Any]) -> EventDetails:
         retry=document["retry"],
         max_lateness=document["max-lateness"],
         priority=document["priority"],
+        keep_output=document["keep-output"],
+        after=document["after"],
+        successors=tuple(document["successors"]),
         attempt_log=tuple(_attempt(line) for line in document["attempt-log"]),
     )
 
@@ -521,6 +554,7 @@ def _status_fields(document: Mapping[str, Any]) -> dict[str, Any]:
         "created_at": _instant(document["created-at"]),
         "finished_at": _instant(document["finished-at"]),
         "version": document["version"],
+        "blocked_by": document["blocked-by"],
         "document": document,
     }
 
@@ -668,6 +702,10 @@ class Client:
     def event(self, application_id: str, event_id: str) -> EventDetails:
         """Return an event with its payload and the log of its attempts. Raises NotFound."""
         return self._read_as(_event_details, self._call("GET", _path("event", application_id, event_id)))
+
+    def output(self, application_id: str, event_id: str, number: int) -> Output:
+        """Return what is kept of the answer to an attempt; while it is under way, of what it has written so far. Raises NotFound."""
+        return self._read_as(_as_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
 
     def iter_events(
         self,
@@ -893,7 +931,7 @@ class Client:
             raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
         except requests.RequestException as error:
             raise ClientError(f"{self._url} cannot be asked: {error}") from error
-        return _read(response)
+        return _output(response) if response.ok and OUTPUT_LENGTH in response.headers else _read(response)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -940,6 +978,12 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         yield b"[" + b",".join(batch) + b"]"
 
 
+def _as_output(answer: Any) -> Output:
+    if not isinstance(answer, Output):
+        raise TypeError("no output")
+    return answer
+
+
 def _is_gone(document: Mapping[str, Any]) -> bool:
     return bool(document["status"] == "ok")
 
@@ -953,6 +997,16 @@ def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
     if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
         return str(result["event-id"])
     return _error(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")
+
+
+def _output(response: requests.Response) -> Output:
+    told = response.headers
+    return Output(
+        body=response.content,
+        length=int(told[OUTPUT_LENGTH]),
+        is_truncated=told["Cassata-Output-Truncated"] == "true",
+        is_whole=told["Cassata-Output-Complete"] == "true",
+    )
 
 
 def _read(response: requests.Response) -> Any:

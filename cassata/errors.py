@@ -104,6 +104,10 @@ class UnknownEvent(CassataError):
     """There is no such event."""
 
 
+class UnknownAttempt(CassataError):
+    """The event has had no such attempt."""
+
+
 class DuplicateEvent(CassataError):
     """An event of this application already has this id."""
 

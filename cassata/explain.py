@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cassata.model import Application, Breaker, Event, Limits, Status, destination_of, rfc3339
+from cassata.model import Application, Breaker, Event, Limits, On, Status, destination_of, rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,22 @@ def reasons(event: Event, situation: Situation) -> list[Reason]:
         case Status.FAILED:
             return [Reason("failed", f"It failed, and is not tried again: {event.last_error or 'no reason is known'}.")]
         case Status.CANCELLED:
-            return [Reason("cancelled", "It was cancelled.")]
+            return [Reason("cancelled", f"It was cancelled{f': {event.last_error}' if event.last_error else ''}.")]
+        case Status.BLOCKED:
+            return [_blocked(event)]
         case Status.PROCESSING:
             return [_under_way(event, situation.now)]
     found = [*_hindrances(event, situation), *_waits(event, situation.now)]
     return found or [_turn(situation)]
+
+
+def _blocked(event: Event) -> Reason:
+    if event.after is None:
+        return Reason("blocked", "It waits for another event.")
+    return Reason("blocked", f"It waits for {event.after.event_id} to end, and comes only after its {_WORDS[event.after.on]}.")
+
+
+_WORDS = {On.SUCCESS: "success", On.FAILURE: "failure", On.ALWAYS: "end, whatever it is"}
 
 
 def _under_way(event: Event, now: int) -> Reason:

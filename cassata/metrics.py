@@ -28,7 +28,7 @@ from prometheus_client.registry import Collector
 
 from cassata import __version__, telemetry
 from cassata.errors import ApplicationRefused, CassataError, DatabaseUnavailable, DatabaseUnfit, DuplicateEvent, LimitReached
-from cassata.model import WAITING, ErrorKind, Event, Outcome, Status
+from cassata.model import UNFINISHED, ErrorKind, Event, Outcome
 from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServiceMetrics", "Shared", "SupervisorMetrics", "WorkerMetrics", "serve", "shared_folder"]
@@ -562,7 +562,7 @@ class _Waiting(Collector):
         breakers = GaugeMetricFamily("cassata_open_breakers", "Destinations that get nothing at the moment.", labels=["application"])
         if found:
             for name, parts in _told_as(found.counts).items():
-                for status in (*WAITING, Status.PROCESSING):
+                for status in sorted(UNFINISHED):
                     counts.add_metric([name, status.name], sum(part.get(status, 0) for part in parts))
             for name, ages in _told_as({OTHERS: 0, **found.oldest_due_ms}).items():
                 late.add_metric([name], max(ages) / 1000)

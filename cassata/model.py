@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import hashlib
 import json
 import re
@@ -27,6 +28,11 @@ Headers = tuple[tuple[str, str], ...]
 EXCERPT_CHARACTERS = 2_000
 DETAIL_CHARACTERS = 500
 """How much is kept of an answer, and of what was wrong."""
+
+OUTPUT_BYTES = 64 * 1024
+"""So much of an answer is kept where an output is."""
+OUTPUT_HEADERS = frozenset({"content-type", "content-length", "etag", "last-modified", "location", "link", "retry-after", "x-request-id"})
+"""And these of its headers."""
 
 BATCH_LENGTH = 1_000
 """So many events may be added with one call over HTTP."""
@@ -52,9 +58,13 @@ class Status(IntEnum):
     FAILED = 3
     SERVICE_UNAVAILABLE = 4
     CANCELLED = 5
+    BLOCKED = 6
 
 
 WAITING = frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE})
+"""Those that wait for their time: workers look for them."""
+UNSENT = WAITING | {Status.BLOCKED}
+"""Those that nobody is sending, and that may be changed."""
 FINISHED = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
 UNFINISHED = frozenset(Status) - FINISHED
 
@@ -69,6 +79,9 @@ class Transition(NamedTuple):
 
 TRANSITIONS = (
     Transition(None, Status.PENDING, "add"),
+    Transition(None, Status.BLOCKED, "add"),
+    Transition(Status.BLOCKED, Status.PENDING, "released"),
+    Transition(Status.BLOCKED, Status.CANCELLED, "aborted"),
     Transition(Status.PENDING, Status.PROCESSING, "claim"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.PROCESSING, "claim"),
     Transition(Status.PROCESSING, Status.PROCESSING, "lost lease"),
@@ -82,10 +95,13 @@ TRANSITIONS = (
     Transition(Status.PROCESSING, Status.SERVICE_UNAVAILABLE, "release"),
     Transition(Status.PENDING, Status.PENDING, "change"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.SERVICE_UNAVAILABLE, "change"),
+    Transition(Status.BLOCKED, Status.BLOCKED, "change"),
     Transition(Status.PENDING, Status.CANCELLED, "cancel"),
     Transition(Status.SERVICE_UNAVAILABLE, Status.CANCELLED, "cancel"),
+    Transition(Status.BLOCKED, Status.CANCELLED, "cancel"),
     Transition(Status.PROCESSING, Status.CANCELLED, "cancel requested"),
     Transition(Status.CANCELLED, Status.PENDING, "add"),
+    Transition(Status.CANCELLED, Status.BLOCKED, "add"),
     Transition(Status.COMPLETED, Status.PENDING, "replay"),
     Transition(Status.FAILED, Status.PENDING, "replay"),
     Transition(Status.CANCELLED, Status.PENDING, "replay"),
@@ -311,6 +327,26 @@ class Breaker:
     reason: str | None
 
 
+class On(StrEnum):
+    """What is to have become of an event for its successor to be sent. A cancelled one has neither succeeded nor failed."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    ALWAYS = "always"
+
+    def allows(self, ended: Status) -> bool:
+        return self is On.ALWAYS or ended is (Status.COMPLETED if self is On.SUCCESS else Status.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """The event, of the same application, that has to end first. `input`: its answer is handed on, beside the own payload."""
+
+    event_id: str
+    on: On = On.SUCCESS
+    input: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where an event goes that is no HTTP request: a type, such as "kafka", and what that type wants to know, a JSON object.
@@ -352,6 +388,8 @@ class NewEvent:
 
     `duration_ms` is how long lasts what it is about (its end is told, nothing else comes of it).
 
+    One that comes `after` another is not sent before that has ended, and only if that ended as it says. `keep_output`: what is
+    answered is kept, up to OUTPUT_BYTES of it.
     Raises InvalidEvent naming every bad field, so a value of this type can always be stored and sent.
     """
 
@@ -369,11 +407,17 @@ class NewEvent:
     duration_ms: int | None = None
     destination: Destination | None = None
     priority: int = 0
+    after: After | None = None
+    keep_output: bool = False
 
     def __post_init__(self) -> None:
         problems = [*problems_of(self, _EVENT_CHECKS), *problems_of_aim(self.url, self.destination)]
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
+        if self.after is not None and self.after.event_id == self.event_id:
+            problems.append(Problem("after", "must be another event: none waits for itself"))
+        if self.after is not None and self.after.input and self.method in {"GET", "HEAD"}:
+            problems.append(Problem("after", f"hands on an answer, for which a {self.method} has no room"))
         _raise_problems(problems)
 
     @property
@@ -395,6 +439,10 @@ class NewEvent:
             facts.append(("duration_ms", self.duration_ms))
         if self.priority:
             facts.append({"priority": self.priority})
+        if self.after is not None:
+            facts.append(["after", self.after.event_id, self.after.on, self.after.input])
+        if self.keep_output:
+            facts.append("keep output")
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -434,6 +482,13 @@ class Event:
     payload_removed_at: int | None = None
     destination: Destination | None = None
     priority: int = 0
+    after: After | None = None
+    keep_output: bool = False
+
+    @property
+    def blocked_by(self) -> str | None:
+        """The id of the event that it waits for."""
+        return self.after.event_id if self.after is not None and self.status is Status.BLOCKED else None
 
     @property
     def version(self) -> str:
@@ -461,6 +516,8 @@ class Event:
             duration_ms=self.duration_ms,
             destination=self.destination,
             priority=self.priority,
+            after=self.after,
+            keep_output=self.keep_output,
         )
 
 
@@ -525,7 +582,7 @@ APPLIES_TO: Mapping[Action, frozenset[Status]] = {
     Action.CANCEL: UNFINISHED,
     Action.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
     Action.RECONCILE: FINISHED | {Status.SERVICE_UNAVAILABLE},
-    Action.RESCHEDULE: WAITING,
+    Action.RESCHEDULE: UNSENT,
     Action.REMOVE: FINISHED,
 }
 """What an action changes. Whatever else is meant is passed over and counted: what is being sent now, or is to be sent anyway."""
@@ -629,7 +686,8 @@ class Delivery:
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
     `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on. `destination` None: it is an
-    HTTP request. With a `refusal` it is not sent, but ends for that reason.
+    HTTP request. With a `refusal` it is not sent, but ends for that reason. `followed`: when it was claimed, other events waited for
+    it. `keeps_output`: its courier is to hand over what is answered.
     """
 
     id: int
@@ -654,10 +712,52 @@ class Delivery:
     replayed_at: int = 0
     destination: Destination | None = None
     refusal: str | None = None
+    followed: bool = False
+    keeps_output: bool = False
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
         return self.max_lateness_ms is not None and now - max(self.due_at, self.replayed_at) > self.max_lateness_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What was answered, or written: `body` is as much of it as is kept, `length` how long all of it was, as far as it was read."""
+
+    body: bytes
+    length: int
+    headers: Headers = ()
+
+    @property
+    def is_cut(self) -> bool:
+        return self.length > len(self.body)
+
+    @property
+    def text(self) -> str | None:
+        """The body as text; None if it is none. A character that the end has been cut through does not count."""
+        try:
+            return codecs.getincrementaldecoder("utf-8")().decode(self.body, final=not self.is_cut)
+        except UnicodeDecodeError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptOutput:
+    """The output of one attempt. An excerpt is all there is where no output was kept; `is_whole` says that nothing more comes."""
+
+    output: Output
+    is_excerpt: bool
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """An event that comes after another one."""
+
+    event_id: str
+    on: On
+    input: bool
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -676,6 +776,7 @@ class Outcome:
     excerpt: str | None = None
     retry_after_ms: int | None = None
     succeeded: bool = False
+    output: Output | None = None
 
     @property
     def is_delivered(self) -> bool:
@@ -1036,6 +1137,14 @@ def check_multiplier(value: float) -> float:
     return value
 
 
+def check_after(value: After) -> After:
+    try:
+        check_event_id(value.event_id)
+    except ValueError as error:
+        raise ValueError(f"the id of the event before {error}") from error
+    return value
+
+
 Check = Callable[..., object]
 
 _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
@@ -1049,6 +1158,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("max_lateness_ms", check_max_lateness_ms),
     ("duration_ms", check_duration_ms),
     ("priority", check_priority),
+    ("after", check_after),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

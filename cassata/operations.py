@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row
 
-from cassata import database, store, telemetry
+from cassata import chains, database, store, telemetry
+from cassata.chains import Judged
 from cassata.errors import InvalidOperation, OperationExists, OperationFinished, Problem, UnknownApplication, UnknownOperation
 from cassata.limits import Limiter
 from cassata.model import (
@@ -187,37 +188,40 @@ class Operations:
     def step(self, *, events_per_second: float = EVENTS_PER_SECOND) -> Step | None:
         """Do the next part of one operation that is to go on by now; None if there is none that nobody else is at."""
         ended: Operation | None = None
+        judged = Judged()
 
         def work(conn: Connection, _tries: int) -> Step | None:
-            nonlocal ended
+            nonlocal ended, judged
             ended = None
             now = self._clock.now(conn)
             row = store.lock_due_operation(conn, now)
             if row is None:
                 return None
-            step, columns = self._taken(conn, row, now, events_per_second)
+            step, columns, judged = self._taken(conn, row, now, events_per_second)
             store.change_operation(conn, row.id, columns)
             if step.status is OperationStatus.DONE:
                 ended = replace(self._named(conn, row), status=step.status, changed=columns["changed"], skipped=columns["skipped"])
             return step
 
         step = self._transactions.write(work)
+        if judged:
+            chains.tell(judged, self._name_of)
         if ended is not None:
             _tell_end(ended)
         return step
 
-    def _taken(self, conn: Connection, row: Row[Any], now: int, events_per_second: float) -> tuple[Step, dict[str, Any]]:
-        """Do a part, and return what has become of the operation, and of its row."""
+    def _taken(self, conn: Connection, row: Row[Any], now: int, events_per_second: float) -> tuple[Step, dict[str, Any], Judged]:
+        """Do a part, and return what has become of the operation, of its row, and of what waited for the events that it ended."""
         try:
             search, place = _read_search(row), Place.read(row.place)
         except (ValueError, TypeError, KeyError) as error:
             # One that cannot be read must not stop the others.
             telemetry.emit("operation unreadable", level="error", operation_id=row.operation_id, error=repr(error))
             end = {"status": OperationStatus.CANCELLED, "wake_at": None, "finished_at": now}
-            return Step(row.operation_id, 0, 0, 0, OperationStatus.CANCELLED), end
+            return Step(row.operation_id, 0, 0, 0, OperationStatus.CANCELLED), end, Judged()
         lane = search.lane(row.application)
         chunk = _next_chunk(conn, row, search, lane, place)
-        changed, skipped = self._change(conn, row, search, chunk, now)
+        changed, skipped, judged = self._change(conn, row, search, chunk, now)
         place = replace(place, after=chunk.after, changed=place.changed + changed)
         goes_round = lane.moves and place.changed > 0
         first = place.round == 1  # what is passed over is counted once
@@ -231,7 +235,7 @@ class Operations:
         if chunk.at_end:
             place = Place(round=place.round + 1)
         done = step.status is OperationStatus.DONE
-        return step, {
+        columns = {
             "status": step.status,
             "place": place.written(),
             "examined": row.examined + step.examined,
@@ -240,11 +244,14 @@ class Operations:
             "wake_at": None if done else now + round(changed * 1000 / events_per_second),
             "finished_at": now if done else None,
         }
+        return step, columns, judged
 
-    def _change(self, conn: Connection, row: Row[Any], search: Search, chunk: Chunk, now: int) -> tuple[int, int]:
-        """Lock what was found, judge it as it is now, and change it. Return how much was changed, and how much passed over."""
+    def _change(self, conn: Connection, row: Row[Any], search: Search, chunk: Chunk, now: int) -> tuple[int, int, Judged]:
+        """Lock what was found, judge it as it is now, and change it. Return how much was changed, how much passed over, and what has
+        become of what waited for it.
+        """
         if not chunk.chosen:
-            return 0, chunk.skipped
+            return 0, chunk.skipped, Judged()
         locked = store.lock_examined(conn, [event.id for event in chunk.chosen])
         meant = [event for event in locked if event.operation != row.id and _is_meant(event, search)]
         chosen = [event for event in meant if _applies(event, search)]
@@ -253,7 +260,9 @@ class Operations:
             chosen = [event for event in chosen if event.id not in needed]
         if chosen:
             _act(conn, row.id, search, chosen, now)
-        return len(chosen), chunk.skipped + len(meant) - len(chosen)
+        over = [event.id for event in chosen if event.followed and event.status != Status.PROCESSING]
+        judged = chains.settle(conn, over, now) if over and search.action is Action.CANCEL else Judged()
+        return len(chosen), chunk.skipped + len(meant) - len(chosen), judged
 
     # --- what both need --------------------------------------------------------------------------------------------------
 
@@ -305,6 +314,10 @@ class Operations:
         if row is None:
             raise UnknownOperation
         return row
+
+    def _name_of(self, number: int) -> str | None:
+        application = self._tenants.in_mind(number)
+        return application.application_id if application else None
 
     def _named(self, conn: Connection, row: Row[Any]) -> Operation:
         application = self._tenants.of_numbers(conn, {row.application}).get(row.application)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from cassata import config, database, plugins, store, telemetry
+from cassata import chains, config, database, plugins, store, telemetry
 from cassata.batches import Batches
+from cassata.chains import Judged
 from cassata.courier.retry import RetryPolicy, Verdict, may_pass
 from cassata.destinations import BreakerPolicy, Change, Destinations, Opened, Place, place_of
 from cassata.errors import (
@@ -28,6 +29,7 @@ from cassata.errors import (
     PayloadTooLarge,
     Problem,
     UnknownApplication,
+    UnknownAttempt,
     UnknownEvent,
 )
 from cassata.explain import Reason
@@ -36,8 +38,11 @@ from cassata.model import (
     APPLIES_TO,
     FINISHED,
     LATEST_INSTANT,
+    OUTPUT_BYTES,
+    UNSENT,
     WAITING,
     Action,
+    After,
     Application,
     Attempt,
     Breaker,
@@ -46,10 +51,14 @@ from cassata.model import (
     ErrorKind,
     Event,
     Filter,
+    Headers,
+    KeptOutput,
     Limits,
     NewEvent,
     Outcome,
+    Output,
     Status,
+    Successor,
 )
 from cassata.operations import Operations
 from cassata.overview import Overview
@@ -82,6 +91,7 @@ LATE_AFTER_MS = 60_000
 OTHERS = ""
 """The name of what is told of many applications together: no application has it."""
 MOST_COUNTED_TOGETHER = 1_000
+SUCCESSORS_TOLD = 1_000
 
 WINDOW = 1_000
 """By priority are claimed those that have waited longest, so many of an application."""
@@ -122,7 +132,7 @@ class Terms:
 class Claimed:
     """What one claim brought. `wakes` says when each application that was looked at has more (None: nothing known), `has_more`
     whether one of them has more already, `held_back` until when those need not be looked at that are at a limit (ms). `waits`
-    says for how long limits and breakers put events off, each of them (ms).
+    says for how long limits and breakers put events off, each of them (ms). `judged` is what waited for those that it ended.
     """
 
     deliveries: list[Delivery] = field(default_factory=list)
@@ -135,6 +145,7 @@ class Claimed:
     queued: Sequence[tuple[Delivery, Place]] = ()
     postponed: Mapping[int, int] = field(default_factory=dict)
     waits: Sequence[int] = ()
+    judged: Judged = Judged()  # noqa: RUF009  it is frozen
 
 
 @dataclass(slots=True)
@@ -167,14 +178,15 @@ class Doubt(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """How many outcomes were written, how many were void (their lease had been taken by somebody else), which events failed, and
-    which were too late to be sent.
+    """How many outcomes were written, how many were void (their lease had been taken by somebody else), which events failed,
+    which were too late to be sent, and what has become of the events that waited for those that have ended.
     """
 
     kept: int = 0
     fenced: int = 0
     failed: tuple[tuple[Delivery, str | None], ...] = ()
     too_late: tuple[tuple[Delivery, str | None], ...] = ()
+    judged: Judged = Judged()
 
 
 class Backlog(NamedTuple):
@@ -343,7 +355,7 @@ class Scheduler:
         """Store many events in one transaction; return for each, in order, what became of it."""
         if connection is not None:
             return self._add_within(connection, news)
-        if len(news) == 1 and self.tenants.is_in_mind(news[0].application_id):
+        if len(news) == 1 and news[0].after is None and self.tenants.is_in_mind(news[0].application_id):
             added = [self._add_alone(news[0])]
         else:
             added = self._add_together(news)
@@ -353,17 +365,21 @@ class Scheduler:
     def cancel(self, application_id: str, event_id: str) -> Event:
         """Cancel an event. While it is being sent, only further attempts can be: it stays PROCESSING, cancel_requested.
 
-        To cancel what is cancelled is no error. Raises UnknownEvent, EventFinished.
+        What waits for it is judged. To cancel what is cancelled is no error. Raises UnknownEvent, EventFinished.
         """
 
-        def work(conn: Connection, _tries: int) -> Event:
+        def work(conn: Connection, _tries: int) -> tuple[Event, Judged]:
             application = self._known_number(conn, application_id)
             now = self.clock.now(conn)
-            if not store.cancel_waiting(conn, application, event_id, now):
+            cancelled = store.cancel_waiting(conn, application, event_id, now)
+            if not cancelled:
                 store.request_cancel(conn, application, event_id)
-            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+            row = self._found(conn, application_id, event_id)
+            judged = chains.settle(conn, [row.id], now) if cancelled and row.followed else Judged()
+            return self._event(conn, row, application_id), judged
 
-        event = self._transactions.write(work)
+        event, judged = self._transactions.write(work)
+        self._tell_judged(judged)
         if event.status in {Status.COMPLETED, Status.FAILED}:
             raise EventFinished(event)
         return event
@@ -375,18 +391,21 @@ class Scheduler:
         Raises UnknownEvent.
         """
 
-        def work(conn: Connection, _tries: int) -> None:
-            application = self._known_number(conn, application_id)
-            if store.cancel_waiting(conn, application, event_id, self.clock.now(conn)):
-                return
-            store.request_cancel(conn, application, event_id)
+        def work(conn: Connection, _tries: int) -> Judged:
+            application, now = self._known_number(conn, application_id), self.clock.now(conn)
+            cancelled = store.cancel_waiting(conn, application, event_id, now)
+            if not cancelled:
+                store.request_cancel(conn, application, event_id)
             row = store.lock_event(conn, application, event_id)
             if row is None:
                 raise UnknownEvent
+            if cancelled:
+                return chains.settle(conn, [row.id], now) if row.followed else Judged()
             if row.status in FINISHED and not store.still_needed(conn, [row]):
                 store.remove_events(conn, [row.id])
+            return Judged()
 
-        self._transactions.write(work)
+        self._tell_judged(self._transactions.write(work))
 
     def retry(self, application_id: str, event_id: str) -> Event:
         """Have an event that failed or was cancelled sent once more: now, or when it is due if that is later.
@@ -439,7 +458,7 @@ class Scheduler:
                 self.tenants.prioritize(conn, row.application, now)
             due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
             wake_at = event.wake_at if due_at == event.due_at else None
-            store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
+            store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)  # unless it is blocked
             return self._event(conn, self._found(conn, application_id, event_id), application_id)
 
         return self._transactions.write(work)
@@ -464,6 +483,34 @@ class Scheduler:
         def work(conn: Connection) -> tuple[Event, list[Attempt]]:
             row = self._found(conn, application_id, event_id, with_payload=True)
             return self._event(conn, row, application_id), store.attempts_of(conn, row.id)
+
+        return self._transactions.read(work)
+
+    def successors(self, application_id: str, event_id: str) -> list[Successor]:
+        """Return the events that come after one, judged already or not, SUCCESSORS_TOLD at most. Raises UnknownEvent."""
+
+        def work(conn: Connection) -> list[Successor]:
+            row = self._found(conn, application_id, event_id)
+            found = store.successors_of(conn, row.id, SUCCESSORS_TOLD) if row.followed else []
+            return [Successor(each.event_id, store.wanted(each.wanted), bool(each.input), Status(each.status)) for each in found]
+
+        return self._transactions.read(work)
+
+    def output(self, application_id: str, event_id: str, number: int) -> KeptOutput:
+        """Return what is kept of the answer to an attempt, the last one of that number, or the excerpt in the log.
+
+        That of an attempt which is under way may still grow. Raises UnknownEvent, UnknownAttempt.
+        """
+
+        def work(conn: Connection) -> KeptOutput:
+            row = self._found(conn, application_id, event_id)
+            if row.status == Status.PROCESSING and row.attempts == number:
+                return KeptOutput(store.output_of(conn, row.id, row.fence) or Output(b"", 0), is_excerpt=False, is_whole=False)
+            answered = store.last_answer(conn, row.id, number)
+            if answered is None:
+                raise UnknownAttempt
+            output, is_excerpt = chains.kept_output(conn, row.id, answered)
+            return KeptOutput(output, is_excerpt, is_whole=True)
 
         return self._transactions.read(work)
 
@@ -642,8 +689,9 @@ class Scheduler:
             now = self.clock.now(conn)
             if tries > 1:
                 self.limiter.doubt(hands)
+            released = Judged()
             if doubtful:
-                self._release_doubtful(conn, doubtful)
+                released = self._release_doubtful(conn, doubtful)
                 self.limiter.settle_ended(conn, {delivery.application for delivery in doubtful.values()}, (), hands)
             recorded = self._record(conn, outcomes, now, looking=tries > 1) if outcomes else Recorded()
             self.limiter.settle_ended(conn, {outcome.delivery.application for outcome in outcomes}, applications, hands)
@@ -651,6 +699,7 @@ class Scheduler:
                 store.change_breaker(conn, change)
             may_claim = applications and limit > 0
             claimed = self._claim(conn, applications, limit, now, terms, hands, suspects=suspects) if may_claim else Claimed()
+            claimed.judged += released
             return recorded
 
         try:
@@ -669,11 +718,26 @@ class Scheduler:
         if claimed.queued:
             self.destinations.claimed(claimed.queued)
         _tell(recorded)
+        self._tell_judged(recorded.judged + claimed.judged)
         if outcomes:
             failed = Counter(delivery.application for delivery, _ in recorded.failed)
             self.overview.tallies.note(outcomes, failed, self.clock.estimate())
         self._tell_of(breakers)
         return recorded, claimed
+
+    def keep_output(self, delivery: Delivery, body: bytes, length: int, headers: Headers = ()) -> bool:
+        """Keep what a delivery under way has written so far, in place of what was kept of it; say whether it still is ours.
+
+        `body` is the part to be kept, OUTPUT_BYTES of it at most, `length` how long all of it is by now.
+        """
+
+        def work(conn: Connection, _tries: int) -> bool:
+            if not store.has_claim(conn, delivery.id, delivery.fence):
+                return False
+            store.keep_output(conn, delivery.id, delivery.fence, Output(body[:OUTPUT_BYTES], length, headers), self.clock.now(conn))
+            return True
+
+        return self._transactions.write(work)
 
     def release(self, deliveries: Sequence[Delivery], hands: Hands = Hands()) -> int:  # noqa: B008
         """Put back deliveries that were claimed and never begun, and still are among what is in hand; return how many still were ours."""
@@ -681,17 +745,19 @@ class Scheduler:
         left = replace(hands, held={number: count - taken[number] for number, count in hands.held.items()})
         breakers = self.destinations.given_back(deliveries, self.clock.estimate())
 
-        def work(conn: Connection, _tries: int) -> int:
+        def work(conn: Connection, _tries: int) -> tuple[int, Judged]:
             self.limiter.settle_ended(conn, taken, (), left)
             for change in breakers:
                 store.change_breaker(conn, change)
             return self._release(conn, deliveries)
 
         try:
-            return self._transactions.write(work)
+            released, judged = self._transactions.write(work)
         except BaseException:
             self.limiter.doubt(hands)
             raise
+        self._tell_judged(judged)
+        return released
 
     def let_go(self, hands: Hands) -> None:
         """Say that a worker thread has nothing in hand any more, and is not coming back."""
@@ -780,13 +846,19 @@ class Scheduler:
             if new.application_id not in numbers:
                 numbers[new.application_id] = self.tenants.register(conn, new.application_id, now)
         keys = {index: (numbers[new.application_id], new.event_id) for index, new in enumerate(news) if index not in refused}
-        there = self._there(conn, news, keys) if looking and keys else {}
         for number in {key[0] for index, key in keys.items() if news[index].priority}:
             self.tenants.prioritize(conn, number, now)
+        chained = [index for index in keys if news[index].after]
+        there = self._there(conn, news, keys) if (looking or chained) and keys else {}
+        before = self._before(conn, [_key_before(news[index].after, keys[index]) for index in chained]) if chained else {}
         rows: list[dict[str, Any]] = []
-        added = [refused.get(index) or _place(new, keys[index], there, rows, now) for index, new in enumerate(news)]
+        added: list[Added] = []
+        for index, new in enumerate(news):
+            added.append(refused.get(index) or _place(new, keys[index], there, before, rows, now))
         if rows:
             store.insert_events(conn, rows)
+        if any(row["status"] == Status.BLOCKED for row in rows):
+            self._link(conn, news, keys, added, before, now)
         return added
 
     def _aimed(
@@ -798,6 +870,38 @@ class Scheduler:
             except InvalidEvent as error:
                 refused[index] = error
         return new
+
+    def _before(self, conn: Connection, keys: Collection[Key]) -> dict[Key, Row[Any]]:
+        """Lock the events after which others are to come: none of them ends before these are there."""
+        return store.find_all(conn, set(keys))
+
+    def _link(
+        self,
+        conn: Connection,
+        news: Sequence[NewEvent],
+        keys: Mapping[int, Key],
+        added: list[Added],
+        before: Mapping[Key, Row[Any]],
+        now: int,
+    ) -> None:
+        """Tie new events to those they come after, and judge those at once whose predecessor has ended already."""
+        placed = {
+            index: (keys[index], _key_before(new.after, keys[index]), new.after)
+            for index, new in enumerate(news)
+            if new.after and isinstance(added[index], Event)
+        }
+        numbers = store.rows_of(conn, {key for own, other, _ in placed.values() for key in (own, other)})
+        links = [store.Link(numbers[own], numbers[other], after.on, after.input) for own, other, after in placed.values()]
+        store.insert_links(conn, links)
+        store.follow(conn, {link.predecessor for link in links})
+        over = {row.id for row in before.values() if row.status in FINISHED}
+        late = [link for link in links if link.predecessor in over]
+        if not late:
+            return
+        chains.judge(conn, late, now)
+        rows = store.find_all(conn, {own for own, *_ in placed.values()})
+        for index, (own, *_) in placed.items():
+            added[index] = self._event(conn, rows[own], news[index].application_id)
 
     def _identical(self, conn: Connection, new: NewEvent) -> Event | None:
         """Return the event that this one repeats, if there is one."""
@@ -857,43 +961,61 @@ class Scheduler:
         completes them tells if that was wrong (BeginAnew): then all of it has to be done again, looking.
         """
         verdicts = [(outcome, self._retry.verdict(outcome)) for outcome in outcomes]
-        unsure = [outcome for outcome, verdict in verdicts if looking or verdict.status is not Status.COMPLETED]
+        unsure = [
+            outcome for outcome, verdict in verdicts if looking or verdict.status is not Status.COMPLETED or outcome.delivery.followed
+        ]
         owned = store.lock_claimed(conn, [outcome.delivery.id for outcome in unsure]) if unsure else {}
         lost = {_claim_of(outcome) for outcome in unsure if not _owns(owned.get(outcome.delivery.id), outcome.delivery)}
         kept = [(outcome, verdict) for outcome, verdict in verdicts if _claim_of(outcome) not in lost]
-        self._complete(conn, [outcome for outcome, verdict in kept if verdict.status is Status.COMPLETED], now)
+        followed = {id_ for id_, each in owned.items() if each.followed}
+        self._complete(conn, [outcome for outcome, verdict in kept if verdict.status is Status.COMPLETED], followed, now)
         endings = [_ending(outcome, verdict, owned, now) for outcome, verdict in kept if verdict.status is not Status.COMPLETED]
         if endings:
             store.end(conn, endings, now)
         if kept:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
+        for outcome, _ in kept:
+            if outcome.output is not None:
+                store.keep_output(conn, outcome.delivery.id, outcome.delivery.fence, outcome.output, now)
+        judged = Judged()
+        if followed:
+            gone = {ending.id for ending in endings if ending.wake_at is None}
+            gone |= {outcome.delivery.id for outcome, verdict in kept if verdict.status is Status.COMPLETED}
+            judged = chains.settle(conn, gone & followed, now)
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
         failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
         too_late = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is ErrorKind.TOO_LATE)
         others = tuple((outcome.delivery, reason) for outcome, reason in failed if outcome.error is not ErrorKind.TOO_LATE)
-        return Recorded(len(kept), fenced, others, too_late)
+        return Recorded(len(kept), fenced, others, too_late, judged)
 
-    def _complete(self, conn: Connection, outcomes: Iterable[Outcome], now: int) -> None:
+    def _complete(self, conn: Connection, outcomes: Iterable[Outcome], followed: Collection[int], now: int) -> None:
+        """Write that these were delivered. Of those not known to be `followed` none may be, nor become so meanwhile."""
+
+        def kind(outcome: Outcome) -> tuple[int, int, bool]:
+            return outcome.delivery.fence, outcome.status_code or 0, outcome.delivery.id in followed  # 0: of a type that knows no codes
+
         # Most have been claimed once, and answered with 200: they share their fence, and the code.
-        for (fence, status_code), same in groupby(sorted(outcomes, key=_fence_and_code), _fence_and_code):
+        for (fence, status_code, is_followed), same in groupby(sorted(outcomes, key=kind), kind):
             ids = [outcome.delivery.id for outcome in same]
-            if store.complete(conn, ids, fence, status_code or None, now) != len(ids):
+            if store.complete(conn, ids, fence, status_code or None, now, followed=is_followed) != len(ids):
                 raise database.BeginAnew
 
-    def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
+    def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> Judged:
         there = store.lock_claimed(conn, [doubt.id for doubt in doubtful])
         leases = {(id_, owned.fence, owned.wake_at) for id_, owned in there.items()}
-        if mine := [delivery for doubt, delivery in doubtful.items() if doubt in leases]:
-            self._release(conn, mine)
+        mine = [delivery for doubt, delivery in doubtful.items() if doubt in leases]
+        return self._release(conn, mine)[1] if mine else Judged()
 
-    def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> int:
+    def _release(self, conn: Connection, deliveries: Sequence[Delivery]) -> tuple[int, Judged]:
         owned = store.lock_claimed(conn, [delivery.id for delivery in deliveries])
         mine = [delivery for delivery in deliveries if _owns(owned.get(delivery.id), delivery)]
         endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
+        now = self.clock.now(conn)
         if endings:
-            store.release(conn, endings, self.clock.now(conn))
-        return len(endings)
+            store.release(conn, endings, now)
+        over = [ending.id for ending in endings if ending.wake_at is None and owned[ending.id].followed]
+        return len(endings), chains.settle(conn, over, now) if over else Judged()
 
     def _claim(
         self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, hands: Hands, *, suspects: bool
@@ -951,6 +1073,8 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
+        over = [row.id for _, row in lost if row.followed and row.id in unwanted | dead]
+        judged = chains.settle(conn, over, now) if over else Judged()
         held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
         gone = unwanted | dead | held.wakes.keys()
         kept = [(delivery, row) for delivery, row in found if row.id not in gone]
@@ -966,7 +1090,8 @@ class Scheduler:
         for (lease_ms, is_lost), same in groupby(taken, key=kind):
             store.claim(conn, [delivery.id for delivery, _ in same], now + lease_ms, lost=is_lost)
         deliveries = [delivery for delivery, _ in taken]
-        return Claimed(deliveries, buried=len(unwanted) + len(dead), queued=held.queued, postponed=held.first, waits=waits)
+        buried = len(unwanted) + len(dead)
+        return Claimed(deliveries, buried=buried, queued=held.queued, postponed=held.first, waits=waits, judged=judged)
 
     def _hold_back(
         self, conn: Connection, deliveries: Sequence[Delivery], tenants: Mapping[int, Application], now: int, terms: Terms
@@ -1004,6 +1129,14 @@ class Scheduler:
         """Take notice of how destinations fare; return what is to be written about it."""
         fresh = [outcome for outcome in outcomes if not self._noted or _claim_of(outcome) not in self._noted]
         return self.destinations.note([(outcome, may_pass(outcome)) for outcome in fresh], self.clock.estimate())
+
+    def _tell_judged(self, judged: Judged) -> None:
+        def name_of(number: int) -> str | None:
+            application = self.tenants.in_mind(number)
+            return application.application_id if application else None
+
+        if judged:
+            chains.tell(judged, name_of)
 
     def _tell_of(self, breakers: Sequence[Change]) -> None:
         for place, opened in breakers:
@@ -1050,23 +1183,35 @@ def _up_to(most: int, rows: Sequence[Row[Any]], lengths: Mapping[int, int]) -> S
     return rows[: max(1, sum(1 for size in sizes if size <= most))]
 
 
-def _place(new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], rows: list[dict[str, Any]], now: int) -> Event | DuplicateEvent:
-    """Put a new event among the rows to insert, unless its key is taken: in the database, or earlier in the same call."""
+def _place(
+    new: NewEvent, key: Key, there: dict[Key, tuple[Event, bytes]], before: Collection[Key], rows: list[dict[str, Any]], now: int
+) -> Event | DuplicateEvent | InvalidEvent:
+    """Put a new event among the rows to insert, unless its key is taken: in the database, or earlier in the same call; or what it
+    comes after is neither here nor there.
+    """
     row = store.new_row(new, key[0], now)
     if key in there:
         event, request_hash = there[key]
         return DuplicateEvent(event, identical=request_hash == row["request_hash"])
+    if new.after and (other := _key_before(new.after, key)) not in there and other not in before:
+        return InvalidEvent([Problem("after", f"there is no event {new.after.event_id!r} of this application")])
     event = _stored(new, row)
     there[key] = event, row["request_hash"]
     rows.append(row)
     return event
 
 
+def _key_before(after: After | None, own: Key) -> Key:
+    """Return the key of the event after which another one comes: it is of the same application."""
+    assert after is not None
+    return own[0], after.event_id
+
+
 def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
     """Return what an event asks for once it is changed. Raises EventFinished, EventUnderWay, InvalidEvent."""
     if event.status is Status.PROCESSING:
         raise EventUnderWay(event)
-    if event.status not in WAITING:
+    if event.status not in UNSENT:
         raise EventFinished(event)
     other_time = {"due_at": None, "delay_ms": None} if changes.keys() & {"due_at", "delay_ms"} else {}
     return replace(event.asked(), **{**other_time, **changes})
@@ -1080,9 +1225,9 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
     return Event(
         application_id=new.application_id,
         event_id=new.event_id,
-        status=Status.PENDING,
+        status=Status(row["status"]),
         due_at=row["due_at"],
-        wake_at=row["wake_at"],
+        wake_at=None if new.after else row["wake_at"],
         attempts=0,
         cancel_requested=False,
         last_error=None,
@@ -1098,6 +1243,8 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         duration_ms=new.duration_ms,
         destination=new.destination,
         priority=new.priority,
+        after=new.after,
+        keep_output=new.keep_output,
     )
 
 
@@ -1142,10 +1289,6 @@ def _doubt(delivery: Delivery, claimed_at: int, terms: Terms) -> Doubt:
 def _claim_of(outcome: Outcome) -> tuple[int, int]:
     """Two claims of one event may be recorded together, by a worker that has waited for its database for longer than a lease."""
     return outcome.delivery.id, outcome.delivery.fence
-
-
-def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
-    return outcome.delivery.fence, outcome.status_code or 0  # 0: of a type that knows no codes
 
 
 def _lock_by_priority(conn: Connection, turn: Turn, taken: Sequence[Row[Any]], now: int, until: int) -> list[Row[Any]]:

@@ -17,10 +17,12 @@ from cassata.errors import InvalidSeries, Problem, RecurrenceError
 from cassata.model import (
     METADATA_BYTES,
     SERIES_NAME_LENGTH,
+    After,
     Destination,
     Event,
     Headers,
     NewEvent,
+    On,
     RetryOptions,
     Status,
     check_application_id,
@@ -58,6 +60,15 @@ class SeriesStatus(IntEnum):
     CANCELLED = 3
 
 
+@dataclass(frozen=True, slots=True)
+class AfterSeries:
+    """The series, of the same application, whose every occurrence one of this one comes after; the rest as for an event."""
+
+    series_id: str
+    on: On = On.SUCCESS
+    input: bool = False
+
+
 class CatchUp(StrEnum):
     """What becomes of occurrences that no worker was there to make: the newest of them is made, all of them, or none."""
 
@@ -75,7 +86,7 @@ class Overlap(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a series is to do: a rule, and the request to send at each of its instants.
+    """What a series is to do: a rule, and the request to send at each of its instants; or, with an empty rule, `after` which other one.
 
     `duration_ms` is how long each occurrence lasts (its end is told, nothing else comes of it). `catch_up_window_ms` None: however
     long ago. Each occurrence is sent up to `jitter_ms` after its instant, always the same one at the same distance. `identity_headers`
@@ -103,6 +114,8 @@ class Content:
     identity_headers: Mapping[str, str] = field(default_factory=dict)
     destination: Destination | None = None
     priority: int = 0
+    keep_output: bool = False
+    after: AfterSeries | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -120,6 +133,8 @@ class Content:
             "identity_headers": dict(self.identity_headers) or None,
             "destination": self.destination and self.destination.document,
             "priority": self.priority or None,
+            "keep_output": self.keep_output or None,
+            "after": self.after and asdict(self.after),
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -145,7 +160,8 @@ class Content:
     def ends_at(self, begins_at: int) -> int | None:
         return None if self.duration_ms is None else begins_at + self.duration_ms
 
-    def event(self, event_id: str, due_at: int) -> NewEvent:
+    def event(self, event_id: str, due_at: int, before: str | None = None) -> NewEvent:
+        """Return an event; one that comes after another series comes after the event `before`, if that is given."""
         return NewEvent(
             application_id=self.application_id,
             event_id=event_id,
@@ -159,6 +175,8 @@ class Content:
             max_lateness_ms=self.max_lateness_ms,
             destination=self.destination,
             priority=self.priority,
+            keep_output=self.keep_output,
+            after=After(before, self.after.on, self.after.input) if self.after and before else None,
         )
 
     def identified(self, event_id: str, headers: Headers) -> Headers:
@@ -180,6 +198,11 @@ class NewSeries(Content):
 
     def __post_init__(self) -> None:
         problems = [*problems_of(self, _CHECKS), *problems_of_aim(self.url, self.destination), *self._problems_of_identity()]
+        if self.after is not None:
+            problems += self._problems_of_following()
+            if problems:
+                raise InvalidSeries(problems)
+            return
         # `every` begins when it is stored where it does not say when.
         counted = self.rule if self.rule.every_ms is None or self.rule.start_at is not None else replace(self.rule, start_at=0)
         try:
@@ -198,6 +221,18 @@ class NewSeries(Content):
             check_headers(self.identified(self.event_id(0), self.headers))
         except ValueError as error:
             yield Problem("identity_headers", str(error))
+
+    def _problems_of_following(self) -> Iterator[Problem]:
+        assert self.after is not None
+        if self.after.series_id == self.series_id:
+            yield Problem("after", "must be another series: none waits for itself")
+        if self.after.input and self.method in {"GET", "HEAD"}:
+            yield Problem("after", f"hands on an answer, for which a {self.method} has no room")
+        if replace(self.rule, timezone="UTC") != Rule():
+            yield Problem("after", "goes in place of a rule: leave one of the two out")
+        for name in ("overlap", "catch_up", "catch_up_window_ms", "jitter_ms", "duration_ms"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                yield Problem(name, "is a matter of the series that this one comes after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +254,7 @@ class Series:
     created_at: int
     changed_at: int
     finished_at: int | None
+    follows: int | None = None  # the row of the series that it comes after
 
     @property
     def application_id(self) -> str:

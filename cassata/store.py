@@ -47,7 +47,9 @@ from cassata.model import (
     FINISHED,
     LATEST_INSTANT,
     UNFINISHED,
+    UNSENT,
     WAITING,
+    After,
     Application,
     Attempt,
     Cursor,
@@ -58,8 +60,10 @@ from cassata.model import (
     Filter,
     Headers,
     NewEvent,
+    On,
     OperationStatus,
     Outcome,
+    Output,
     RetryOptions,
     Status,
 )
@@ -73,13 +77,18 @@ from cassata.schema import (
     events,
     holdings,
     installation,
+    links,
     operations,
+    outputs,
     paces,
     series,
     tallies,
     workers,
 )
-from cassata.series import CatchUp, Content, Overlap, Series, SeriesStatus
+from cassata.series import AfterSeries, CatchUp, Content, Overlap, Series, SeriesStatus
+
+ASLEEP = -1
+"""The wake_at of an event that waits for another one. All that looks for work looks beyond 0; what has ended has none."""
 
 E = events.c
 _NO_PAYLOAD = null().label("payload")
@@ -103,6 +112,7 @@ _FOR_DELIVERY = (
     E.payload,
     E.options,
     E.replayed_at,
+    E.followed,
 )
 
 
@@ -312,9 +322,9 @@ def new_row(new: NewEvent, application: int, now: int, series: int | None = None
     return {
         "application": application,
         "event_id": new.event_id,
-        "status": Status.PENDING.value,
+        "status": (Status.BLOCKED if new.after else Status.PENDING).value,
         "due_at": due_at,
-        "wake_at": max(due_at, now),
+        "wake_at": ASLEEP if new.after else max(due_at, now),
         "fence": 0,
         "attempts": 0,
         "lost_leases": 0,
@@ -339,6 +349,10 @@ def _options(new: NewEvent) -> str | None:
         options["duration_ms"] = new.duration_ms
     if new.destination is not None:
         options["destination"] = new.destination.document
+    if new.after is not None:
+        options["after"] = asdict(new.after)
+    if new.keep_output:
+        options["keep_output"] = True
     return json.dumps(options) if options else None
 
 
@@ -368,11 +382,21 @@ def lock_event(conn: Connection, application: int, event_id: str) -> Row[Any] | 
 
 def change_event(conn: Connection, id_: int, asked: NewEvent, due_at: int, wake_at: int) -> None:
     """Have a locked event that waits ask for something else: a higher fence is a new version. One of a series becomes an exception."""
-    columns = {"due_at": due_at, "wake_at": wake_at, "fence": E.fence + 1, "payload": asked.payload, **_request_columns(asked)}
-    columns["priority"] = asked.priority
+    columns = {
+        "due_at": due_at,
+        "wake_at": _unless_asleep(wake_at),
+        "priority": asked.priority,
+        "fence": E.fence + 1,
+        "payload": asked.payload,
+        **_request_columns(asked),
+    }
     columns["request_hash"] = case((E.series.is_not(None), literal(EXCEPTION_HASH, E.request_hash.type)), else_=E.request_hash)
-    changed = conn.execute(update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns))
+    changed = conn.execute(update(events).where(E.id == id_, E.status.in_(UNSENT)).values(columns))
     _expect(changed.rowcount, 1, "change_event")
+
+
+def _unless_asleep(wake_at: Any) -> Any:
+    return case((E.status == Status.BLOCKED, ASLEEP), else_=wake_at)
 
 
 def _request_columns(new: NewEvent) -> dict[str, Any]:
@@ -393,16 +417,14 @@ def _any_key(keys: Collection[tuple[int, str]]) -> Any:
 
 def remove_cancelled(conn: Connection, ids: Collection[int]) -> None:
     """Make room for ids that are added again. The cancelled event's attempts go with it."""
-    conn.execute(delete(attempts).where(attempts.c.event.in_(ids)))
+    _remove_about(conn, ids)
     conn.execute(delete(events).where(E.id.in_(ids), E.status == Status.CANCELLED))
 
 
 def cancel_waiting(conn: Connection, application: int, event_id: str, now: int) -> bool:
     """Cancel what is not being sent."""
     result = conn.execute(
-        update(events)
-        .where(E.application == application, E.event_id == event_id, E.status.in_((Status.PENDING, Status.SERVICE_UNAVAILABLE)))
-        .values(_cancelled(now))
+        update(events).where(E.application == application, E.event_id == event_id, E.status.in_(UNSENT)).values(_cancelled(now))
     )
     return result.rowcount == 1
 
@@ -524,9 +546,13 @@ def lane(application: int, wanted: Filter) -> Lane:
     given, that range is taken for the smaller one.
     """
     is_window = wanted.due_from is not None and wanted.due_until is not None
+    if wanted.statuses == {Status.BLOCKED} and not is_window:
+        judged = (*_judged(wanted, among=wanted.statuses), *_judged_dues(wanted))
+        return Lane(application, "events_wake", E.wake_at, ASLEEP, ASLEEP + 1, judged)
     if wanted.statuses and wanted.statuses <= UNFINISHED and not is_window:
-        judged = (*_judged(wanted, among=UNFINISHED), *_judged_dues(wanted))
-        return Lane(application, "events_wake", E.wake_at, max(1, wanted.due_from or 0), None, judged)
+        low = ASLEEP if Status.BLOCKED in wanted.statuses else max(1, wanted.due_from or 0)
+        among = UNFINISHED if low == ASLEEP else UNFINISHED - {Status.BLOCKED}
+        return Lane(application, "events_wake", E.wake_at, low, None, (*_judged(wanted, among), *_judged_dues(wanted)))
     return Lane(application, "events_due", E.due_at, wanted.due_from or 0, wanted.due_until, tuple(_judged(wanted)))
 
 
@@ -755,6 +781,10 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             identity_headers=options.get("identity_headers", {}),
             destination=_read_destination(options),
             priority=options.get("priority", 0),
+            keep_output=options.get("keep_output", False),
+            after=AfterSeries(options["after"]["series_id"], On(options["after"]["on"]), options["after"]["input"])
+            if "after" in options
+            else None,
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -770,7 +800,17 @@ def to_series(row: Row[Any], application_id: str) -> Series:
         created_at=row.created_at,
         changed_at=row.changed_at,
         finished_at=row.finished_at,
+        follows=row.follows,
     )
+
+
+def series_by_number(conn: Connection, number: int) -> Row[Any] | None:
+    return conn.execute(_SERIES.where(S.id == number)).first()
+
+
+def series_following(conn: Connection, numbers: Collection[int]) -> Sequence[Row[Any]]:
+    """Read the active series that come after one of these."""
+    return conn.execute(_SERIES.where(S.follows.in_(sorted(numbers)), S.status == SeriesStatus.ACTIVE).order_by(S.id)).all()
 
 
 # --- the events of series ----------------------------------------------------------------------------------------------
@@ -796,7 +836,7 @@ def newest_occurrences(conn: Connection, application: int, number: int, first: s
 
 def unfinished_occurrences(conn: Connection, application: int, number: int, first: str, last: str) -> Sequence[Row[Any]]:
     """Read the ids, and no more, of those that have not ended, in the order of their ids."""
-    which = and_(_occurrences(application, number, first, last), E.wake_at > 0)
+    which = and_(_occurrences(application, number, first, last), E.wake_at >= ASLEEP)
     columns = (E.id, E.event_id, E.status, E.attempts, E.replayed_at, E.operation, E.request_hash)
     question = select(*columns).where(which).order_by(E.event_id)
     return conn.execute(_hinted(question, "events_event_id")).all()
@@ -823,7 +863,7 @@ def ids_there(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple
 
 def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
     """Cancel what is not being sent, and ask that what is be sent no more after this; return how many were cancelled."""
-    waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(WAITING))
+    waiting = update(events).where(E.id.in_(sorted(ids)), E.status.in_(UNSENT))
     cancelled = conn.execute(waiting.values(_cancelled(now))).rowcount
     conn.execute(update(events).where(E.id.in_(sorted(ids)), E.status == Status.PROCESSING).values(cancel_requested=True))
     return cancelled
@@ -831,14 +871,21 @@ def cancel_by_row(conn: Connection, ids: Collection[int], now: int) -> int:
 
 def lock_unsent(conn: Connection, ids: Collection[int]) -> list[int]:
     """Lock those that nobody is sending, or has begun to, and those that were cancelled."""
-    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_((Status.PENDING, Status.CANCELLED)))
+    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_((Status.PENDING, Status.BLOCKED, Status.CANCELLED)))
     return list(conn.execute(which.order_by(E.id).with_for_update()).scalars())
 
 
 def remove_events(conn: Connection, ids: Collection[int]) -> None:
-    """Remove locked events, with the log of their attempts."""
-    conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids))))
+    """Remove locked events, with the log of their attempts, and what of them is said elsewhere."""
+    _remove_about(conn, sorted(ids))
     conn.execute(delete(events).where(E.id.in_(sorted(ids))))
+
+
+def _remove_about(conn: Connection, ids: Collection[int]) -> None:
+    conn.execute(delete(attempts).where(attempts.c.event.in_(ids)))
+    conn.execute(delete(outputs).where(outputs.c.event.in_(ids)))
+    conn.execute(delete(links).where(L.successor.in_(ids)))
+    conn.execute(delete(links).where(L.predecessor.in_(ids)))
 
 
 EXCEPTION_HASH = hashlib.sha256(b"an occurrence that was changed or cancelled by itself").digest()
@@ -918,6 +965,7 @@ def still_needed(conn: Connection, rows: Iterable[Aged | Row[Any]]) -> set[int]:
 
 def remove_attempts(conn: Connection, ids: Collection[int]) -> int:
     """Remove the logs of locked events; return how many lines there were."""
+    conn.execute(delete(outputs).where(outputs.c.event.in_(sorted(ids))))
     return conn.execute(delete(attempts).where(attempts.c.event.in_(sorted(ids)))).rowcount
 
 
@@ -1182,13 +1230,13 @@ def _ignoring(statement: Insert) -> Insert:
 
 def pending(conn: Connection, application: int, most: int) -> int:
     """Count the events of an application that have not ended, up to `most`."""
-    some = select(E.id).where(E.application == application, E.wake_at > 0).limit(most)
+    some = select(E.id).where(E.application == application, E.wake_at >= ASLEEP).limit(most)
     return conn.execute(select(func.count()).select_from(_hinted(some, "events_wake").subquery())).scalar_one()
 
 
 def waiting_by_status(conn: Connection, numbers: Sequence[int], most: int) -> dict[Status, int]:
     """Count the events of some applications that have not ended, by status, up to `most` of them altogether."""
-    some = _hinted(select(E.status).where(E.application.in_(numbers), E.wake_at > 0).limit(most), "events_wake").subquery()
+    some = _hinted(select(E.status).where(E.application.in_(numbers), E.wake_at >= ASLEEP).limit(most), "events_wake").subquery()
     rows = conn.execute(select(some.c.status, func.count()).group_by(some.c.status))
     return {Status(status): count for status, count in rows}
 
@@ -1297,7 +1345,7 @@ def live_workers(conn: Connection, since: int, limit: int) -> Sequence[Row[Any]]
 
 def statuses_waiting(conn: Connection, application: int, most: int) -> list[tuple[Status, int]]:
     """Count the events of an application that have not ended by their statuses, looking at `most` of them, those first that wake first."""
-    some = select(E.status).where(E.application == application, E.wake_at > 0).order_by(E.wake_at).limit(most)
+    some = select(E.status).where(E.application == application, E.wake_at >= ASLEEP).order_by(E.wake_at).limit(most)
     return _counted(conn, _hinted(some, "events_wake"))
 
 
@@ -1372,6 +1420,7 @@ _EXAMINED = (
     E.operation,
     E.last_status,
     E.payload_removed_at,
+    E.followed,
 )
 
 
@@ -1390,7 +1439,7 @@ def lock_examined(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
 
 def cancel_all(conn: Connection, ids: Collection[int], operation: int, now: int) -> None:
     """Cancel locked events that nobody is sending."""
-    _change_all(conn, ids, WAITING, {**_cancelled(now), "operation": operation}, "cancel_all")
+    _change_all(conn, ids, UNSENT, {**_cancelled(now), "operation": operation}, "cancel_all")
 
 
 def request_cancel_of_all(conn: Connection, ids: Collection[int], operation: int) -> None:
@@ -1415,8 +1464,8 @@ def replay(conn: Connection, ids: Collection[int], now: int, operation: int | No
 
 def reschedule_all(conn: Connection, ids: Collection[int], operation: int, due_at: int, now: int) -> None:
     """Have locked events, that nobody is sending, sent at another instant."""
-    columns = {"fence": E.fence + 1, "due_at": due_at, "wake_at": max(due_at, now), "operation": operation}
-    _change_all(conn, ids, WAITING, columns, "reschedule_all")
+    columns = {"fence": E.fence + 1, "due_at": due_at, "wake_at": _unless_asleep(max(due_at, now)), "operation": operation}
+    _change_all(conn, ids, UNSENT, columns, "reschedule_all")
 
 
 def shift_all(conn: Connection, ids: Collection[int], operation: int, shift_ms: int, now: int) -> None:
@@ -1424,10 +1473,11 @@ def shift_all(conn: Connection, ids: Collection[int], operation: int, shift_ms: 
     columns = {
         "fence": E.fence + 1,
         "due_at": _within(E.due_at + shift_ms, 0),
-        "wake_at": _within(E.wake_at + shift_ms, now),  # never in the past: claims do not look far behind where they have been
+        # Never in the past: claims do not look far behind where they have been.
+        "wake_at": _unless_asleep(_within(E.wake_at + shift_ms, now)),
         "operation": operation,
     }
-    _change_all(conn, ids, WAITING, columns, "shift_all")
+    _change_all(conn, ids, UNSENT, columns, "shift_all")
 
 
 def _within(instant: ColumnElement[int], earliest: int) -> ColumnElement[int]:
@@ -1501,6 +1551,174 @@ def end_operation(conn: Connection, number: int, status: OperationStatus, now: i
     return conn.execute(running.values(status=status, wake_at=None, finished_at=now)).rowcount == 1
 
 
+# --- chains ------------------------------------------------------------------------------------------------------------
+
+L = links.c
+_WANTED = (On.SUCCESS, On.FAILURE, On.ALWAYS)
+"""The numbers by which the database knows them."""
+
+
+class Link(NamedTuple):
+    """What a successor, by its row, waits for."""
+
+    successor: int
+    predecessor: int
+    on: On
+    input: bool
+
+
+class Ended(NamedTuple):
+    event_id: str
+    status: Status
+
+
+def insert_links(conn: Connection, new: Collection[Link]) -> None:
+    rows = [{"successor": s, "predecessor": p, "wanted": _WANTED.index(on), "input": input_} for s, p, on, input_ in new]
+    conn.execute(insert(links), rows)
+
+
+def follow(conn: Connection, ids: Collection[int]) -> None:
+    """Note of locked events that others wait for them."""
+    conn.execute(update(events).where(_ONE_OF_IDS, E.followed == false()).values(followed=True), {"ids": sorted(ids)})
+
+
+def rows_of(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """Tell the row numbers of events by (application, event_id)."""
+    rows = conn.execute(select(E.application, E.event_id, E.id).where(_any_key(keys)))
+    return {(row.application, row.event_id): row.id for row in rows}
+
+
+_LINKS = select(L.successor, L.predecessor, L.wanted, L.input).join_from(links, events, E.id == L.successor)
+_LINKS_FROM = _LINKS.where(L.predecessor.in_(_IDS), E.status == Status.BLOCKED).order_by(L.successor)
+
+
+def links_from(conn: Connection, predecessors: Collection[int]) -> list[Link]:
+    """Read the links to what waits for these events. Of those whose rows are locked nobody adds one meanwhile."""
+    rows = conn.execute(_LINKS_FROM, {"ids": sorted(predecessors)})
+    return [Link(successor, predecessor, _WANTED[wanted], bool(input_)) for successor, predecessor, wanted, input_ in rows]
+
+
+def followers_below(conn: Connection, ids: Collection[int], depth: int, most: int) -> list[int]:
+    """Name events that come after these, those after them, and so on for `depth` steps, up to `most`: a guess, nothing is locked."""
+    below = select(L.successor.label("event"), literal(1).label("depth")).where(L.predecessor.in_(sorted(ids))).cte("below", recursive=True)
+    step = select(L.successor, below.c.depth + 1).where(L.predecessor == below.c.event, below.c.depth < depth)
+    return list(conn.execute(select(below.union_all(step).c.event).limit(most)).scalars())
+
+
+_BLOCKED = select(E.id, E.application, E.event_id, E.followed).where(_ONE_OF_IDS, E.status == Status.BLOCKED)
+_LOCK_BLOCKED: Select[Any] = _BLOCKED.order_by(E.id).with_for_update()
+
+
+def lock_blocked(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    """Lock those of these events that wait for another one."""
+    return conn.execute(_LOCK_BLOCKED, {"ids": sorted(ids)}).all()
+
+
+def endings(conn: Connection, ids: Collection[int]) -> dict[int, Ended]:
+    rows = conn.execute(select(E.id, E.event_id, E.status).where(_ONE_OF_IDS), {"ids": sorted(ids)})
+    return {row.id: Ended(row.event_id, Status(row.status)) for row in rows}
+
+
+def _released(now: int) -> dict[str, Any]:
+    """Return what becomes of an event that need not wait any more. It is not late: until now it could not be sent."""
+    due_at = case((E.due_at > now, E.due_at), else_=now)
+    return {"status": Status.PENDING, "due_at": due_at, "wake_at": due_at}
+
+
+def unblock(conn: Connection, ids: Collection[int], now: int) -> None:
+    """Have locked events sent that waited for another one."""
+    changed = conn.execute(update(events).where(_ONE_OF_IDS, E.status == Status.BLOCKED).values(_released(now)), {"ids": sorted(ids)})
+    _expect(changed.rowcount, len(ids), "unblock")
+
+
+def unblock_with(conn: Connection, payloads: Mapping[int, bytes], now: int) -> None:
+    """Likewise, each with another payload: it is a new version."""
+    one = update(events).where(E.id == bindparam("of"), E.status == Status.BLOCKED)
+    changed = one.values({**_released(now), "fence": E.fence + 1, "payload": bindparam("content")})
+    rows = [{"of": id_, "content": payload} for id_, payload in payloads.items()]
+    _expect(conn.execute(changed, rows).rowcount, len(rows), "unblock_with")
+
+
+def abort(conn: Connection, reasons: Mapping[int, str], now: int) -> None:
+    """End locked events that waited for another one, without ever sending them."""
+    ids: dict[str, list[int]] = {}
+    for id_, reason in reasons.items():
+        ids.setdefault(_clipped(reason, DETAIL_CHARACTERS) or "", []).append(id_)
+    which = case(*((E.id.in_(sorted(same)), reason) for reason, same in ids.items()), else_=None)
+    blocked = update(events).where(_ONE_OF_IDS, E.status == Status.BLOCKED).values({**_cancelled(now), "last_error": which})
+    _expect(conn.execute(blocked, {"ids": sorted(reasons)}).rowcount, len(reasons), "abort")
+
+
+def followed_ones(conn: Connection, ids: Collection[int]) -> list[int]:
+    """Tell which of these events have ended, and are followed."""
+    which = select(E.id).where(_ONE_OF_IDS, E.followed, E.status.in_(sorted(FINISHED)))
+    return list(conn.execute(which, {"ids": sorted(ids)}).scalars())
+
+
+def made_by_series(conn: Connection, ids: Collection[int]) -> frozenset[int]:
+    """Tell which of these events a series has made."""
+    return frozenset(conn.execute(select(E.id).where(_ONE_OF_IDS, E.series.is_not(None)), {"ids": sorted(ids)}).scalars())
+
+
+def successors_of(conn: Connection, predecessor: int, limit: int) -> Sequence[Row[Any]]:
+    """Read up to `limit` events that come after one, judged or not, in the order in which they were added."""
+    question: Select[Any] = select(E.event_id, E.status, L.wanted, L.input).join_from(links, events, E.id == L.successor)
+    return conn.execute(question.where(L.predecessor == predecessor).order_by(L.successor).limit(limit)).all()
+
+
+def wanted(number: int) -> On:
+    return _WANTED[number]
+
+
+# --- outputs -----------------------------------------------------------------------------------------------------------
+
+O = outputs.c  # noqa: E741
+
+
+def keep_output(conn: Connection, event: int, fence: int, output: Output, now: int) -> None:
+    """Keep what one attempt has answered or written so far, in place of what was kept of it before."""
+    columns = {
+        "headers": json.dumps(output.headers) if output.headers else None,
+        "body": output.body,
+        "length": output.length,
+        "changed_at": now,
+    }
+    if conn.dialect.name == "sqlite":
+        fresh = sqlite.insert(outputs).values(event=event, fence=fence, **columns)
+        conn.execute(fresh.on_conflict_do_update(index_elements=list(outputs.primary_key), set_=columns))
+    else:
+        conn.execute(mysql.insert(outputs).values(event=event, fence=fence, **columns).on_duplicate_key_update(columns))
+
+
+def output_of(conn: Connection, event: int, fence: int) -> Output | None:
+    row = conn.execute(select(O.headers, O.body, O.length).where(O.event == event, O.fence == fence)).first()
+    if row is None:
+        return None
+    return Output(row.body or b"", row.length, tuple((name, value) for name, value in json.loads(row.headers or "[]")))
+
+
+def has_claim(conn: Connection, event: int, fence: int) -> bool:
+    """Lock an event, and say whether it is still the one of a claim."""
+    own = select(E.id).where(E.id == event, E.fence == fence, E.status == Status.PROCESSING)
+    return conn.execute(own.with_for_update()).first() is not None
+
+
+class Answered(NamedTuple):
+    """What is known of an attempt that has ended."""
+
+    fence: int
+    status_code: int | None
+    excerpt: str | None
+
+
+def last_answer(conn: Connection, event: int, number: int | None = None) -> Answered | None:
+    """Tell how the last attempt of an event ended, or the last one of that number."""
+    a = attempts.c
+    which = select(a.fence, a.status_code, a.excerpt).where(a.event == event, a.number > 0)
+    row = conn.execute((which if number is None else which.where(a.number == number)).order_by(a.fence.desc()).limit(1)).first()
+    return Answered(*row) if row is not None else None
+
+
 # --- recording ---------------------------------------------------------------------------------------------------------
 
 
@@ -1509,27 +1727,34 @@ class Owned(NamedTuple):
     status: Status
     cancel_requested: bool
     wake_at: int | None
+    followed: bool
 
 
-_LOCK_CLAIMED = select(E.id, E.fence, E.status, E.cancel_requested, E.wake_at).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+_LOCK_CLAIMED = (
+    select(E.id, E.fence, E.status, E.cancel_requested, E.wake_at, E.followed).where(_ONE_OF_IDS).order_by(E.id).with_for_update()
+)
 
 
 def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
     """Lock events by row number and say who owns them now."""
     rows = conn.execute(_LOCK_CLAIMED, {"ids": sorted(ids)})
-    return {id_: Owned(fence, Status(status), cancel_requested, wake_at) for id_, fence, status, cancel_requested, wake_at in rows}
+    return {id_: Owned(fence, Status(status), *others) for id_, fence, status, *others in rows}
 
 
 _COMPLETE = (
     update(events)
-    .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
+    .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING, E.followed == bindparam("has_followers"))
     .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
 
 
-def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int) -> int:
-    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are."""
-    return conn.execute(_COMPLETE, {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}).rowcount
+def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int, *, followed: bool = False) -> int:
+    """Finish those that the claims with this fence still own, and that were all answered alike; return how many these are.
+
+    Those that others follow are not among those that nobody does: somebody has to see to the others, too.
+    """
+    asked = {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now, "has_followers": followed}
+    return conn.execute(_COMPLETE, asked).rowcount
 
 
 _END = (
@@ -1647,7 +1872,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         event_id=row.event_id,
         status=Status(row.status),
         due_at=row.due_at,
-        wake_at=row.wake_at,
+        wake_at=None if row.wake_at == ASLEEP else row.wake_at,
         attempts=row.attempts,
         cancel_requested=row.cancel_requested,
         last_error=row.last_error,
@@ -1668,6 +1893,8 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
         destination=request.destination,
         priority=row.priority,
+        after=request.after,
+        keep_output=request.keep_output,
     )
 
 
@@ -1696,6 +1923,8 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
         replayed_at=row.replayed_at or 0,
         destination=request.destination,
+        followed=bool(row.followed),
+        keeps_output=bool(row.followed or request.keep_output),
     )
 
 
@@ -1707,6 +1936,8 @@ class _Request(NamedTuple):
     max_lateness_ms: int | None = None
     duration_ms: int | None = None
     destination: Destination | None = None
+    after: After | None = None
+    keep_output: bool = False
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -1726,6 +1957,8 @@ def _read_request(row: Row[Any]) -> _Request:
             options.get("max_lateness_ms"),
             options.get("duration_ms"),
             _read_destination(options),
+            After(options["after"]["event_id"], On(options["after"]["on"]), options["after"]["input"]) if "after" in options else None,
+            options.get("keep_output", False),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from cassata import database, recurrence, store, telemetry
+from cassata import chains, database, recurrence, store, telemetry
 from cassata.batches import Batches
 from cassata.errors import (
     ApplicationRefused,
@@ -36,7 +36,7 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.limits import Limiter, excess
-from cassata.model import LATEST_INSTANT, WAITING, Application, Event, NewEvent, Status
+from cassata.model import LATEST_INSTANT, UNFINISHED, UNSENT, Application, Event, NewEvent, Status
 from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Content, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Tenants
@@ -61,8 +61,10 @@ ALIKE = 1_000
 """So many series are looked at that have the same id, or one that begins with the same 48 bits: they would have to be made for it."""
 LATE_AFTER_MS = 60_000
 LATEST_LOOKED_AT = 5
+LONGEST_CHAIN = 32
+"""So many series may come one after another."""
 
-CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms"}
+CHANGEABLE = frozenset(spec.name for spec in fields(NewEvent)) - {"application_id", "event_id", "delay_ms", "after"}
 """What may be changed of a single occurrence."""
 
 
@@ -226,6 +228,11 @@ class Timetable:
                 return series
             _check_version(series, version)
             self._prioritize(conn, application, new.priority, now)
+            if (series.content.after is None) != (new.after is None):
+                raise InvalidSeries([Problem("after", "a series keeps its rule, or its place after another: make another one instead")])
+            if new.after is not None:
+                columns = store.series_row(new, application) | {"follows": self._followed(conn, application, new, series.number)}
+                return self._changed(conn, series, columns, now)
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
@@ -269,7 +276,7 @@ class Timetable:
             _check_version(series, version)
             if series.status is not SeriesStatus.PAUSED:
                 raise SeriesFinished(series)
-            return self._changed(conn, series, _begun(series.rule, now, series.last), now)
+            return self._changed(conn, series, _FOLLOWING if series.content.after else _begun(series.rule, now, series.last), now)
 
         return self._transactions.write(work)
 
@@ -323,7 +330,9 @@ class Timetable:
             if series.status is SeriesStatus.CANCELLED:
                 raise SeriesFinished(series)
             event = series.content.event(_run_id(series_id, now), now)
-            store.insert_events(conn, [store.new_row(event, application, now, series.number)])
+            row = store.new_row(event, application, now, series.number)
+            store.insert_events(conn, [row])
+            self._insert_followers(conn, [(series, row)], now)
             return store.to_event(_found(store.find(conn, application, event.event_id)), application_id)
 
         self._transactions.read(admit)
@@ -359,7 +368,8 @@ class Timetable:
         def work(conn: Connection) -> list[Instance]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            made = recurrence.between(series.rule, begin, end, limit, known=known or series.last)
+            rule = self._rule_of(conn, series)
+            made = recurrence.between(rule, begin, end, limit, known=known or series.last) if rule else []
             first, last = series.content.event_id(max(0, begin)), series.content.event_id(max(0, min(end, LATEST_INSTANT + 1) - 1))
             rows = store.occurrences(conn, application, series.number, first, last, limit)
             stored = {at: row for row in rows if (at := _original(row.event_id)) is not None and begin <= at < end}
@@ -437,7 +447,7 @@ class Timetable:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
-            elif row.status in WAITING:
+            elif row.status in UNSENT:
                 store.mark_exception(conn, row.id)
             self._cancel_events(conn, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
@@ -506,7 +516,7 @@ class Timetable:
             if resting:  # once their application is active again, they catch up as they say
                 store.postpone_series(conn, resting, now + INACTIVE_MS)
             plans = list(self._plans(conn, [(row, application) for row, application in found if application.active], now))
-            self._insert_missing(conn, plans)
+            self._insert_missing(conn, plans, now)
             if plans:
                 store.move_series(conn, [_columns(plan) for plan in plans])
             return plans, len(plans) + len(resting)
@@ -582,8 +592,9 @@ class Timetable:
         latest = store.latest_occurrences(conn, plan.application, plan.series.number, first, before, LATEST_LOOKED_AT)
         return any(map(_is_unfinished, latest))
 
-    def _insert_missing(self, conn: Connection, plans: Sequence[Plan]) -> None:
+    def _insert_missing(self, conn: Connection, plans: Sequence[Plan], now: int) -> None:
         """Insert what is not there already: an occurrence that was changed or cancelled by itself is there before its time."""
+        made = [(plan.series, row) for plan in plans for row in plan.rows]
         if not any(plan.rows for plan in plans):
             return
         there = store.ids_there(conn, {(row["application"], row["event_id"]) for plan in plans for row in plan.rows})
@@ -594,6 +605,51 @@ class Timetable:
         rows = [row for plan in plans for row in plan.rows]
         if rows:
             store.insert_events(conn, rows)
+        foreign = {event_id for plan in plans for event_id in plan.taken}
+        self._insert_followers(conn, [(series, row) for series, row in made if row["event_id"] not in foreign], now)
+
+    def _insert_followers(self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int) -> None:
+        """Make, of each series that comes after one of these, an occurrence after each of theirs; and so on for what follows those."""
+        links: list[store.Link] = []
+        while made:
+            made = list(self._followers(conn, made, now))
+            there = store.ids_there(conn, {(row["application"], row["event_id"]) for _, row in made}) if made else {}
+            made = [each for each in made if (each[1]["application"], each[1]["event_id"]) not in there]
+            if not made:
+                break
+            store.insert_events(conn, [row for _, row in made])
+            links += self._linked(conn, made)
+        over = store.followed_ones(conn, {link.predecessor for link in links}) if links else []
+        if over:  # one that was cancelled ahead of its time
+            chains.settle(conn, over, now)
+
+    def _followers(
+        self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int
+    ) -> Iterator[tuple[Series, dict[str, Any]]]:
+        before: dict[int, list[tuple[Series, dict[str, Any]]]] = {}
+        for series, row in made:
+            before.setdefault(series.number, []).append((series, row))
+        for found in store.series_following(conn, before.keys()):
+            follower = self._read_if_possible(found, before[found.follows][0][0].application_id, now)
+            for series, row in before[found.follows] if follower else ():
+                assert follower is not None
+                suffix = row["event_id"].removeprefix(series.series_id)
+                event = follower.content.event(follower.series_id + suffix, row["due_at"], row["event_id"])
+                yield follower, store.new_row(event, row["application"], now, follower.number)
+
+    def _linked(self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]]) -> list[store.Link]:
+        """Tie occurrences that have just been made to those they come after."""
+        keys = []
+        for series, row in made:
+            after = series.content.after
+            assert after is not None
+            own = (row["application"], row["event_id"])
+            keys.append((own, (own[0], after.series_id + own[1].removeprefix(series.series_id)), after))
+        numbers = store.rows_of(conn, {key for own, before, _ in keys for key in (own, before)})
+        links = [store.Link(numbers[own], numbers[before], after.on, after.input) for own, before, after in keys]
+        store.insert_links(conn, links)
+        store.follow(conn, {link.predecessor for link in links})
+        return links
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
@@ -645,9 +701,10 @@ class Timetable:
             there = self._read(row, new.application_id, now)
             raise SeriesExists(there, identical=row.request_hash == new.content_hash)
         self._prioritize(conn, application, new.priority, now)
-        content = _anchored(new, now)
+        content = new if new.after else _anchored(new, now)
         columns = store.series_row(content, application) | {"request_hash": new.content_hash}
-        columns |= _begun(content.rule, now, begin=_begin(content.rule, now))
+        columns |= {"follows": self._followed(conn, application, new, row.id if row is not None else None)}
+        columns |= _FOLLOWING if new.after else _begun(content.rule, now, begin=_begin(content.rule, now))
         columns |= {"created_at": now, "changed_at": now}
         if final and columns["status"] is SeriesStatus.ENDED:
             raise InvalidSeries([Problem(_source_of(content.rule), "has no occurrence from now on")])
@@ -668,13 +725,38 @@ class Timetable:
     def _read(self, row: Row[Any] | None, application_id: str, now: int) -> Series:
         """Read a series, and compute when it fires next."""
         series = store.to_series(_there(row), application_id)
-        if series.status is not SeriesStatus.ACTIVE:
+        if series.status is not SeriesStatus.ACTIVE or series.content.after is not None:
             return series
         try:
             following = _first_from(series.rule, now, series.last)
         except RecurrenceError:  # as by a zone that is no more: it can be looked at, and replaced
             return series
         return replace(series, next_at=following.at if following else None)
+
+    def _followed(self, conn: Connection, application: int, new: NewSeries, own: int | None) -> int | None:
+        """Find, and lock, the series after which another one is to come. Raises InvalidSeries where there is none, and for a circle."""
+        if new.after is None:
+            return None
+        found = store.lock_series(conn, application, new.after.series_id)
+        if found is None or found.status == SeriesStatus.CANCELLED:
+            raise InvalidSeries([Problem("after", f"there is no series {new.after.series_id!r} of this application")])
+        row: Row[Any] | None = found
+        steps = 0
+        while row is not None and row.follows is not None:
+            steps += 1
+            if row.follows == own or steps >= LONGEST_CHAIN:
+                raise InvalidSeries([Problem("after", "leads back to this series" if row.follows == own else "is too long a chain")])
+            row = store.series_by_number(conn, row.follows)
+        return int(found.id)
+
+    def _rule_of(self, conn: Connection, series: Series) -> Rule | None:
+        """Return the rule by which a series has its instants: that of the first one of its chain. None where that is gone."""
+        while series.content.after is not None:
+            row = store.series_by_number(conn, series.follows) if series.follows is not None else None
+            if row is None:
+                return None
+            series = store.to_series(row, series.application_id)
+        return series.rule
 
     def _read_if_possible(self, row: Row[Any], application_id: str, now: int) -> Series | None:
         try:
@@ -713,14 +795,14 @@ class Timetable:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
         range_ahead = (series.content.event_id(since), recurrence.id_range(series.series_id)[1])
         ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
-        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
+        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)], self._clock.now(conn))
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the unsent exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
         ahead += self._put_off(conn, application, series, since)
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
-        self._remove(conn, [row.id for at, row in ahead if at not in made])
+        self._remove(conn, [row.id for at, row in ahead if at not in made], self._clock.now(conn))
 
     def _put_off(self, conn: Connection, application: int, series: Series, until: int) -> list[tuple[int, Row[Any]]]:
         """Read the exceptions still to be sent whose original instants are before that one."""
@@ -733,7 +815,7 @@ class Timetable:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
         unfinished = store.unfinished_occurrences(conn, application, number, *recurrence.id_range(series_id))
         ahead = self._stored_from(conn, application, number, series_id, now)
-        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
+        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED], now)
         self._cancel_events(conn, [row.id for row in unfinished], now)
 
     def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
@@ -744,14 +826,25 @@ class Timetable:
             yield from ((at, row) for at, row in instants if at is not None and at >= since)
             place = f"{rows[-1].event_id}."  # longer than that one, and before the next
 
-    def _remove(self, conn: Connection, ids: Sequence[int]) -> None:
+    def _remove(self, conn: Connection, ids: Sequence[int], now: int) -> None:
+        """Remove what was never sent. Occurrences of series that come after these go with them, other events are judged."""
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            if locked := store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE]):
+            locked = store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE])
+            links = store.links_from(conn, locked) if locked else []
+            made = store.made_by_series(conn, [link.successor for link in links]) if links else frozenset()
+            if others := [link for link in links if link.successor not in made]:
+                chains.orphan(conn, others, now)
+            if made:
+                self._remove(conn, sorted(made), now)
+            if locked:
                 store.remove_events(conn, locked)
 
     def _cancel_events(self, conn: Connection, ids: Sequence[int], now: int) -> None:
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            store.cancel_by_row(conn, ids[start : start + ROWS_AT_ONCE], now)
+            some = ids[start : start + ROWS_AT_ONCE]
+            store.cancel_by_row(conn, some, now)
+            if over := store.followed_ones(conn, some):
+                chains.settle(conn, over, now)
 
     def _locked_instance(
         self,
@@ -776,7 +869,7 @@ class Timetable:
             raise InstanceChanged
         if row is None and made.at < now:
             raise InstanceGone("the occurrence has passed, and was not made")
-        open_to = {*WAITING, Status.PROCESSING, Status.CANCELLED} if or_cancelled else WAITING
+        open_to = {*UNSENT, Status.PROCESSING, Status.CANCELLED} if or_cancelled else UNSENT
         if row is not None and row.status not in open_to:
             raise InstanceGone(f"the occurrence is {Status(row.status).name}: it can no longer be changed")
         return series, application, made, row
@@ -786,13 +879,16 @@ class Timetable:
         parts = recurrence.original_of(instance_id)
         if parts is None or series.content.event_id(parts[1]) != instance_id:
             raise UnknownInstance
-        found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last)
+        ruled = series.content.after is None  # of others only what is stored can be told without the rest of the chain
+        found = recurrence.between(series.rule, parts[1], parts[1] + 1, 1, known=series.last) if ruled else []
         if not found and not stored:
             raise UnknownInstance
         return found[0] if found else Occurrence(parts[1], None)
 
 
 _PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None}
+_FOLLOWING = {"status": SeriesStatus.ACTIVE, "wake_at": None, "finished_at": None, "last_at": None, "last_index": None}
+"""What the row of a series says that comes after another one: no worker has to see to it."""
 
 
 def _begun(rule: Rule, now: int, known: Occurrence | None = None, *, begin: int | None = None) -> dict[str, Any]:
@@ -989,13 +1085,13 @@ def _lies_from(row: Row[Any], since: int) -> bool:
 
 
 def _is_unfinished(status: Status) -> bool:
-    return status in WAITING or status is Status.PROCESSING
+    return status in UNFINISHED
 
 
 def _is_untouched(row: Row[Any]) -> bool:
     """Nobody has begun to send it, changed or cancelled it, by itself or with others, nor asked for it once more."""
     is_as_made = row.attempts == 0 and row.replayed_at is None and row.operation is None
-    return bool(row.status == Status.PENDING and is_as_made) and not store.is_exception(row)
+    return bool(row.status in {Status.PENDING, Status.BLOCKED} and is_as_made) and not store.is_exception(row)
 
 
 def _known_of(series: Series, rule: Rule) -> Occurrence | None:

@@ -140,6 +140,8 @@ class Agenda:
         self.held_back: dict[int, int] = {}
         self.outage = Outage()  # anybody's
         self.limited: dict[int, int] = {}  # since when they are (ms)
+        # Applications of which events have been released that waited for others, and when the first one wakes (ms). Any thread adds to it.
+        self.released: deque[Mapping[int, int]] = deque()
         self.suspect: int | None = None  # the one this process is sending; whoever sends it takes it out again
         self.interval = interval
         self.longest = longest
@@ -192,13 +194,21 @@ class Agenda:
 
     def notice(self, added: Mapping[int, int], newest: int, now: float) -> None:
         """Take over what has been added. A row becomes visible when it is committed, which may be after later ones."""
-        for number, wake_at in added.items():
+        self._hasten(added)
+        self._remember(newest, now)
+
+    def notice_released(self) -> None:
+        """Take over what need not wait for other events any more: no new rows, which only a look would show."""
+        while self.released:
+            self._hasten(self.released.popleft())
+
+    def _hasten(self, wakes: Mapping[int, int]) -> None:
+        for number, wake_at in wakes.items():
             entry = self._entries.get(number)
             if entry is None or wake_at < entry.wake_at:
                 self._entries[number] = Entry(wake_at, entry.turn if entry else self._last_turn, number)
                 if number not in self._due:
                     heapq.heappush(self._later, self._entries[number])
-        self._remember(newest, now)
 
     def _remember(self, newest: int, seen_at: float) -> None:
         """Keep the newest row in mind, and those before it for as long as rows may lie between that are still to be committed."""
@@ -347,6 +357,7 @@ class WorkerThread(threading.Thread):
             yield self._first_outcome_at + LINGER_SECONDS - now
         agenda = self._agenda
         if self._on_watch:
+            agenda.notice_released()
             yield (agenda.next_look if agenda.surely_known is None else min(agenda.next_look, agenda.next_glance)) - now
             earliest = agenda.earliest(self._may_claim)
             if earliest is not None and self._free():
@@ -431,6 +442,7 @@ class WorkerThread(threading.Thread):
         # In a trickle of 200 a second that is 10 claims a second, not one for each event.
         now = self._scheduler.clock.estimate()
         self._agenda.release_held_back(now)
+        self._agenda.notice_released()
         earliest = self._agenda.earliest(self._may_claim)
         if earliest is None or earliest > now + self._terms.claim_ahead_ms:
             return []
@@ -439,10 +451,11 @@ class WorkerThread(threading.Thread):
     def _exchange(self, applications: Sequence[int]) -> None:
         """Record what has ended and claim what there is room for, in one transaction; then hold it until it is due."""
         limit = min(self._batch, self._free())
+        applications = self._with_released(applications)
         began = time.monotonic()
         try:
             free_of_suspects = self._agenda.suspect is None
-            _, claimed = self._scheduler.record_and_claim(
+            recorded, claimed = self._scheduler.record_and_claim(
                 self._outcomes, applications, limit, self._terms, self._hands, suspects=free_of_suspects
             )
         except DatabaseUnavailable:
@@ -458,6 +471,8 @@ class WorkerThread(threading.Thread):
         if self._agenda.limited or claimed.held_back:
             self._note_limits(claimed)
         telemetry.tell("exchanged", time.monotonic() - began, claimed)
+        if judged := recorded.judged + claimed.judged:
+            self._agenda.released.append(judged.wakes)
         if self._on_watch:
             agenda = self._agenda
             agenda.note(claimed.wakes)
@@ -472,6 +487,13 @@ class WorkerThread(threading.Thread):
         if claimed.buried:
             telemetry.emit("events buried", level="warning", count=claimed.buried, reason="their workers were lost")
         self._send_held()
+
+    def _with_released(self, applications: Sequence[int]) -> Sequence[int]:
+        """Add those of which what is recorded may release events: the same transaction claims these."""
+        if not self._on_watch:
+            return applications
+        more = {outcome.delivery.application for outcome in self._outcomes if outcome.delivery.followed}.difference(applications)
+        return [*applications, *filter(self._may_claim, more)] if more else applications
 
     def _note_limits(self, claimed: Claimed) -> None:
         """Note for how long those could not be claimed whose applications were at a limit, and which are now."""
@@ -852,10 +874,8 @@ def surroundings_of(settings: Settings, scheduler: Scheduler) -> Surroundings:
             return scheduler.batches.to_run(application, batch_id)
 
     def keep_output(delivery: Delivery, body: bytes, length: int) -> None:
-        keep = getattr(scheduler, "keep_output", None)
-        if keep is not None:
-            with turn, contextlib.suppress(DatabaseUnavailable):  # the attempt's excerpt shows the end of it all the same
-                keep(delivery, body, length)
+        with turn, contextlib.suppress(DatabaseUnavailable):  # what it has written so far comes once more at its end
+            scheduler.keep_output(delivery, body, length)
 
     return Surroundings(settings, batch, keep_output)
 

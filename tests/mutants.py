@@ -64,8 +64,8 @@ MUTANTS = (
         "complete without a fence",
         Change(
             STORE,
-            '    .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)\n    .values(status=Status.COMPLETED',
-            '    .where(_ONE_OF_IDS, E.fence >= bindparam("owner"), E.status == Status.PROCESSING)\n    .values(status=Status.COMPLETED',
+            'update(events)\n    .where(_ONE_OF_IDS, E.fence == bindparam("owner"),',
+            'update(events)\n    .where(_ONE_OF_IDS, E.fence >= bindparam("owner"),',
         ),
         tests=f"{CLAIMING}::test_a_lost_lease_cannot_complete_an_event",
     ),
@@ -160,14 +160,18 @@ MUTANTS = (
         Change(STORE, "E.event_id == event_id).with_for_update()).first()", "E.event_id == event_id)).first()"),
         Change(
             STORE,
-            "update(events).where(E.id == id_, E.status.in_(WAITING)).values(columns)",
+            "update(events).where(E.id == id_, E.status.in_(UNSENT)).values(columns)",
             "update(events).where(E.id == id_).values(columns)",
         ),
         tests="tests/store/test_changing.py::test_an_old_version_is_never_sent_once_a_change_was_acknowledged[mariadb]",
     ),
     mutant(
         "a change that is no new version",
-        Change(STORE, '"wake_at": wake_at, "fence": E.fence + 1, "payload"', '"wake_at": wake_at, "payload"'),
+        Change(
+            STORE,
+            '        "fence": E.fence + 1,\n        "payload": asked.payload,',
+            '        "payload": asked.payload,',
+        ),
         tests="tests/store/test_changing.py::test_a_change_of_another_version_is_refused_unless_it_is_so_already",
     ),
     mutant(
@@ -261,8 +265,8 @@ MUTANTS = (
         "occurrences of a series in a transaction of their own",
         Change(
             TIMETABLE,
-            "            self._insert_missing(conn, plans)\n",
-            "            with conn.engine.connect() as other, other.begin():\n                self._insert_missing(other, plans)\n",
+            "            self._insert_missing(conn, plans, now)\n",
+            "            with conn.engine.connect() as other, other.begin():\n                self._insert_missing(other, plans, now)\n",
         ),
         tests=f"{SERIES}::test_an_advance_that_dies_before_its_commit_has_done_nothing[mariadb]",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, BinaryIO, cast
@@ -13,7 +14,7 @@ import click
 
 from cassata.cli.listen import harmless
 from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
-from cassata.model import METHODS, RetryOn, Status, new_event_id
+from cassata.model import METHODS, On, RetryOn, Status, new_event_id
 
 Command = Callable[..., Any]
 
@@ -99,6 +100,8 @@ class Reported(Forgiving):
 
 
 _WORDS = {
+    "/after": "--after",
+    "/after/event-id": "--after",
     "/application-id": "--app",
     "/delay": "--in",
     "/event": "--payload",
@@ -233,6 +236,12 @@ destination_option = click.option(
 )
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due.")
+@click.option("--after", metavar="EVENT", help="Not before this event of the application has ended; needs neither --at nor --in.")
+@click.option(
+    "--on", type=click.Choice([on.value for on in On]), help="How that one is to end; otherwise this one is cancelled.  [default: success]"
+)
+@click.option("--input", "input_", type=click.Choice(["previous"]), help="Hand its answer over, beside the payload.")
+@click.option("--keep-output", is_flag=True, help="Keep what is answered: see the command 'output'.")
 @output_option
 @click.pass_obj
 def add(
@@ -252,13 +261,19 @@ def add(
     retry_on: str | None,
     max_lateness: timedelta | None,
     priority: int | None,
+    after: str | None,
+    on: str | None,
+    input_: str | None,
+    keep_output: bool,
     output: str,
 ) -> None:
     """Schedule a request to URL, or something else to a --destination."""
     if (url is None) == (destination is None):
         raise click.UsageError("Give one of URL and --destination.")
-    if (at is None) == (delay is None):
+    if (at is not None and delay is not None) or (at is None and delay is None and after is None):
         raise click.UsageError("Give one of --at and --in.")
+    if after is None and (on or input_):
+        raise click.UsageError("Give --on and --input only together with --after.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     new = NewEvent(
@@ -275,6 +290,8 @@ def add(
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
         destination=destination,
         priority=priority,
+        after=after and {"event-id": after, "on": on or "success", "input": input_},
+        keep_output=keep_output or None,
     )
     _show(client.schedule(new), output)
 
@@ -297,6 +314,51 @@ def status(client: Client, application_id: str, event_id: str, output: str) -> N
 def get(client: Client, application_id: str, event_id: str, output: str) -> None:
     """Show everything about an event: its request, and each attempt to send it."""
     _show(client.event(application_id, event_id), output)
+
+
+@event.command(name="output")
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@click.option("--attempt", "number", type=click.IntRange(min=1), help="Which attempt, 1 for the first.  [default: the last one]")
+@click.pass_obj
+def show_output(client: Client, application_id: str, event_id: str, number: int | None) -> None:
+    """Write what an attempt was answered, or has written so far: what of it is kept."""
+    if number is None:
+        known = client.event(application_id, event_id)
+        number = known.attempts or max((attempt.number for attempt in known.attempt_log), default=1)
+    found = client.output(application_id, event_id, number)
+    sys.stdout.buffer.write(harmless_bytes(found.body) if sys.stdout.isatty() else found.body)
+    sys.stdout.flush()
+    if found.is_truncated:
+        click.echo(f"(the first {len(found.body):,} bytes of {found.length:,} or more)", err=True)
+
+
+def harmless_bytes(body: bytes) -> bytes:
+    """Take what would steer a terminal out of text, but for the ends of lines and tabs."""
+    return re.sub(rb"[^\n\t\x20-\x7e\x80-\xff]", b"?", body)
+
+
+@event.command()
+@click.argument("application_id", metavar="APP")
+@click.argument("event_id", metavar="EVENT")
+@click.option("--interval", type=click.FloatRange(min=0.05), default=0.5, show_default=True, help="Seconds between two looks.")
+@click.pass_context
+def follow(ctx: click.Context, application_id: str, event_id: str, interval: float) -> None:
+    """Follow an event until it has ended: its statuses, its attempts, and what they write.
+
+    Exits with 0 if it was delivered, with 3 if it failed, and with 4 if it was cancelled.
+    """
+    from cassata.cli.follow import Follower
+
+    follower = Follower(ctx.obj, application_id, event_id, write=_write_harmless)
+    while (ended := follower.look()) is None:
+        time.sleep(interval)
+    ctx.exit({Status.COMPLETED: 0, Status.FAILED: 3}.get(ended, 4))
+
+
+def _write_harmless(text: bytes) -> None:
+    sys.stdout.buffer.write(harmless_bytes(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 @event.command(name="list")
@@ -446,7 +508,14 @@ def _print_json(document: Any) -> None:
 
 # --- tables ------------------------------------------------------------------------------------------------------------
 
-_COLOURS = {"COMPLETED": "green", "FAILED": "red", "SERVICE_UNAVAILABLE": "yellow", "PROCESSING": "cyan", "CANCELLED": "dim"}
+_COLOURS = {
+    "COMPLETED": "green",
+    "FAILED": "red",
+    "SERVICE_UNAVAILABLE": "yellow",
+    "PROCESSING": "cyan",
+    "CANCELLED": "dim",
+    "BLOCKED": "magenta",
+}
 _INSTANTS = {"expiry", "next-attempt-at", "created-at", "finished-at", "replayed-at", "payload-removed-at"}
 
 
@@ -471,7 +540,7 @@ def fields(shown: Event) -> Any:
 
 def _rows(shown: Event) -> Iterator[tuple[str, str]]:
     for name, value in shown.document.items():
-        if name == "attempt-log" or value is None or value is False:
+        if name in {"attempt-log", "successors"} or value is None or value is False:
             continue
         if name in _INSTANTS:
             yield name, _time(datetime.fromisoformat(value))

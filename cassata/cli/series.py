@@ -24,7 +24,7 @@ from cassata.cli.event import (
     text_of,
 )
 from cassata.client import Client, Conflict, NewSeries, Series
-from cassata.model import METHODS, RetryOn, new_event_id
+from cassata.model import METHODS, On, RetryOn, new_event_id
 
 Command = Callable[..., Any]
 
@@ -34,6 +34,8 @@ _OPTIONS = (
 )
 WORDS = {
     **{f"/{name}": f"--{name}" for name in _OPTIONS.split()},
+    "/after": "--after",
+    "/after/series-id": "--after",
     "/application-id": "--app",
     "/delay": "--in",
     "/expiry": "--at",
@@ -118,6 +120,10 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 )
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
 @click.option("--priority", type=int, help="From 0 (usual) to 100: what is sent first of what the application has due.")
+@click.option("--after", metavar="SERIES", help="In place of a rule: one after each occurrence of this series.")
+@click.option("--on", type=click.Choice([on.value for on in On]), help="How that one is to end; otherwise this one is cancelled.")
+@click.option("--input", "input_", type=click.Choice(["previous"]), help="Hand its answer over, beside the payload.")
+@click.option("--keep-output", is_flag=True, help="Keep what is answered: see 'cassata event output'.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")
 @click.option("--overlap", type=click.Choice(["allow", "skip"]), help="Whether to make one while the one before is unfinished.")
@@ -146,11 +152,17 @@ def add(
     version: int | None,
     if_version: int | None,
     output: str,
+    after: str | None,
+    on: str | None,
+    input_: str | None,
+    keep_output: bool,
     **given: Any,
 ) -> None:
     """Make a series that sends a request to URL, or something else to a --destination, again and again."""
     if (url is None) == (destination is None):
         raise click.UsageError("Give one of URL and --destination.")
+    if after is None and (on or input_):
+        raise click.UsageError("Give --on and --input only together with --after.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     version = if_version if version is None else version
@@ -166,6 +178,8 @@ def add(
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=retry,
         identity_headers=dict(pair.split("=", 1) if "=" in pair else (pair, "") for pair in given.pop("identity")) or None,
+        after=after and {"series-id": after, "on": on or "success", "input": input_},
+        keep_output=keep_output or None,
         **_rule(given),
         **given,
     )
@@ -343,6 +357,7 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
         "retry": known["retry"] and {name: value for name, value in known["retry"].items() if value is not None},
         "max_lateness": known["max-lateness"],
         "priority": known["priority"],
+        "keep_output": known["keep-output"],
     } | given
     for name in ("timeout", "max_lateness"):
         sent[name] = sent[name].total_seconds() if isinstance(sent[name], timedelta) else sent[name]
@@ -405,6 +420,7 @@ def _list(documents: Sequence[Mapping[str, Any]], names: Sequence[str], output: 
 
 
 def _rule_in_words(document: Mapping[str, Any]) -> str:
-    rule = document["cron"] or document["recurrence"] or f"every {document['every']} s"
+    every = "after another series" if document["every"] is None else f"every {document['every']} s"
+    rule = document["cron"] or document["recurrence"] or every
     zone = document["timezone"]
     return rule if zone == "UTC" else f"{rule} ({zone})"

@@ -40,6 +40,7 @@ _REQUEST = (
     "retry",
     "max-lateness",
     "priority",
+    "keep-output",
 )
 """What an exported event has, if anything; and its status."""
 
@@ -434,6 +435,8 @@ def _exported(event: Mapping[str, Any]) -> dict[str, Any]:
     from cassata.service.wire import METHODS_WITH_BODY
 
     request = {name: event[name] for name in _REQUEST if event.get(name)}
+    if event.get("blocked-by"):  # whatever waits for nothing any more is on its own
+        request["after"] = event["after"]
     if "destination" in request:
         del request["url"]  # which follows from it
     elif request["method"] in METHODS_WITH_BODY and "event-base64" not in request:

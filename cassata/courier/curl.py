@@ -24,7 +24,7 @@ from cassata.courier import CourierSettings, message
 from cassata.courier.address import guard
 from cassata.courier.names import Answer, Names, numeric
 from cassata.courier.proxy import Proxy
-from cassata.model import Delivery, ErrorKind, Outcome
+from cassata.model import Delivery, ErrorKind, Outcome, Output
 
 _AUTHORITY = re.compile(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::(\d+))?", re.IGNORECASE)
 _BLANK = (b"\r\n", b"\n")
@@ -317,6 +317,7 @@ class _Transfer:
         self._received = 0
         self._lines_left = MOST_HEADER_BYTES
         self._head = bytearray()
+        self._kept = message.kept_bytes(delivery)
         self._cut = False
         self._addresses_dialled = 0
         self.refusal: str | None = None
@@ -410,7 +411,7 @@ class _Transfer:
 
     def _receive(self, data: bytes) -> int | None:
         self._received += len(data)
-        if len(self._head) < message.EXCERPT_BYTES:
+        if len(self._head) < self._kept:
             self._head += data
         if self._received <= self._limit:
             return None
@@ -468,7 +469,12 @@ class _Transfer:
             detail=detail and message.detail(detail),
             excerpt=message.excerpt(self._head[: self._limit]) if self._head else None,
             retry_after_ms=retry_after_ms,
+            output=self._output() if self._delivery.keeps_output and status else None,
         )
+
+    def _output(self) -> Output:
+        lines = (line.decode("latin-1").partition(":") for line in _final_head(self._lines)[1:])
+        return message.output(bytes(self._head[: self._limit]), self._received, ((name, value) for name, _, value in lines))
 
     def patience_spent(self) -> str:
         """The words for a time-out: one before the deadline was the connection's."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
 from cassata import __version__
 from cassata.courier import CourierSettings
 from cassata.courier.signature import signature
-from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, Delivery, Headers, rfc3339
+from cassata.model import DETAIL_CHARACTERS, EXCERPT_CHARACTERS, OUTPUT_BYTES, OUTPUT_HEADERS, Delivery, Headers, Output, rfc3339
 
 EXCERPT_BYTES = 4 * EXCERPT_CHARACTERS  # enough, as a character of UTF-8 is at most four bytes
 
@@ -78,6 +79,20 @@ def webhook_id(application_id: str, event_id: str) -> str:
     """The id by which a receiver recognises a repeated delivery (standardwebhooks.com): the same for every attempt."""
     digest = hashlib.sha256(f"{application_id}\0{event_id}".encode()).digest()[:16]
     return "evt_" + base64.b32encode(digest).decode().rstrip("=").lower()
+
+
+def kept_bytes(delivery: Delivery) -> int:
+    """So much of the answer is of use."""
+    return OUTPUT_BYTES if delivery.keeps_output else EXCERPT_BYTES
+
+
+def output(body: bytes, received: int, headers: Iterable[tuple[str, str]]) -> Output:
+    """Return what is kept of an answer: the headers worth having, by their names in lower case, the last of each."""
+    worth = {name.lower(): value.strip() for name, value in headers if name.lower() in OUTPUT_HEADERS}
+    kept = body[:OUTPUT_BYTES]
+    announced = worth.get("content-length", "")
+    length = max(received, int(announced) if announced.isdecimal() and len(announced) < 16 and received > len(kept) else 0)
+    return Output(kept, length, tuple(sorted(worth.items())))
 
 
 def timeout_seconds(delivery: Delivery, settings: CourierSettings) -> float:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from cassata import archive, config, telemetry
 from cassata.config import Worker
 from cassata.courier import guard, message
 from cassata.errors import ConfigError
-from cassata.model import EXCERPT_CHARACTERS, Application, Delivery, ErrorKind, Outcome, rfc3339
+from cassata.model import EXCERPT_CHARACTERS, Application, Delivery, ErrorKind, Outcome, Output, rfc3339
 from cassata.plugins import Batch, Deliver, Surroundings, TypeMissing, check_fields, check_script, ended
 
 SHELLS = ("/bin/bash", "/bin/sh")
@@ -240,8 +240,7 @@ class Runner:
                 if descriptor >= 0:
                     os.close(descriptor)  # whoever watches the script ends it now, if it has not ended
         code = self._waited(process, written)
-        self._keep(delivery, written)
-        return _judged(delivery, code, is_late, written)
+        return replace(_judged(delivery, code, is_late, written), output=Output(written.kept, written.length))
 
     def _begun(self, folder: Path, body: int, leash: int) -> subprocess.Popen[bytes]:
         """Start what watches the script. It has no environment, and is the first of a session."""

@@ -11,7 +11,7 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from cassata.courier import CourierSettings, message
 from cassata.courier.address import Guard, guard
 from cassata.courier.names import numeric, resolve
 from cassata.courier.proxy import Proxy, authority
-from cassata.model import Delivery, ErrorKind, Outcome
+from cassata.model import Delivery, ErrorKind, Outcome, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class RequestsSender:
             detail=detail and message.detail(detail),
             excerpt=message.excerpt(answer.body),
             retry_after_ms=answer.retry_after_ms,
+            output=answer.output() if delivery.keeps_output and answer.status_code is not None else None,
         )
 
     def close(self) -> None:
@@ -106,14 +107,21 @@ class _Answer:
         self.body = bytearray()
         self.status_code: int | None = None
         self.retry_after_ms: int | None = None
+        self._received = 0
+        self._headers: Sequence[tuple[str, str]] = ()
+
+    def output(self) -> Output:
+        return message.output(bytes(self.body), self._received, self._headers)
 
     def read(self, response: requests.Response) -> None:
         raw: urllib3.HTTPResponse = response.raw
         self.status_code = raw.status
         self.retry_after_ms = message.retry_after_ms(raw.headers.get("Retry-After"), now=round(time.time() * 1000))
+        self._headers = tuple(raw.headers.items())
         with closing(raw):  # cut short, it is not to be used again; read to its end, it is back in the pool already
             for data in _chunks(raw, self._limit):
                 self.body += data
+                self._received += len(data)
         del self.body[self._limit :]
 
 

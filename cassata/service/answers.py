@@ -15,8 +15,8 @@ def answer(document: Any, status: int = 200, *, content_type: str = "application
     return _response(_encode(document).encode("utf-8", "replace"), status, content_type, headers)
 
 
-def text(words: str, *, headers: dict[str, str] | None = None) -> Response:
-    return _response(words.encode(), 200, "text/plain; charset=utf-8", headers)
+def text(words: str | bytes, *, headers: dict[str, str] | None = None) -> Response:
+    return _response(words if isinstance(words, bytes) else words.encode(), 200, "text/plain; charset=utf-8", headers)
 
 
 def content(body: bytes, content_type: str) -> Response:

@@ -16,7 +16,7 @@ from cassata.service import bodies, problems, wire
 from cassata.service.answers import answer, text
 from cassata.service.auth import Route, caller, check_own
 from cassata.service.cursors import Cursors
-from cassata.service.ids import possible_application, possible_event
+from cassata.service.ids import possible_application, possible_attempt, possible_event
 from cassata.service.preconditions import etag, versions
 
 
@@ -37,6 +37,7 @@ class Api:
             Route(f"/cassata/event/{event}", ("PUT",), self.put, Scope.PUBLISH),
             Route(f"/cassata/event/{event}", ("GET",), self.event, Scope.READ, foreign=UnknownEvent),
             Route(f"/cassata/event/{event}", ("PATCH",), self.change, Scope.PUBLISH, foreign=UnknownEvent),
+            Route(f"/cassata/event/{event}/attempts/<number>/output", ("GET",), self.output, Scope.READ, foreign=UnknownEvent),
             Route(f"/cassata/event/{event}/retry", ("POST",), self.retry, Scope.PUBLISH, foreign=UnknownEvent),
             Route(f"/cassata/status/{event}", ("GET",), self.status, Scope.READ, foreign=problems.UnknownStatus),
             Route(f"/cassata/delete/{event}", ("DELETE", "GET"), self.delete, Scope.PUBLISH, foreign=UnknownEvent),
@@ -107,8 +108,22 @@ class Api:
         return _told(event)
 
     def event(self, application_id: str, event_id: str) -> Response:
-        event, attempts = self._scheduler.event(*possible_event(application_id, event_id))
-        return answer(wire.details(event, attempts), headers=etag(event.version))
+        key = possible_event(application_id, event_id)
+        event, attempts = self._scheduler.event(*key)
+        return answer(wire.details(event, attempts, self._scheduler.successors(*key)), headers=etag(event.version))
+
+    def output(self, application_id: str, event_id: str, number: str) -> Response:
+        """What an attempt answered, as it is, for people to read: never as what it says it is."""
+        kept = self._scheduler.output(*possible_event(application_id, event_id), possible_attempt(number))
+        return text(
+            kept.output.body,
+            headers={
+                "X-Content-Type-Options": "nosniff",
+                "Cassata-Output-Length": str(kept.output.length),
+                "Cassata-Output-Truncated": "true" if kept.output.is_cut else "false",
+                "Cassata-Output-Complete": "true" if kept.is_whole else "false",
+            },
+        )
 
     def events(self, application_id: str) -> Response:
         possible_application(application_id, UnknownEvent)

@@ -291,6 +291,7 @@ class Dashboard:
             "event.html",
             event=event,
             attempts=attempts,
+            successors=self._scheduler.successors(event.application_id, event.event_id),
             reasons=self._overview.explain(event, self._scheduler.breakers(event.application_id)),
             body=None if hides else body,
             body_note=note,
@@ -665,7 +666,9 @@ def _number(text: str) -> int | float | str | None:
 
 
 def _rule_words(series: Series) -> str:
-    rule = series.rule
+    rule, after = series.rule, series.content.after
+    if after is not None:
+        return f"after {after.series_id}, on {after.on}"
     if rule.cron is not None:
         return f"cron {rule.cron}"
     return f"every {charts.duration(rule.every_ms)}" if rule.every_ms is not None else str(rule.recurrence)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
-from cassata.errors import CassataError, UnknownApplication, UnknownBatch, UnknownEvent, UnknownOperation, UnknownSeries
+from cassata.errors import CassataError, UnknownApplication, UnknownAttempt, UnknownBatch, UnknownEvent, UnknownOperation, UnknownSeries
 from cassata.model import check_application_id, check_batch_id, check_event_id, check_operation_id, check_series_id
 
 
@@ -33,3 +34,9 @@ def _possible(check: Callable[[str], str], value: str, unknown: type[CassataErro
         return check(value)
     except ValueError:
         raise unknown from None
+
+
+def possible_attempt(number: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", number):
+        raise UnknownAttempt
+    return int(number)

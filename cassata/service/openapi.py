@@ -31,6 +31,7 @@ from cassata.errors import (
     SeriesExists,
     SeriesFinished,
     UnknownApplication,
+    UnknownAttempt,
     UnknownBatch,
     UnknownInstance,
     UnknownKey,
@@ -73,6 +74,7 @@ _PATH = {
     "operation_id": OPERATION_ID,
     "batch_id": BATCH_ID,
     "prefix": KEY_PREFIX,
+    "number": {"type": "integer", "minimum": 0, "description": "The attempt: 1 is the first."},
 }
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": PAGE_LENGTH, "default": 100}
 _PAGES = {"limit": ("How many there are on a page.", _LIMIT), "cursor": ("The `next-cursor` of the page before.", {"type": "string"})}
@@ -152,6 +154,7 @@ CALLS: dict[str, Call] = {
     "retry": Call(_ADD, "Send an event that has ended once more", {200: "Event"}, refusals=(EventNotRetryable, ApplicationInactive)),
     "delete": Call(_ADD, "Cancel an event", {200: "Deleted", 202: "CancelRequested"}, refusals=(EventFinished,)),
     "status": Call(_LOOK, "Tell where an event is in its life", {200: "Event"}, text="text/plain"),
+    "output": Call(_LOOK, "Show what an attempt was answered", {200: None}, text="text/plain", refusals=(UnknownAttempt,)),
     "event": Call(_LOOK, "Tell everything about an event", {200: "EventDetails"}),
     "events": Call(_LOOK, "List events", {200: "Events"}, query=_EVENTS),
     "series_list": Call(_RULES, "List series", {200: "SeriesPage"}, query=_SERIES),

@@ -19,6 +19,7 @@ SHOWN_BYTES = 64 * 1024
 HIDDEN = "••••••"
 STATUS_WORDS = {
     Status.PENDING: "Pending",
+    Status.BLOCKED: "Blocked",
     Status.PROCESSING: "Processing",
     Status.SERVICE_UNAVAILABLE: "Retrying",
     Status.COMPLETED: "Completed",

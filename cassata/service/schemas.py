@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cassata import model
-from cassata.model import LIMIT_RANGES, Action, ErrorKind, OperationStatus, Scope, Status
+from cassata.model import LIMIT_RANGES, Action, ErrorKind, On, OperationStatus, Scope, Status
 from cassata.series import DESCRIPTION_CHARACTERS, IDENTITIES, CatchUp, Overlap, SeriesStatus
 from cassata.service import wire
 from cassata.service.series_wire import LONGEST_PREVIEW, USUAL_PREVIEW
@@ -151,6 +151,20 @@ def _range_of(name: str) -> Schema:
     return {"minimum": least // 1000, "maximum": most // 1000}
 
 
+_AFTER: Schema = {
+    "properties": {
+        "event-id": EVENT_ID,
+        "application-id": or_null({**APPLICATION_ID, "description": "The event's own, if any: none comes after another's."}),
+        "on": text("What it is to have come to: else this one is cancelled.", enum=list(On), default="success"),
+        "input": or_null(text("Hand its answer over, beside the own payload.", enum=["previous"])),
+    },
+    "required": ["event-id"],
+    "additionalProperties": False,
+    "pattern": ID_PATTERN,
+    "minLength": 1,
+    "maxLength": model.EVENT_ID_LENGTH,
+}
+
 _SHORTEST, _LONGEST = (bound / 1000 for bound in model.TIMEOUT_RANGE_MS)
 _EVENT_FIELDS: dict[str, Schema] = {
     "application-id": APPLICATION_ID,
@@ -183,11 +197,19 @@ _EVENT_FIELDS: dict[str, Schema] = {
             default=0,
         )
     ),
+    "keep-output": or_null(truth("Keep what is answered, up to 64 KiB, for `attempts/{number}/output`.")),
+    "after": {
+        "description": "An event of the application that has to end first, by its id or with more. Without an instant: as soon as it has.",
+        "type": ["string", "object", "null"],
+        **_AFTER,
+        "examples": ["order-6", {"event-id": "order-6", "on": "failure", "input": "previous"}],
+    },
 }
 _WHEN = {
     "anyOf": [
         {"required": ["expiry"], "properties": {"expiry": {"type": ["number", "string"]}, "delay": {"type": "null"}}},
         {"required": ["delay"], "properties": {"delay": {"type": "number"}, "expiry": {"type": "null"}}},
+        {"required": ["after"], "properties": {"after": {"type": ["string", "object"]}}},
     ]
 }
 _WITH_BODY = {
@@ -205,7 +227,7 @@ _WITH_AIM = {
     ]
 }
 _ONE_AIM = {"not": {"required": ["url", "destination"]}}
-_CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id"}} | {
+_CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id", "after"}} | {
     "expiry": {**WRITTEN_INSTANT, "description": "When to send it instead: this, `delay`, or neither."},
     "delay": number("In how many seconds to send it instead.", minimum=0),
     "url": text("Where to send it instead.", format="uri", pattern=URL_PATTERN, maxLength=model.URL_LENGTH),
@@ -243,6 +265,7 @@ _SUMMARY: dict[str, Schema] = {
     "last-status": or_null(whole("The status code of the newest answer.")),
     "late": truth("It waits untried long after its time (`service.lateAfterSeconds`)."),
     "version": text("Which version it is: the `ETag`, without its quotes."),
+    "blocked-by": or_null(text("The event that it waits for.")),
 }
 _REQUEST: dict[str, Schema] = {
     "destination": or_null(of("Destination")),
@@ -253,10 +276,19 @@ _REQUEST: dict[str, Schema] = {
     "retry": or_null(of("Retry")),
     "max-lateness": or_null(number("How many seconds late it may be sent at most.")),
     "priority": whole("Which of an application's due events are sent first: those with the higher one.", minimum=0),
+    "keep-output": truth("What is answered is kept."),
+    "after": or_null(of("After")),
+}
+_SUCCESSOR: dict[str, Schema] = {
+    "event-id": EVENT_ID,
+    "status": STATUS,
+    "on": text("What the event before is to have come to.", enum=list(On)),
+    "input": or_null(text("Whether it is handed the answer of the event before.", enum=["previous"])),
 }
 _DETAILS = {
     **_SUMMARY,
     **_REQUEST,
+    "successors": array("What comes after it, up to 1,000.", of("Successor")),
     "replayed-at": or_null(instant("When it was last put back to be sent once more.")),
     "payload-removed-at": or_null(instant("When its body was removed (`worker.keepPayloadsDays`): it is not sent again.")),
     "attempt-log": array("The attempts that have ended, the oldest first.", of("Attempt")),
@@ -367,7 +399,19 @@ _SERIES_FIELDS: dict[str, Schema] = {
         "additionalProperties": False,
         "examples": [{"event": "X-Run-Id", "series": "X-Series-Id"}],
     },
-    **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay"}},
+    **{name: schema for name, schema in _EVENT_FIELDS.items() if name not in {"application-id", "event-id", "expiry", "delay", "after"}},
+    "after": {
+        "description": "In place of a rule: the series whose every occurrence one of this one comes after, by its id or with more.",
+        "type": ["string", "object", "null"],
+        **_AFTER,
+        "properties": {
+            "series-id": SERIES_ID,
+            **{name: schema for name, schema in _AFTER["properties"].items() if name in {"on", "input"}},
+        },
+        "required": ["series-id"],
+        "maxLength": model.SERIES_ID_LENGTH,
+        "examples": ["digest", {"series-id": "digest", "on": "failure", "input": "previous"}],
+    },
 }
 _SERIES_EXAMPLE = {"series-id": "digest", "cron": "0 9 * * MON", "timezone": "Europe/Rome", "url": "https://example.com/hook", "event": "x"}
 _SERIES: dict[str, Schema] = {
@@ -497,6 +541,8 @@ SCHEMAS: dict[str, Schema] = {
             "changed-at": instant("When it was changed last."),
         },
     ),
+    "After": told("What an event comes after.", {name: schema for name, schema in _SUCCESSOR.items() if name != "status"}),
+    "Successor": told("An event that comes after another one.", _SUCCESSOR),
     "Attempt": told("One try to deliver.", _ATTEMPT),
     "InstanceChanges": given(
         "What is to be different; what is left out stays as it is.",
@@ -515,13 +561,21 @@ SCHEMAS: dict[str, Schema] = {
         {"status": text("Always this.", const="cancel-requested"), "event-status": STATUS, "detail": text("The same in words.")},
     ),
     "NewSeries": given(
-        "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`.",
+        "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`; or `after` another.",
         _SERIES_FIELDS,
         allOf=[_WITH_AIM, _WITH_BODY, _ONE_BODY],
         examples=[_SERIES_EXAMPLE],
     ),
     "Series": told("A series, without the body that it sends.", _SERIES),
-    "SeriesDetails": told("Everything about a series.", {**_SERIES, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
+    "SeriesDetails": told(
+        "Everything about a series.",
+        {**_SERIES, **_REQUEST, "after": or_null(of("AfterSeries"))},
+        optional=frozenset({"event", "event-base64"}),
+    ),
+    "AfterSeries": told(
+        "What a series comes after.",
+        {"series-id": SERIES_ID, **{name: schema for name, schema in _SUCCESSOR.items() if name in {"on", "input"}}},
+    ),
     "SeriesPage": page("Some series, in the order of their ids.", "series", "Series"),
     "Preview": given(
         "A rule, whose next instants are asked for. What else a series has may stand there too.",

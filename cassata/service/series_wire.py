@@ -14,9 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from cassata import recurrence
 from cassata.errors import InvalidEvent, PayloadTooLarge, RecurrenceError
-from cassata.model import LATEST_INSTANT, check_series_id
+from cassata.model import LATEST_INSTANT, On, check_series_id
 from cassata.recurrence import Occurrence, Rule
-from cassata.series import CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
+from cassata.series import AfterSeries, CatchUp, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.service import wire
 from cassata.service.wire import (
     USUAL_PAGE_LENGTH,
@@ -206,6 +206,18 @@ def _names(value: Any) -> dict[str, str] | None:
     return value  # type: ignore[no-any-return]
 
 
+class AfterSeriesDocument(Shape):
+    """The series that one comes after, in place of a rule."""
+
+    series_id: Annotated[str, AfterValidator(check_series_id)]
+    on: Annotated[On, BeforeValidator(lambda value: wire.read_word(On, value))] = On.SUCCESS
+    input: Literal["previous"] | None = None
+
+
+def _after_series(value: Any) -> Any:
+    return {"series-id": value} if isinstance(value, str) else wire.few_fields(value)
+
+
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
@@ -220,6 +232,7 @@ class SeriesDocument(RequestDocument):
     overlap: Literal["allow", "skip"] | None = None
     jitter: Annotated[int, BeforeValidator(read_duration)] | None = None
     identity_headers: Annotated[dict[str, str] | None, BeforeValidator(_names)] = None
+    after: Annotated[AfterSeriesDocument | None, BeforeValidator(_after_series)] = None
 
     @classmethod
     def fields(cls) -> frozenset[str]:
@@ -265,7 +278,12 @@ def read_series(document: Any, path: Mapping[str, str]) -> WrittenSeries:
     Raises InvalidDocument naming everything that is wrong, by the names that the client used.
     """
     fields, places, errors = _opened(document, path)
-    written = read_rule(_part(fields, RuleDocument), errors, places)
+    if fields.get("after") is None:
+        written = read_rule(_part(fields, RuleDocument), errors, places)
+    else:
+        written = WrittenRule(Rule(), None)
+        given = [name for name, value in _part(fields, RuleDocument).items() if value is not None]
+        errors += (fault(places, (name,), "is a matter of the series that this one comes after: leave it out") for name in given)
     missing = (*wire.missing_aim(fields), *wire.missing_event(fields))
     errors += (fault(places, steps, detail) for steps, detail in missing)
     shape = _shaped(SeriesDocument, {name: value for name, value in fields.items() if name not in RuleDocument.fields()}, errors, places)
@@ -308,6 +326,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         "overlap": shape.overlap and Overlap(shape.overlap),
         "jitter_ms": shape.jitter,
         "identity_headers": shape.identity_headers,
+        "after": shape.after and AfterSeries(shape.after.series_id, shape.after.on, shape.after.input is not None),
     }
     return NewSeries(
         application_id=str(shape.application_id),
@@ -325,6 +344,7 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         retry=wire.retry_options(shape.retry),
         max_lateness_ms=shape.max_lateness,
         priority=shape.priority or 0,
+        keep_output=bool(shape.keep_output),
         **{name: value for name, value in given.items() if value is not None},
     )
 
@@ -506,6 +526,13 @@ def series_details(series: Series) -> dict[str, Any]:
         "retry": wire.written_retry(content.retry),
         "max-lateness": seconds(content.max_lateness_ms),
         "priority": content.priority,
+        "keep-output": content.keep_output,
+        "after": content.after
+        and {
+            "series-id": content.after.series_id,
+            "on": content.after.on.value,
+            "input": "previous" if content.after.input else None,
+        },
     }
 
 

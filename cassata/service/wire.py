@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from itertools import islice
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,6 +22,7 @@ from cassata.model import (
     BATCH_LENGTH,
     HEADER_COUNT,
     METADATA_BYTES,
+    After,
     Attempt,
     Cursor,
     Destination,
@@ -28,9 +30,11 @@ from cassata.model import (
     Filter,
     Headers,
     NewEvent,
+    On,
     RetryOn,
     RetryOptions,
     Status,
+    Successor,
     check_application_id,
     check_backoff_ms,
     check_delay_ms,
@@ -74,6 +78,7 @@ ALIASES = {
 }
 """The names that the ancestor of this interface used, and ours."""
 
+_Word = TypeVar("_Word", bound=StrEnum)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 USUAL_PAGE_LENGTH = 100
 _MILLISECONDS_BEGIN = 100_000_000_000  # as seconds this is the year 5138, as milliseconds 1973
@@ -388,6 +393,26 @@ class RetryDocument(Shape):
     on: Annotated[str, AfterValidator(check_retry_on)] | None = None
 
 
+class AfterDocument(Shape):
+    """What an event comes after: another one of its application."""
+
+    event_id: Annotated[str, AfterValidator(check_event_id)]
+    application_id: str | None = None
+    on: Annotated[On, BeforeValidator(lambda value: read_word(On, value))] = On.SUCCESS
+    input: Literal["previous"] | None = None
+
+
+def read_word(words: type[_Word], value: Any) -> _Word:
+    if not isinstance(value, str) or value not in list(words):
+        raise ValueError(f"must be one of {', '.join(words)}")
+    return words(value)
+
+
+def _after(value: Any) -> Any:
+    """Read the id of an event alone as an object with nothing else."""
+    return {"event-id": value} if isinstance(value, str) else few_fields(value)
+
+
 Url = Annotated[str, AfterValidator(check_url)]
 Expiry = Annotated[int, BeforeValidator(read_instant)]
 Delay = Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_delay_ms)]
@@ -405,6 +430,7 @@ class RequestDocument(Shape):
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
     destination: Annotated[Destination | None, BeforeValidator(_destination)] = None
     priority: Annotated[int, AfterValidator(check_priority)] | None = None
+    keep_output: bool | None = None
 
     @property
     def payload(self) -> bytes | None:
@@ -419,6 +445,7 @@ class EventDocument(RequestDocument):
     url: Url | None = None
     expiry: Expiry | None = None
     delay: Delay | None = None
+    after: Annotated[AfterDocument | None, BeforeValidator(_after)] = None
 
 
 class ChangeDocument(RequestDocument):
@@ -538,7 +565,10 @@ def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
-    return Written(places, _new_event(shape))
+    try:
+        return Written(places, _new_event(shape))
+    except InvalidEvent as error:  # what only two fields together show
+        raise Placed(places).invalid(error) from error
 
 
 def check_fields(document: dict[str, Any]) -> None:
@@ -579,10 +609,13 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
     yield from missing_aim(fields)
     yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
-    if not given:
-        yield ("expiry",), "is required, unless there is a delay"
+    if not given and fields.get("after") is None:
+        yield ("expiry",), "is required, unless there is a delay, or it comes after another event"
     if len(given) > 1:
         yield ("delay",), _ONE_OF_TWO
+    after = fields.get("after")
+    if isinstance(after, dict) and after.get("application-id") not in (None, fields.get("application-id")):
+        yield ("after", "application-id"), "must be the event's own: none comes after another's"
 
 
 def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
@@ -613,7 +646,8 @@ def explained(shape: type[Shape], error: ValidationError) -> Iterator[tuple[Step
 
 
 def _meant(shape: type[Shape], steps: Steps) -> str:
-    return nearest(str(steps[-1]), RetryDocument.fields() if len(steps) > 1 else shape.fields())
+    inner: dict[str, type[Shape]] = {"retry": RetryDocument, "after": AfterDocument}
+    return nearest(str(steps[-1]), (inner.get(str(steps[0]), shape) if len(steps) > 1 else shape).fields())
 
 
 def _expectation(details: ErrorDetails) -> str:
@@ -658,10 +692,12 @@ def escaped(step: str | int) -> str:
 
 
 def _new_event(shape: EventDocument) -> NewEvent:
+    at_once = {"delay_ms": 0} if shape.expiry is None and shape.delay is None else {}  # as soon as the one before it has ended
     return NewEvent(
         application_id=shape.application_id,
         event_id=shape.event_id or new_event_id(),
-        **{name: value for _, name, value in _request_fields(shape)},
+        after=None if shape.after is None else After(shape.after.event_id, shape.after.on, shape.after.input is not None),
+        **{name: value for _, name, value in _request_fields(shape)} | at_once,
     )
 
 
@@ -678,6 +714,7 @@ def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str
     yield "retry", "retry", retry_options(shape.retry)
     yield "max_lateness", "max_lateness_ms", shape.max_lateness
     yield "priority", "priority", shape.priority or 0
+    yield "keep_output", "keep_output", bool(shape.keep_output)
 
 
 def retry_options(retry: RetryDocument | None) -> RetryOptions | None:
@@ -857,13 +894,15 @@ def summary(event: Event) -> dict[str, Any]:
         "created-at": instant(event.created_at),
         "finished-at": instant(event.finished_at),
         "version": event.version,
+        "blocked-by": event.blocked_by,
     }
 
 
-def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
+def details(event: Event, attempts: Sequence[Attempt], successors: Sequence[Successor] = ()) -> dict[str, Any]:
     """Everything that is known of an event."""
     return {
         **_with_request(event),
+        "successors": [_written_successor(successor) for successor in successors],
         "replayed-at": instant(event.replayed_at),
         "payload-removed-at": instant(event.payload_removed_at),
         "attempt-log": [_written_attempt(attempt) for attempt in attempts],
@@ -880,6 +919,21 @@ def _with_request(event: Event) -> dict[str, Any]:
         "retry": written_retry(event.retry),
         "max-lateness": seconds(event.max_lateness_ms),
         "priority": event.priority,
+        "keep-output": event.keep_output,
+        "after": event.after and written_after(event.after),
+    }
+
+
+def written_after(after: After) -> dict[str, Any]:
+    return {"event-id": after.event_id, "on": after.on.value, "input": "previous" if after.input else None}
+
+
+def _written_successor(successor: Successor) -> dict[str, Any]:
+    return {
+        "event-id": successor.event_id,
+        "status": successor.status.name,
+        "on": successor.on.value,
+        "input": "previous" if successor.input else None,
     }
 
 

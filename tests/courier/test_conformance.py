@@ -14,7 +14,8 @@ import pytest
 
 from cassata import __version__
 from cassata.courier import Courier
-from cassata.model import EXCERPT_CHARACTERS, METHODS, ErrorKind
+from cassata.model import EXCERPT_CHARACTERS, METHODS, OUTPUT_BYTES, ErrorKind
+from tests.conftest import unused_port
 from tests.courier.names import Resolver
 from tests.courier.receivers import HOLD_SECONDS, OK, Behaviour, Connection, Receiver, after_the_request, answering
 from tests.courier.sending import MakeCourier, deliver, deliver_one, delivery
@@ -616,3 +617,30 @@ def test_of_several_addresses_an_allowed_one_is_taken(courier: Courier, receive:
     resolver.addresses = ["169.254.1.1", "127.0.0.1"]
 
     assert deliver_one(courier, receiver.url(host="both.test")).status_code == 200
+
+
+# --- what is kept --------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_is_handed_over_where_it_is_kept_and_only_there(make_courier: MakeCourier, receive: Receive) -> None:
+    head = b'HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nETag: "7"\r\nSet-Cookie: secret=1\r\n'
+    body = b"x" * 70_000
+    receiver = receive(answering(head + b"Content-Length: 70000\r\n\r\n" + body))
+    courier = make_courier(slots=4)
+
+    kept = deliver_one(courier, receiver.url(), keeps_output=True)
+    other = deliver_one(courier, receiver.url())
+
+    assert kept.output is not None
+    assert (kept.output.body, kept.output.length, kept.output.is_cut) == (body[:OUTPUT_BYTES], 70_000, True)
+    assert kept.output.headers == (("content-length", "70000"), ("content-type", "text/plain"), ("etag", '"7"'))
+    assert (other.output, other.excerpt) == (None, kept.excerpt)
+
+
+def test_a_whole_output_is_not_cut_and_without_an_answer_there_is_none(make_courier: MakeCourier, receive: Receive) -> None:
+    receiver = receive(answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone"))
+    courier = make_courier(slots=4)
+    kept = deliver_one(courier, receiver.url(), keeps_output=True)
+    assert kept.output is not None
+    assert (kept.output.body, kept.output.length, kept.output.is_cut) == (b"gone", 4, False)
+    assert deliver_one(courier, f"http://127.0.0.1:{unused_port()}/", keeps_output=True).output is None

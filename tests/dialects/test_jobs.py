@@ -17,6 +17,7 @@ from cassata.model import Outcome, Scope, Status
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
 from cassata.service.dialects.jobs import calls
+from cassata.tenants import Changes
 
 URL = "http://127.0.0.1:9/jobs"
 HOURLY = {"name": "My Job", "cron_expression": "0 * * * *", "metadata": {"url": URL, "key": "value"}}
@@ -139,8 +140,8 @@ def test_a_job_without_a_url_goes_where_the_service_says(scheduler: Scheduler) -
     assert scheduler.timetable.get("jobs", job_id).content.url == "http://127.0.0.1:9/all"
 
 
-def test_a_job_that_would_go_nowhere_is_refused_with_what_to_set(http: FlaskClient) -> None:
-    # JOIN: once there are topics, an application with `topics` {} is needed here, and "scheduled-jobs" is what is told of.
+def test_a_job_that_would_go_nowhere_is_refused_with_what_to_set(http: FlaskClient, scheduler: Scheduler) -> None:
+    scheduler.tenants.create("jobs", Changes(topics={}))
     refused(http.post("/v1/jobs", json={"name": "n", "cron_expression": "@daily"}), 400, 9, "service.jobsUrl")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from cassata.config import Settings
 from cassata.courier.script import MOST_UNPACKED, OUTPUT_PART_BYTES, Script, Written
-from cassata.model import Application, Delivery, Destination, ErrorKind, Outcome
+from cassata.model import Application, Delivery, Destination, ErrorKind, Outcome, Output
 from cassata.plugins import Batch, Opened, Surroundings
 from tests.archives import zipped
 from tests.conftest import wait_until
@@ -69,7 +69,7 @@ def test_a_script_that_ends_well_is_delivered_with_all_that_it_has_written(host:
     outcome = running.run()
     assert (outcome.error, outcome.detail, outcome.succeeded, outcome.status_code) == (None, None, True, None)
     assert outcome.excerpt == "out\nerr\n"
-    assert running.kept[-1] == (b"out\nerr\n", 8)
+    assert outcome.output == Output(b"out\nerr\n", 8)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,9 @@ def test_what_a_script_leaves_running_ends_with_it(host: Callable[..., Host], tm
 def test_of_much_output_the_first_and_the_last_part_are_kept(host: Callable[..., Host]) -> None:
     running = host("echo first; head -c 300000 /dev/zero | tr '\\0' x; echo; echo last")
     outcome = running.run()
-    body, length = running.kept[-1]
+    output = outcome.output
+    assert output is not None
+    body, length = output.body, output.length
     assert length == 300_000 + len("first\n\nlast\n")
     assert body.startswith(b"first\nxxx")
     assert body.endswith(b"xxx\nlast\n")
@@ -171,7 +173,7 @@ def test_output_is_kept_while_it_grows(host: Callable[..., Host], tmp_path: Path
     assert ended == []
     go_on.touch()
     thread.join()
-    assert running.kept[-1] == (b"one\ntwo\n", 8)
+    assert [outcome.output for outcome in ended] == [Output(b"one\ntwo\n", 8)]
 
 
 def test_no_more_run_at_once_than_may_and_one_that_finds_no_room_has_not_failed_for_good(host: Callable[..., Host], tmp_path: Path) -> None:

@@ -130,6 +130,11 @@ class House:
         due = {"due_at": 1_900_000_000_000, "payload": CANARY.encode()}
         self.scheduler.put(NewEvent("shop", f"http://{CANARY}.example/", event_id="e0", **due))
         self.scheduler.batches.put("shop", CANARY, ARCHIVE)
+        with self.engine.begin() as connection:
+            connection.execute(text("DELETE FROM attempts"))
+            columns = "event, fence, number, started_at, duration_ms, excerpt"
+            answered = f"SELECT id, 0, 1, 0, 0, '{CANARY}' FROM events WHERE event_id = 'e0'"
+            connection.execute(text(f"INSERT INTO attempts ({columns}) {answered}"))
         with contextlib.suppress(UnknownSeries):
             self.scheduler.timetable.delete("shop", "s0")
         rule = Rule(every_ms=60_000, start_at=1_900_000_000_000)
@@ -149,6 +154,7 @@ class Call:
         ids = {"application_id": application_id, "event_id": event_id, "prefix": prefix, "series_id": "s0", "instance_id": INSTANCE}
         ids["operation_id"] = "op"
         ids["batch_id"] = CANARY
+        ids |= {"operation_id": "op", "number": "1"}
         return re.sub("<([a-z_]+)>", lambda found: ids[found[1]], self.rule)
 
     @property

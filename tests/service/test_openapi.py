@@ -18,13 +18,14 @@ from flask.testing import FlaskClient
 from schemathesis.specs.openapi.checks import negative_data_rejection
 from schemathesis.specs.openapi.checks import positive_data_acceptance as acceptance
 
-from cassata.scheduler import Scheduler
+from cassata.scheduler import Scheduler, Terms
 from cassata.service import bulk_wire, openapi, problems, schemas, series_wire, tenancy_wire, wire
 from cassata.service.auth import is_for_people
 from cassata.service.documentation import page, written
 from tests.archives import zipped
 from tests.conftest import Running
 from tests.service.test_documentation import EXAMPLE, PAGE, SERIES_PAGE, asked
+from tests.words import outcome
 
 COMMITTED = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 WRITTEN_BY_CLIENTS: dict[str, set[str]] = {
@@ -146,6 +147,8 @@ FULL: dict[str, dict[str, Any]] = {
         "max-lateness": 60,
         "destination": None,
         "priority": 5,
+        "keep-output": True,
+        "after": None,
     },
     "PATCH /cassata/event/shop/full": {
         "url": "http://127.0.0.1:1/other",
@@ -157,6 +160,7 @@ FULL: dict[str, dict[str, Any]] = {
         "retry": {},
         "max-lateness": None,
         "priority": None,
+        "keep-output": False,
     },
     "POST /cassata/series/shop": {
         "application-id": "shop",
@@ -187,6 +191,8 @@ FULL: dict[str, dict[str, Any]] = {
         "max-lateness": 60,
         "destination": None,
         "priority": 100,
+        "keep-output": True,
+        "after": None,
     },
     "POST /cassata/series/shop/preview": {
         "every": "PT15M",
@@ -296,7 +302,9 @@ class Witness:
         return lambda path, **how: self.open(path, method=method.upper(), **how)
 
 
-def test_answers_hold_what_is_documented_and_nothing_else(http: FlaskClient, app: Flask, document: dict[str, Any]) -> None:
+def test_answers_hold_what_is_documented_and_nothing_else(
+    http: FlaskClient, app: Flask, document: dict[str, Any], scheduler: Scheduler
+) -> None:
     witness = Witness(http, app, document)
     for page_ in (PAGE, SERIES_PAGE):
         for command, _ in EXAMPLE.findall(page_):
@@ -313,7 +321,16 @@ def test_answers_hold_what_is_documented_and_nothing_else(http: FlaskClient, app
     witness.get("/cassata/delete/shop/w")
     witness.post("/cassata/event/shop/w/retry")
     witness.open("/cassata/events/shop", query_string="full=true&limit=2")
+    witness.put("/cassata/event/shop/sent", json={**event, "delay": 0})
+    witness.put("/cassata/event/shop/next", json={**event, "after": "sent"})
+    scheduler.record([outcome(each) for each in scheduler.record_and_claim((), list(scheduler.agenda()), 10, Terms())[1].deliveries])
+    witness.get("/cassata/event/shop/sent")
+    witness.get("/cassata/event/shop/next")
+    witness.get("/cassata/event/shop/sent/attempts/1/output")
+    witness.get("/cassata/event/shop/sent/attempts/9/output")
     series = {"url": "http://127.0.0.1:1/", "event": "x", "every": 3600, "scheduled-at": "2030-01-31T12:00:00Z"}
+    witness.put("/cassata/series/shop/first", json=series)
+    witness.put("/cassata/series/shop/next", json={"url": "http://127.0.0.1:1/", "event": "x", "after": "first"})
     there, first, second = "/cassata/series/shop/w", "w_20300131T120000Z", "w_20300131T130000Z"
     witness.put(there, json=series)
     witness.post("/cassata/series/shop", json={**series, "series-id": "u"})

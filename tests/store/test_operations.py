@@ -19,7 +19,7 @@ from cassata.errors import (
     UnknownEvent,
     UnknownOperation,
 )
-from cassata.model import Action, ErrorKind, Event, Filter, NewOperation, Operation, OperationStatus, Status
+from cassata.model import Action, After, ErrorKind, Event, Filter, NewOperation, Operation, OperationStatus, Status
 from cassata.operations import Step
 from cassata.scheduler import Scheduler
 from tests.words import NOON, Hand, new_event
@@ -74,6 +74,7 @@ def one_of_each(hand: Hand) -> dict[str, Status]:
         if delivery.event_id in codes:
             hand.answer(delivery, codes[delivery.event_id])
     add(hand, "PENDING", "CANCELLED", due_at=WAY_AHEAD)
+    add(hand, "BLOCKED", after=After("PENDING"))
     hand.scheduler.cancel("shop", "CANCELLED")
     return statuses(hand)
 
@@ -86,9 +87,9 @@ def test_cancel_ends_what_has_not_ended_and_asks_of_what_is_being_sent(hand: Han
 
     done = carry_out(hand, asked(Action.CANCEL, ALL))
 
-    assert statuses(hand) == before | {"PENDING": Status.CANCELLED, "SERVICE_UNAVAILABLE": Status.CANCELLED}
+    assert statuses(hand) == before | dict.fromkeys(("PENDING", "SERVICE_UNAVAILABLE", "BLOCKED"), Status.CANCELLED)
     assert event(hand, "PROCESSING").cancel_requested
-    assert (done.status, done.expected, done.changed, done.skipped) == (OperationStatus.DONE, 3, 3, 0)
+    assert (done.status, done.expected, done.changed, done.skipped) == (OperationStatus.DONE, 4, 4, 0)
     assert done.finished_at is not None
 
 
@@ -106,8 +107,8 @@ def test_reconcile_puts_back_whatever_is_not_waiting_or_being_sent(hand: Hand) -
 
     done = carry_out(hand, asked(Action.RECONCILE, ALL))
 
-    assert statuses(hand) == dict.fromkeys(before, Status.PENDING) | {"PROCESSING": Status.PROCESSING}
-    assert (done.expected, done.changed, done.skipped) == (4, 4, 2)
+    assert statuses(hand) == dict.fromkeys(before, Status.PENDING) | {name: before[name] for name in ("PROCESSING", "BLOCKED")}
+    assert (done.expected, done.changed, done.skipped) == (4, 4, 3)
 
 
 def test_reschedule_moves_what_waits_and_passes_over_what_is_being_sent(hand: Hand) -> None:
@@ -117,9 +118,9 @@ def test_reschedule_moves_what_waits_and_passes_over_what_is_being_sent(hand: Ha
 
     assert statuses(hand) == before
     moved = {name for name in before if event(hand, name).due_at == NOON + 7_200_000}
-    assert moved == {"PENDING", "SERVICE_UNAVAILABLE"}
-    assert {event(hand, name).wake_at for name in moved} == {NOON + 7_200_000}
-    assert (done.expected, done.changed, done.skipped) == (2, 2, 1)
+    assert moved == {"PENDING", "SERVICE_UNAVAILABLE", "BLOCKED"}
+    assert {event(hand, name).wake_at for name in moved} == {NOON + 7_200_000, None}
+    assert (done.expected, done.changed, done.skipped) == (3, 3, 1)
 
 
 def test_a_shift_moves_each_event_by_as_much_and_none_into_the_past(hand: Hand) -> None:
@@ -233,7 +234,7 @@ def test_one_event_may_be_retried_by_itself(hand: Hand, code: int | None) -> Non
     assert event(hand, "a").status is Status.COMPLETED
 
 
-@pytest.mark.parametrize("name", ["COMPLETED", "PENDING", "PROCESSING", "SERVICE_UNAVAILABLE"])
+@pytest.mark.parametrize("name", ["COMPLETED", "PENDING", "PROCESSING", "SERVICE_UNAVAILABLE", "BLOCKED"])
 def test_what_has_not_failed_cannot_be_retried(hand: Hand, name: str) -> None:
     before = one_of_each(hand)
 

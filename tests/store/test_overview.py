@@ -42,6 +42,7 @@ def test_events_are_counted_by_their_statuses(scheduler: Scheduler, hand: Hand, 
     counts = scheduler.overview.counts("shop")
     assert {status: count.events for status, count in counts.statuses.items()} == {
         Status.PENDING: 2,
+        Status.BLOCKED: 0,
         Status.PROCESSING: 1,
         Status.SERVICE_UNAVAILABLE: 1,
         Status.COMPLETED: 1,

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert, select, text, update
 
 from cassata import database, store
-from cassata.model import UNFINISHED, Cursor, Event, Filter, Status, check_host
+from cassata.model import UNFINISHED, After, Cursor, Event, Filter, Status, check_host
 from cassata.scheduler import Scheduler
 from cassata.schema import applications, events, series
 from tests.words import NOON, Hand, ManualClock, new_event
@@ -36,6 +36,8 @@ def filled(scheduler: Scheduler, hand: Hand) -> Scheduler:
     scheduler.add_all([new_event(f"e{n}", due_at=NOON + n % 5 * 1_000, url=URLS[n % len(URLS)]) for n in range(60)])
     scheduler.add_all([new_event(f"digest_20300101T{n:06}Z", due_at=NOON + 7_000 + n, url=URLS[n % 3]) for n in range(12)])
     scheduler.add_all([new_event("digest_other"), new_event("digest_20300101T999999Z"), new_event("e1", "rival")])
+    afters = [After("e59"), After("digest_other"), After("e58")]
+    scheduler.add_all([new_event(f"b{n}", due_at=NOON + n % 5 * 1_000, url=URLS[n % 3], after=after) for n, after in enumerate(afters)])
     make_series(scheduler)
     hand.clock.advance(1_000)
     for delivery in hand.claim(25):
@@ -81,6 +83,9 @@ STATUSES: tuple[frozenset[Status], ...] = (
     frozenset({Status.PENDING}),
     frozenset({Status.PENDING, Status.SERVICE_UNAVAILABLE}),
     UNFINISHED,
+    UNFINISHED - {Status.BLOCKED},
+    frozenset({Status.BLOCKED}),
+    frozenset({Status.BLOCKED, Status.PENDING}),
     frozenset({Status.FAILED, Status.CANCELLED}),
     frozenset(Status),
 )

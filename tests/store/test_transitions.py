@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 
 from cassata.errors import CassataError
-from cassata.model import FINISHED, TRANSITIONS, WAITING, Action, Delivery, ErrorKind, Filter, NewOperation, Status, Transition
+from cassata.model import FINISHED, TRANSITIONS, WAITING, Action, After, Delivery, ErrorKind, Filter, NewOperation, Status, Transition
 from cassata.scheduler import LOST_LEASES, Scheduler
-from tests.words import Hand, new_event
+from tests.words import NOON, Hand, new_event
+
+HOUR_MS = 3_600_000
 
 Reached = Delivery | None
 
 
 def reach(hand: Hand, status: Status) -> Reached:
     """Bring event e1 into a status; return the delivery that holds it, if one does."""
+    if status is Status.BLOCKED:
+        add_after_another(hand, None)
+        return None
     hand.scheduler.add(new_event())
     if status is Status.CANCELLED:
         hand.scheduler.cancel("shop", "e1")
@@ -33,6 +38,20 @@ def reach(hand: Hand, status: Status) -> Reached:
 
 def add(hand: Hand, _held: Reached) -> None:
     hand.scheduler.add(new_event())
+
+
+def add_after_another(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.add(new_event("e0", due_at=NOON + 100 * HOUR_MS))
+    hand.scheduler.add(new_event(after=After("e0")))
+
+
+def succeed_before(hand: Hand, _held: Reached) -> None:
+    hand.clock.advance(100 * HOUR_MS)
+    hand.answer(hand.claim_one())
+
+
+def cancel_before(hand: Hand, _held: Reached) -> None:
+    hand.scheduler.cancel("shop", "e0")
 
 
 def claim(hand: Hand, _held: Reached) -> None:
@@ -103,6 +122,9 @@ def replay(hand: Hand, _held: Reached) -> None:
 
 ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("add", Status.PENDING): add,
+    ("add", Status.BLOCKED): add_after_another,
+    ("released", Status.PENDING): succeed_before,
+    ("aborted", Status.CANCELLED): cancel_before,
     ("claim", Status.PROCESSING): claim,
     ("lost lease", Status.PROCESSING): lose_the_lease,
     ("delivered", Status.COMPLETED): answer(201),
@@ -115,6 +137,7 @@ ACTS: Mapping[tuple[str, Status], Callable[[Hand, Reached], None]] = {
     ("release", Status.SERVICE_UNAVAILABLE): release_a_retry,
     ("change", Status.PENDING): change,
     ("change", Status.SERVICE_UNAVAILABLE): change,
+    ("change", Status.BLOCKED): change,
     ("cancel", Status.CANCELLED): cancel,
     ("cancel requested", Status.CANCELLED): cancel_while_it_is_sent,
     ("replay", Status.PENDING): replay,
@@ -155,12 +178,13 @@ def test_no_act_leads_where_the_table_does_not(hand: Hand, source: Status, cause
 
 
 @pytest.mark.parametrize("status", Status)
-def test_what_has_ended_never_wakes_and_what_has_not_always_does(hand: Hand, status: Status) -> None:
+def test_what_has_ended_or_waits_for_another_never_wakes_and_all_else_does(hand: Hand, status: Status) -> None:
     reach(hand, status)
 
     event, _ = hand.scheduler.event("shop", "e1")
 
-    assert (event.wake_at is None) == (event.finished_at is not None) == (status in FINISHED)
+    assert (event.finished_at is not None) == (status in FINISHED)
+    assert (event.wake_at is None) == (status in FINISHED or status is Status.BLOCKED)
     assert (event.next_attempt_at is not None) == (status in WAITING)
 
 

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from cassata import model
 from cassata.errors import (
     CassataError,
     EventNotRetryable,
     InvalidEvent,
     PayloadTooLarge,
+    Problem,
     RecurrenceError,
     SeriesChanged,
     SeriesExists,
@@ -27,7 +27,7 @@ from cassata.errors import (
     UnknownEvent,
     UnknownSeries,
 )
-from cassata.model import WAITING, Attempt, Event, RetryOptions, Status, rfc3339
+from cassata.model import WAITING, Attempt, Destination, Event, RetryOptions, Status, rfc3339
 from cassata.proto import jobs_pb2 as proto
 from cassata.recurrence import Rule
 from cassata.series import Content, NewSeries, Series, SeriesStatus
@@ -79,8 +79,7 @@ def in_words() -> Iterator[None]:
     except PayloadTooLarge as error:
         raise JobError(INVALID_ARGUMENT, str(error)) from error
     except (InvalidEvent, RecurrenceError) as error:
-        faults = (f"Invalid {_FIELDS.get(field, field) or 'job'}: {detail}" for field, detail in error.problems)
-        raise JobError(INVALID_ARGUMENT, "; ".join(faults)) from error
+        raise _told(error.problems) from error
     except UnknownSeries as error:
         raise JobError(NOT_FOUND, "Job not found") from error
     except UnknownEvent as error:
@@ -95,6 +94,13 @@ def in_words() -> Iterator[None]:
         raise JobError(ABORTED, "The job was changed at the same moment: ask again") from error
     except SeriesUnreadable as error:
         raise JobError(INTERNAL, "The job cannot be read") from error
+
+
+def _told(problems: Sequence[Problem]) -> JobError:
+    aimless = [detail for field, detail in problems if field == "destination"]
+    if aimless:
+        return JobError(FAILED_PRECONDITION, f"{NOWHERE} (or allow its topic: {aimless[0]})")
+    return JobError(INVALID_ARGUMENT, "; ".join(f"Invalid {_FIELDS.get(field, field) or 'job'}: {detail}" for field, detail in problems))
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------
@@ -192,7 +198,6 @@ def is_once(rule: Rule) -> bool:
 
 def aim(metadata: Mapping[str, str], usual_url: str | None) -> dict[str, Any]:
     """Say where a job goes, as fields of a series: to what its metadata name, or to where all go that name nothing. Raises JobError."""
-    destination = getattr(model, "Destination", None)  # JOIN: `from cassata.model import Destination` once there are destinations
     if "url" in metadata:
         url: str | None = metadata["url"]
     elif "topic" in metadata:
@@ -200,10 +205,8 @@ def aim(metadata: Mapping[str, str], usual_url: str | None) -> dict[str, Any]:
     else:
         url = usual_url
     if url is not None:
-        return {"url": url} if destination is None else {"url": url, "destination": None}
-    if destination is None:
-        raise JobError(FAILED_PRECONDITION, NOWHERE)
-    return {"url": "", "destination": destination("topic", {"topic": metadata.get("topic", TOPIC)})}
+        return {"url": url, "destination": None}
+    return {"url": "", "destination": Destination("topic", {"topic": metadata.get("topic", TOPIC)})}
 
 
 def content_of(series_id: str, name: str, metadata: Mapping[str, str], resources: Mapping[str, int], url: str | None) -> dict[str, Any]:
