@@ -94,6 +94,25 @@ TRANSITIONS = (
 """Every step there is. The diagram in docs/lifecycle.md and the statements of `store` are tested against it."""
 
 
+class Milestone(StrEnum):
+    """A step in the life of an event of which others can be told. Attempts that are to be repeated are none."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    REPLAYED = "replayed"
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+ENDS: Mapping[Status, Milestone] = {
+    Status.COMPLETED: Milestone.COMPLETED,
+    Status.FAILED: Milestone.FAILED,
+    Status.CANCELLED: Milestone.CANCELLED,
+}
+"""What is told of an event that has ended."""
+
+
 class ErrorKind(StrEnum):
     """Why an attempt got no usable answer, or why an event ended without one. REPLAYED is a line of the log that is no attempt."""
 
@@ -219,6 +238,24 @@ def _decoded(secret: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Where an application is told of the lives of its events, and of which milestones: none are all.
+
+    Raises InvalidEvent naming every bad field.
+    """
+
+    url: str
+    kinds: frozenset[Milestone] = frozenset()
+    headers: Headers = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        _raise_problems(problems_of(self, _STREAM_CHECKS))
+
+    def wants(self, milestone: Milestone) -> bool:
+        return not self.kinds or milestone in self.kinds
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """A tenant. `limits` and `egress` are its own ones, which only an operator sets: what is missing is as configured.
 
@@ -231,6 +268,7 @@ class Application:
     limits: Mapping[str, float] = field(default_factory=dict)
     egress: Egress | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stream: Stream | None = None
     secrets: tuple[Secret, ...] = field(default=(), repr=False)
     is_sealed: bool = False
     created_at: int = 0
@@ -533,7 +571,8 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
-    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on.
+    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on. With a `message_id` it is no
+    event but a message about one, which has that id for its receiver.
     """
 
     id: int
@@ -556,6 +595,7 @@ class Delivery:
     egress: Egress | None = None
     max_lateness_ms: int | None = None
     replayed_at: int = 0
+    message_id: str | None = None
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
@@ -858,6 +898,10 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
+)
+_STREAM_CHECKS: Sequence[tuple[str, Check]] = (
+    ("url", check_url),
+    ("headers", check_headers),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),

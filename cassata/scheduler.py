@@ -46,11 +46,13 @@ from cassata.model import (
     Event,
     Filter,
     Limits,
+    Milestone,
     NewEvent,
     Outcome,
     Status,
 )
 from cassata.operations import Operations
+from cassata.outbox import Outbox
 from cassata.overview import Overview
 from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
@@ -204,11 +206,12 @@ class Scheduler:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
-        self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
+        self.outbox = Outbox(engines, self.clock, self.tenants)
+        self.operations = Operations(engines, self.clock, self.tenants, self.limiter, self.outbox)
         self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self._late_after_ms = late_after_ms
-        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, self.outbox, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -314,9 +317,13 @@ class Scheduler:
         def work(conn: Connection, _tries: int) -> Event:
             application = self._known_number(conn, application_id)
             now = self.clock.now(conn)
-            if not store.cancel_waiting(conn, application, event_id, now):
+            cancelled = store.cancel_waiting(conn, application, event_id, now)
+            if not cancelled:
                 store.request_cancel(conn, application, event_id)
-            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+            row = self._found(conn, application_id, event_id)
+            if cancelled:
+                self.outbox.write(conn, application, Milestone.CANCELLED, [row])
+            return self._event(conn, row, application_id)
 
         event = self._transactions.write(work)
         if event.status in {Status.COMPLETED, Status.FAILED}:
@@ -340,6 +347,7 @@ class Scheduler:
                 now = self.clock.now(conn)
                 store.log_replays(conn, [row], now, Action.RETRY)
                 store.replay(conn, [row.id], now)
+                self.outbox.write_of(conn, application, Milestone.REPLAYED, [row.id])
             event = self._event(conn, self._found(conn, application_id, event_id), application_id)
             if event.status in FINISHED or event.replayed_at is None:
                 raise EventNotRetryable(event)
@@ -371,7 +379,9 @@ class Scheduler:
             due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
             wake_at = event.wake_at if due_at == event.due_at else None
             store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)
-            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+            changed = self._found(conn, application_id, event_id)
+            self.outbox.write(conn, row.application, Milestone.CHANGED, [changed])
+            return self._event(conn, changed, application_id)
 
         return self._transactions.write(work)
 
@@ -606,8 +616,10 @@ class Scheduler:
                 assert application is not None  # an application is never removed
                 row = store.new_row(new, application.number, now)
                 stored = _stored(new, row)
-                store.insert_events(conn, [row])
-                return stored
+                if application.stream is None:
+                    store.insert_events(conn, [row])
+                    return stored
+            return self._add_admitted([new], {})[0]  # with its message, or not at all
         except IntegrityError:
             return self._add_admitted([new], {})[0]
         except DatabaseUnavailable as error:
@@ -664,6 +676,10 @@ class Scheduler:
         added = [refused.get(index) or _place(new, keys[index], there, rows, now) for index, new in enumerate(news)]
         if rows:
             store.insert_events(conn, rows)
+            for application in tenants.values():
+                if application and application.stream:
+                    created = [row for row in rows if row["application"] == application.number]
+                    self.outbox.write(conn, application.number, Milestone.CREATED, created)
         return added
 
     def _identical(self, conn: Connection, new: NewEvent) -> Event | None:
@@ -734,6 +750,7 @@ class Scheduler:
             store.end(conn, endings, now)
         if kept:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
+            self.outbox.write_ended(conn, [outcome.delivery for outcome, _ in kept])
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
         failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
@@ -760,6 +777,7 @@ class Scheduler:
         endings = [_put_back(delivery, cancelled=owned[delivery.id].cancel_requested) for delivery in mine]
         if endings:
             store.release(conn, endings, self.clock.now(conn))
+            self.outbox.write_ended(conn, mine)
         return len(endings)
 
     def _claim(
@@ -815,6 +833,8 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
+        if unwanted or dead:
+            self.outbox.write_ended(conn, [delivery for delivery, _ in lost])
         held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
         gone = unwanted | dead | held.wakes.keys()
         kept = [(delivery, row) for delivery, row in found if row.id not in gone]

@@ -19,8 +19,17 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from cassata import database, store, telemetry
-from cassata.errors import ApplicationExists, CassataError, ConfigError, InvalidApplication, Problem, UnknownApplication, UnknownKey
-from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
+from cassata.errors import (
+    ApplicationExists,
+    CassataError,
+    ConfigError,
+    InvalidApplication,
+    InvalidEvent,
+    Problem,
+    UnknownApplication,
+    UnknownKey,
+)
+from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Milestone, Scope, Secret, Stream
 from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault
 
 FRESH_SECONDS = 1.0
@@ -53,22 +62,28 @@ class TooManyKeys(CassataError):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` "default" too."""
+    """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` "default" too.
+
+    `stream` "off" tells nobody anything any more.
+    """
 
     active: bool | None = None
     limits: Mapping[str, float | None] | None = None
     egress: Egress | Literal["default"] | None = None
     metadata: Mapping[str, Any] | None = None
+    stream: Stream | Literal["off"] | None = None
 
     def applied_to(self, application: Application) -> Application:
         limits = {**application.limits, **(self.limits or {})}
         egress = application.egress if self.egress is None else self.egress
+        stream = application.stream if self.stream is None else self.stream
         return replace(
             application,
             active=application.active if self.active is None else self.active,
             limits={name: value for name, value in limits.items() if value is not None},
             egress=None if egress == "default" else egress,
             metadata=application.metadata if self.metadata is None else self.metadata,
+            stream=None if stream == "off" else stream,
         )
 
 
@@ -133,7 +148,7 @@ class Tenants:
     def applications(self, *, after: str = "", limit: int = 100) -> list[Application]:
         """List applications in the order of their ids."""
         rows = self._transactions.read(lambda conn: store.applications_after(conn, after, limit))
-        return [self._read_row(row) for row in rows]
+        return [self.read_row(row) for row in rows]
 
     def change(self, application_id: str, changes: Changes) -> Application:
         """Change an application. Workers and services follow within two seconds. Raises UnknownApplication."""
@@ -205,7 +220,7 @@ class Tenants:
     def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
         def work(conn: Connection, _tries: int) -> Application:
             now = self._clock.now(conn)
-            before = self._read_row(_there(store.lock_application(conn, application_id)))
+            before = self.read_row(_there(store.lock_application(conn, application_id)))
             if anew and before.is_sealed:
                 raise SecretsUnreadable
             after = change(before, now)
@@ -232,14 +247,17 @@ class Tenants:
             columns["egress"] = after.egress and json.dumps({"policy": after.egress.policy, "allow": after.egress.allow})
         if after.metadata != before.metadata:
             columns["metadata"] = json.dumps(after.metadata)
+        if after.stream != before.stream:
+            columns["stream"] = after.stream and _written_stream(after.stream)
         if after.secrets != before.secrets or (anew and after.secrets):
             columns["secrets"] = self._written(conn, after.application_id, after.secrets)
         return columns
 
     def _found(self, conn: Connection, application_id: str) -> Application:
-        return self._read_row(_there(store.application(conn, application_id)))
+        return self.read_row(_there(store.application(conn, application_id)))
 
-    def _read_row(self, row: Row[Any]) -> Application:
+    def read_row(self, row: Row[Any]) -> Application:
+        """Make an application of its row."""
         application = Application(
             number=row.id,
             application_id=row.application_id,
@@ -247,6 +265,7 @@ class Tenants:
             limits=json.loads(row.limits) if row.limits else {},
             egress=_egress(row.egress),
             metadata=json.loads(row.metadata) if row.metadata else {},
+            stream=_stream(row.stream, row.application_id),
             created_at=row.created_at,
             changed_at=row.changed_at,
         )
@@ -271,6 +290,13 @@ class Tenants:
         if unknown:
             self._remember(store.applications_by_number(conn, unknown))
         return self._by_number
+
+    def of_number(self, conn: Connection, number: int) -> Application | None:
+        """Return one likewise, and surely if it is there: others forget applications meanwhile."""
+        found = self._by_number.get(number)
+        if found is None and (rows := store.applications_by_number(conn, [number])):
+            (found,) = self._remember(rows)
+        return found
 
     def is_in_mind(self, application_id: str) -> bool:
         return application_id in self._by_id
@@ -298,7 +324,7 @@ class Tenants:
         return bool(stale)
 
     def _remember(self, rows: Iterable[Row[Any]]) -> list[Application]:
-        applications = [self._read_row(row) for row in rows]
+        applications = [self.read_row(row) for row in rows]
         with self._lock:
             for application in applications:
                 self._by_number[application.number] = application
@@ -487,3 +513,20 @@ def _egress(written: str | None) -> Egress | None:
         return None
     document = json.loads(written)
     return Egress(EgressPolicy(document["policy"]), tuple(document["allow"]))
+
+
+def _written_stream(stream: Stream) -> str:
+    return json.dumps({"url": stream.url, "kinds": sorted(stream.kinds), "headers": stream.headers})
+
+
+def _stream(written: str | None, application_id: str) -> Stream | None:
+    """Read a stream. One that cannot be read, of a later version say, tells nobody anything, and stops nothing else."""
+    if written is None:
+        return None
+    try:
+        document = json.loads(written)
+        headers = tuple((name, value) for name, value in document["headers"])
+        return Stream(document["url"], frozenset(Milestone(kind) for kind in document["kinds"]), headers)
+    except (ValueError, TypeError, KeyError, InvalidEvent) as error:
+        telemetry.emit("stream unreadable", level="error", application_id=application_id, error=repr(error))
+        return None

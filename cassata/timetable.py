@@ -32,7 +32,8 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.limits import Limiter, excess
-from cassata.model import LATEST_INSTANT, WAITING, Application, Event, NewEvent, Status
+from cassata.model import LATEST_INSTANT, WAITING, Application, Event, Milestone, NewEvent, Status
+from cassata.outbox import Outbox
 from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Content, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Tenants
@@ -93,11 +94,14 @@ class Plan:
 class Timetable:
     """Keeps series in one database, and makes their occurrences. Safe to share between threads."""
 
-    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, *, registers: bool) -> None:
+    def __init__(
+        self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, outbox: Outbox, *, registers: bool
+    ) -> None:
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
         self._limiter = limiter
+        self._outbox = outbox
         self._registers = registers
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
@@ -229,7 +233,7 @@ class Timetable:
                 return series
             _check_version(series, version)
             unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
-            self._cancel_events(conn, [row.id for row in unfinished], now)
+            self._cancel_events(conn, application, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
         return self._transactions.write(work)
@@ -265,7 +269,9 @@ class Timetable:
                 raise SeriesFinished(series)
             event = series.content.event(_run_id(series_id, now), now)
             store.insert_events(conn, [store.new_row(event, application, now, series.number)])
-            return store.to_event(_found(store.find(conn, application, event.event_id)), application_id)
+            row = _found(store.find(conn, application, event.event_id))
+            self._outbox.write(conn, application, Milestone.CREATED, [row])
+            return store.to_event(row, application_id)
 
         self._transactions.read(admit)
         return self._transactions.write(work)
@@ -316,7 +322,9 @@ class Timetable:
                 # A retry that waits stays where it is, unless the event is to be sent at another time.
                 wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
                 store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
-            return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
+            stored = _found(store.find(conn, application, instance_id))
+            self._outbox.write(conn, application, Milestone.CREATED if row is None else Milestone.CHANGED, [stored])
+            return _instance(series, made.at, made.index, stored)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -334,9 +342,10 @@ class Timetable:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
+                self._outbox.write(conn, application, Milestone.CREATED, [row])
             elif row.status in WAITING:
                 store.mark_exception(conn, row.id)
-            self._cancel_events(conn, [row.id], now)
+            self._cancel_events(conn, application, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
@@ -491,6 +500,8 @@ class Timetable:
         rows = [row for plan in plans for row in plan.rows]
         if rows:
             store.insert_events(conn, rows)
+        for plan in plans:
+            self._outbox.write(conn, plan.application, Milestone.CREATED, plan.rows)
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
@@ -596,20 +607,20 @@ class Timetable:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
         range_ahead = (series.content.event_id(since), recurrence.id_range(series.series_id)[1])
         ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
-        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
+        self._remove(conn, application, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
-        self._remove(conn, [row.id for at, row in ahead if at not in made])
+        self._remove(conn, application, [row.id for at, row in ahead if at not in made])
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
         unfinished = store.unfinished_occurrences(conn, application, number, *recurrence.id_range(series_id))
         ahead = self._stored_from(conn, application, number, series_id, now)
-        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
-        self._cancel_events(conn, [row.id for row in unfinished], now)
+        self._remove(conn, application, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED])
+        self._cancel_events(conn, application, [row.id for row in unfinished], now)
 
     def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
         """Read the events of occurrences from an instant on, each with its original instant."""
@@ -619,14 +630,19 @@ class Timetable:
             yield from ((at, row) for at, row in instants if at is not None and at >= since)
             place = f"{rows[-1].event_id}."  # longer than that one, and before the next
 
-    def _remove(self, conn: Connection, ids: Sequence[int]) -> None:
+    def _remove(self, conn: Connection, application: int, ids: Sequence[int]) -> None:
         for start in range(0, len(ids), ROWS_AT_ONCE):
             if locked := store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE]):
+                self._outbox.write_removed(conn, application, locked)
                 store.remove_events(conn, locked)
 
-    def _cancel_events(self, conn: Connection, ids: Sequence[int], now: int) -> None:
+    def _cancel_events(self, conn: Connection, application: int, ids: Sequence[int], now: int) -> None:
+        told = self._outbox.wants(conn, application, Milestone.CANCELLED)
         for start in range(0, len(ids), ROWS_AT_ONCE):
-            store.cancel_by_row(conn, ids[start : start + ROWS_AT_ONCE], now)
+            some = ids[start : start + ROWS_AT_ONCE]
+            waiting = store.lock_waiting(conn, some) if told else []
+            store.cancel_by_row(conn, some, now)
+            self._outbox.write_of(conn, application, Milestone.CANCELLED, waiting)
 
     def _locked_instance(
         self,

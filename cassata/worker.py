@@ -16,12 +16,12 @@ import time
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassata import config, process, retention, telemetry, tracing
+from cassata import config, process, retention, streaming, telemetry, tracing
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
@@ -34,6 +34,7 @@ from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.overview import Pulse
 from cassata.retention import Pruned, Retention
 from cassata.scheduler import Claimed, Scheduler, Terms
+from cassata.streaming import Streamer
 
 if TYPE_CHECKING:
     from cassata.metrics import SupervisorMetrics
@@ -701,6 +702,9 @@ class WorkerProcess:
             pruning_of(scheduler, self._pulse, worker),
         ]
         self._housekeeper = Housekeeper(chores, scheduler.clock.estimate, self._stopping)
+        self._streamer = Streamer(
+            scheduler.outbox, scheduler.clock, lambda: make_courier(settings, streaming.SLOTS), streaming_terms_of(worker), self._stopping
+        )
 
     def hands(self) -> tuple[int, int, int]:
         """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
@@ -708,11 +712,11 @@ class WorkerProcess:
 
     def run(self, wakeup: Wakeup, *, patient: bool = False) -> int:
         """Work until asked to stop; return the exit code. Asked twice, drop everything, unless patient: leases bring it back."""
-        threads = [*self._threads, self._housekeeper]
+        threads = [*self._threads, self._housekeeper, self._streamer]
         for thread in threads:
             thread.start()
         watchdog = process.Watchdog()
-        while any(thread.is_alive() for thread in self._threads):
+        while any(thread.is_alive() for thread in (*self._threads, self._streamer)):
             if not self._hangs():
                 watchdog.beat()
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
@@ -806,9 +810,18 @@ def terms_of(worker: config.Worker) -> Terms:
     )
 
 
+def streaming_terms_of(worker: config.Worker) -> streaming.Terms:
+    days = worker.keep_stream_days
+    return streaming.Terms(
+        request_timeout_ms=int(worker.request_timeout_seconds * 1000),
+        lease_margin_ms=int(worker.lease_margin_seconds * 1000),
+        keep_ms=None if days is None else int(days * retention.DAY_MS),
+    )
+
+
 def raise_descriptor_limit(worker: config.Worker) -> None:
     """Have as many descriptors as requests may be under way: usually a process is given 1,024, and may take more."""
-    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + SPARE_DESCRIPTORS
+    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + streaming.SLOTS + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -817,8 +830,10 @@ def raise_descriptor_limit(worker: config.Worker) -> None:
         telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
 
 
-def make_courier(settings: Settings) -> Courier:
+def make_courier(settings: Settings, slots: int | None = None) -> Courier:
+    """Make the configured courier, for so many requests at a time; None: as many as are configured."""
     asked = courier_settings(settings)
+    asked = asked if slots is None else replace(asked, slots=slots)
     if settings.worker.courier == "requests":
         from cassata.courier.pool import PoolCourier
 
@@ -855,7 +870,7 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         url,
         create_tables=create_tables,
         settings=settings.database,
-        pool_size=worker.num_worker_threads + 1,  # one for the housekeeper
+        pool_size=worker.num_worker_threads + 2,  # one for the housekeeper, and one for the streamer
         limits=limits,
         retry=retry,
         breaker=breaker,
