@@ -649,6 +649,7 @@ EGRESS_ENTRIES = 1_000
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what all secrets begin with (standardwebhooks.com)
 SECRET_BYTES = (24, 64)
 HEADER_COUNT = 32
+STREAM_HEADER_BYTES = 8 * 1024
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
 TIMEOUT_RANGE_MS = (100, 3_600_000)
 RETRY_COUNT_MAXIMUM = 100
@@ -832,6 +833,12 @@ def check_headers(value: Headers) -> Headers:
     return value
 
 
+def check_stream_headers(value: Headers) -> Headers:
+    if sum(len(name) + len(content) for name, content in value) > STREAM_HEADER_BYTES:
+        raise ValueError(f"must not be longer than {STREAM_HEADER_BYTES} characters altogether")
+    return check_headers(value)
+
+
 def _check_header(name: str, content: str) -> None:
     if not _HEADER_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a header name")
@@ -901,7 +908,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
 )
 _STREAM_CHECKS: Sequence[tuple[str, Check]] = (
     ("url", check_url),
-    ("headers", check_headers),
+    ("headers", check_stream_headers),
 )
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),
