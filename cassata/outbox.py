@@ -64,7 +64,7 @@ class Reading:
     has_more: bool = False
 
 
-class Backlog(NamedTuple):
+class Untold(NamedTuple):
     """How many messages wait (up to what was asked for), and for how long the first one has (ms)."""
 
     messages: int
@@ -203,15 +203,6 @@ class Outbox:
         self._transactions.write(work)
 
     # --- what people ask ---------------------------------------------------------------------------------------------------
-
-    def backlogs(self, most: int) -> dict[int, Backlog]:
-        """Tell of each application (by its number) with messages how many wait, up to `most`, and for how long."""
-
-        def work(conn: Connection) -> dict[int, Backlog]:
-            now = self._clock.now(conn)
-            return {number: Backlog(count, max(0, now - first)) for number, (count, first) in store.backlogs(conn, None, most).items()}
-
-        return self._transactions.read(work)
 
     def state(self, application_id: str, most: int) -> StreamState:
         """Tell how an application's stream fares, counting up to `most` messages. Raises UnknownApplication."""

@@ -52,7 +52,7 @@ from cassata.model import (
     Status,
 )
 from cassata.operations import Operations
-from cassata.outbox import Outbox
+from cassata.outbox import Outbox, Untold
 from cassata.overview import Overview
 from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
@@ -173,12 +173,14 @@ class Recorded(NamedTuple):
 
 class Backlog(NamedTuple):
     """What waits, by application, OTHERS for all that are not told by themselves: how many events, by status; how long the oldest
-    one has been due (ms; 0: none is), unless the application is inactive; how many breakers are open.
+    one has been due (ms; 0: none is), unless the application is inactive; how many breakers are open; what their streams still have
+    to tell.
     """
 
     counts: Mapping[str, Mapping[Status, int]]
     oldest_due_ms: Mapping[str, int]
     open_breakers: Mapping[str, int]
+    untold: Mapping[str, Untold]
 
 
 class Connections(NamedTuple):
@@ -480,9 +482,18 @@ class Scheduler:
             for number, application in self.tenants.of_numbers(conn, opened.keys()).items():
                 if number in opened:
                     breakers[application.application_id if number <= named else OTHERS] += opened[number]
-            return Backlog(counts, late, breakers)
+            return Backlog(counts, late, breakers, self._untold(conn, named, most, now))
 
         return self._transactions.read(work)
+
+    def _untold(self, conn: Connection, named: int, most: int, now: int) -> Mapping[str, Untold]:
+        found: dict[str, Untold] = {}
+        for number, (count, first) in store.backlogs(conn, None, most).items():
+            application = self.tenants.of_number(conn, number)
+            name = application.application_id if application and number <= named else OTHERS
+            before = found.get(name, Untold(0, 0))
+            found[name] = Untold(before.messages + count, max(before.oldest_ms, now - first))
+        return found
 
     def connections(self) -> Connections:
         """Tell how many connections to the database are in use in this process."""

@@ -1506,6 +1506,7 @@ def series_names(conn: Connection, numbers: Collection[int]) -> dict[int, str]:
     return {row.id: row.series_id for row in rows}
 
 
+MOST_BACKLOGS = 1_000
 _INSERT_MESSAGES = insert(outbox).values(dict.fromkeys(("application", "message", "created_at")))
 
 
@@ -1540,9 +1541,11 @@ def _with_messages(conn: Connection) -> Sequence[int]:
 
 
 def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> dict[int, tuple[int, int]]:
-    """Tell for applications with messages how many there are, up to `most`, and when the first one was written (ms)."""
+    """Tell for these applications (None: for a thousand at most) with messages how many there are, up to `most`, and when the first
+    one was written (ms).
+    """
     found = {}
-    for number in _with_messages(conn) if numbers is None else numbers:
+    for number in _with_messages(conn)[:MOST_BACKLOGS] if numbers is None else numbers:
         some = select(O.id).where(O.application == number).limit(most).subquery()
         count = conn.execute(select(func.count()).select_from(some)).scalar_one()
         if first := messages(conn, number, 1):

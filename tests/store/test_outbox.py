@@ -17,7 +17,7 @@ from cassata.errors import DuplicateEvent
 from cassata.model import TRANSITIONS, Action, ErrorKind, Filter, Milestone, NewOperation, Status, Stream, Transition
 from cassata.outbox import READ
 from cassata.recurrence import Rule, occurrence_id
-from cassata.scheduler import Scheduler
+from cassata.scheduler import OTHERS, Scheduler
 from cassata.series import NewSeries
 from cassata.tenants import FRESH_SECONDS, Changes
 from tests.store.test_transitions import ACTS, reach
@@ -503,9 +503,9 @@ def test_backlogs_are_told_by_application(scheduler: Scheduler, clock: ManualClo
     clock.advance(90_000)
     scheduler.add(new_event("d", "third", delay_ms=0))
 
-    found = scheduler.outbox.backlogs(most=1)
-    assert found == {number_of(scheduler): (1, 90_000), number_of(scheduler, "third"): (1, 90_000)}
-    assert scheduler.outbox.backlogs(most=9)[number_of(scheduler)] == (2, 90_000)
+    assert scheduler.backlog(named=9, most=1).untold == {"shop": (1, 90_000), "third": (1, 90_000)}
+    assert scheduler.backlog(named=9, most=9).untold["shop"] == (2, 90_000)
+    assert scheduler.backlog(named=0, most=9).untold == {OTHERS: (4, 90_000)}
 
 
 def test_a_worker_that_is_lost_for_good_is_told(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
