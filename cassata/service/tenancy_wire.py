@@ -79,10 +79,13 @@ MOST_COUNTED = 10_000
 
 def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any]) -> list[Any]:
     """Read every item, and name all those that are wrong."""
-    found, faults = [], []
+    found: list[Any] = []
+    faults: list[tuple[tuple[str | int, ...], str]] = []
     for step, item in items:
         try:
             found.append(read(step, item))
+        except Faults as error:
+            faults += [((step, *steps), detail) for steps, detail in error.faults]
         except ValueError as error:
             faults.append(((step,), str(error)))
     if faults:

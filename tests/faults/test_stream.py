@@ -20,7 +20,7 @@ from tests.faults.cluster import Cluster
 
 pytestmark = pytest.mark.faults
 
-EVENTS, SECONDS = 600, 8
+EVENTS, SECONDS = 600, 12
 QUICK = {"CASSATA_WORKER__REQUESTTIMEOUTSECONDS": "2", "CASSATA_WORKER__LEASEMARGINSECONDS": "1"}
 
 
@@ -44,13 +44,13 @@ def test_each_message_comes_and_in_order_however_many_workers_are_killed(cluster
         scheduler.tenants.create("shop", Changes(stream=Stream(f"{receiver.url}/told")))
         service = cluster.start_service()
         workers = [cluster.start_worker(env=QUICK) for _ in range(3)]
-        cluster.add_all(service, [cluster.event(f"e{number}", delay=chance.uniform(0, SECONDS / 2)) for number in range(EVENTS)])
+        cluster.add_all(service, [cluster.event(f"e{number}", delay=chance.uniform(0, SECONDS)) for number in range(EVENTS)])
         kills, give_up_at = 0, time.monotonic() + SECONDS
         while time.monotonic() < give_up_at:
-            time.sleep(chance.uniform(0.2, 0.8))
+            time.sleep(chance.uniform(0.5, 2))
             victim = chance.randrange(len(workers))
             workers[victim].kill()
-            workers[victim] = cluster.start_worker(env=QUICK)
+            workers[victim] = cluster.start_worker(env=QUICK, ready=False)
             kills += 1
         cluster.wait_until_all_have_ended()
         state = scheduler.outbox.state
