@@ -500,8 +500,8 @@ class Timetable:
         rows = [row for plan in plans for row in plan.rows]
         if rows:
             store.insert_events(conn, rows)
-        for plan in plans:
-            self._outbox.write(conn, plan.application, Milestone.CREATED, plan.rows)
+        for application in {row["application"] for row in rows}:
+            self._outbox.write(conn, application, Milestone.CREATED, [row for row in rows if row["application"] == application])
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
