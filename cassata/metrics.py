@@ -319,7 +319,7 @@ class WorkerMetrics(Metrics):
         for change in ("opened", "closed"):
             self._breakers.labels(change)
         self._failed.labels(OTHER)
-        for result in ("taken", "not taken", "dropped"):
+        for result in ("taken", "not_taken", "dropped"):
             self._streamed.labels(result)
         self.hear("streamed", self._told_of)
         self.hear("delivered", self._delivered)
@@ -387,7 +387,7 @@ class WorkerMetrics(Metrics):
 
     def _told_of(self, taken: int, failed: bool) -> None:
         self._streamed.labels("taken").inc(taken)
-        self._streamed.labels("not taken").inc(failed)
+        self._streamed.labels("not_taken").inc(failed)
 
     def _told(self, name: str, facts: dict[str, Any]) -> None:
         match name:
