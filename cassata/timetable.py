@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from cassata import database, recurrence, store, telemetry
+from cassata.batches import Batches
 from cassata.errors import (
     ApplicationRefused,
     CassataError,
@@ -95,8 +96,17 @@ class Timetable:
     """Keeps series in one database, and makes their occurrences. Safe to share between threads."""
 
     def __init__(
-        self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, outbox: Outbox, *, registers: bool
+        self,
+        engines: database.Engines,
+        clock: database.Clock,
+        tenants: Tenants,
+        limiter: Limiter,
+        batches: Batches,
+        outbox: Outbox,
+        *,
+        registers: bool,
     ) -> None:
+        self._batches = batches
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
@@ -111,7 +121,7 @@ class Timetable:
 
         Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable. To repeat it does no harm.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
@@ -163,7 +173,7 @@ class Timetable:
         Occurrences that were changed or cancelled by themselves stay as they are, if the new rule makes their instants too.
         Raises UnknownSeries, SeriesFinished for one that was cancelled, SeriesChanged unless it is at that version, and as `create` does.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
+        new = self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
@@ -315,6 +325,8 @@ class Timetable:
             before = series.content.occurrence(made.at) if row is None else store.to_event(row, application_id).asked()
             changed = replace(before, **_known(changes))
             self._check_size(conn, changed, now)
+            if changed.destination != before.destination:
+                changed = self._batches.aimed(conn, changed, self._tenants.known(conn, application_id))
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
@@ -360,7 +372,7 @@ class Timetable:
         """
         if new.application_id != application_id or new.series_id == series_id:
             raise InvalidSeries([Problem("series_id", "must be another one than that of the series it follows")])
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> tuple[Series, Series]:
             now = self._clock.now(conn)
@@ -505,8 +517,11 @@ class Timetable:
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
-    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> None:
-        """Raise why a series cannot be taken now. One counts as one add; its occurrences count as none: they were admitted with it."""
+    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> NewSeries:
+        """Return a series as it is to be stored, or raise why it cannot be taken now.
+
+        One counts as one add; its occurrences count as none: they were admitted with it.
+        """
         application = self._tenants.known(conn, new.application_id)
         if application is None and not self._registers:
             raise UnknownApplication
@@ -514,6 +529,7 @@ class Timetable:
             raise refusal
         if too_large := excess(new.payload, new.headers, self._limiter.of(application)):
             raise too_large
+        return self._batches.aimed(conn, new, application)
 
     def _check_size(self, conn: Connection, changed: NewEvent, now: int) -> None:
         limits = self._limiter.of(self._tenants.known(conn, changed.application_id))

@@ -16,6 +16,7 @@ COMMANDS = {
     "event": ("cassata.cli.event", "Add, look at, list, change, retry, delete, import and export events."),
     "bulk": ("cassata.cli.bulk", "Cancel, retry, send again and reschedule many events at a time."),
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
+    "batch": ("cassata.cli.batch", "Upload, list, enable, disable, run and delete batches, which are scripts."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),
     "top": ("cassata.cli.watch", "Show what is due, late, sent and failed, and who is at work."),

@@ -34,6 +34,8 @@ def settings_options(command: Command) -> Command:
             click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="A limit of its own; NAME= is the default again."),
             click.option("--egress", type=click.Choice(EGRESS), help="Where its requests may go."),
             click.option("--allow", multiple=True, metavar="CIDR_OR_HOST", help="What --egress list allows; may be repeated."),
+            click.option("--topic", "topics", multiple=True, metavar="NAME[=URL]", help="What it may publish to: a name, or prefix*."),
+            click.option("--topics", "no_topics", type=click.Choice(["none", "default"]), help="To nothing, or as configured."),
             click.option("--metadata", metavar="JSON", help="An object to keep with it."),
             click.option("--stream-url", metavar="URL", help="Where it is told of the lives of its events."),
             click.option("--stream-kind", "stream_kinds", multiple=True, metavar="KIND", help="Of what it is told; may be repeated."),
@@ -62,7 +64,7 @@ def create(application_id: str, output: str, config: Path | None, database_url: 
     with in_words():
         written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": application_id, **_document(**options)})
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
+        _show_application(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
 
 
 @app.command()
@@ -71,13 +73,13 @@ def create(application_id: str, output: str, config: Path | None, database_url: 
 @output_option
 @database_option
 def update(application_id: str, output: str, config: Path | None, database_url: str | None, **options: Any) -> None:
-    """Change limits, egress or metadata; what is not named stays as it is."""
+    """Change limits, egress, topics or metadata; what is not named stays as it is."""
     from cassata.service import tenancy_wire
 
     with in_words():
         changes = tenancy_wire.read(tenancy_wire.ChangesDocument, _document(**options)).changes()
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
+        _show_application(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
 
 
 @app.command()
@@ -89,7 +91,7 @@ def get(application_id: str, output: str, config: Path | None, database_url: str
     from cassata.service import tenancy_wire
 
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.application(application_id)), output)
+        _show_application(tenancy_wire.application_document(tenants.application(application_id)), output)
 
 
 @app.command()
@@ -119,7 +121,7 @@ def list_applications(output: str, config: Path | None, database_url: str | None
     if output == "json":
         print_json(documents)
     else:
-        print_table(["application-id", "active", "limits", "egress", "metadata", "created-at"], documents)
+        print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], list(map(_in_brief, documents)))
 
 
 @app.command()
@@ -145,7 +147,7 @@ def _set_active(application_id: str, active: bool, output: str, config: Path | N
     from cassata.tenants import Changes
 
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.change(application_id, Changes(active=active))), output)
+        _show_application(tenancy_wire.application_document(tenants.change(application_id, Changes(active=active))), output)
 
 
 # --- signing secrets -----------------------------------------------------------------------------------------------------
@@ -217,7 +219,15 @@ def seal_secrets(config: Path | None, database_url: str | None) -> None:
 # --- what is written, and shown ------------------------------------------------------------------------------------------
 
 
-def _document(limits: Sequence[str], egress: str | None, allow: Sequence[str], metadata: str | None, **stream: Any) -> dict[str, Any]:
+def _document(
+    limits: Sequence[str],
+    egress: str | None,
+    allow: Sequence[str],
+    topics: Sequence[str],
+    no_topics: str | None,
+    metadata: str | None,
+    **stream: Any,
+) -> dict[str, Any]:
     """Write the options as a client of the service would."""
     if allow and egress != EgressPolicy.LIST:
         raise click.UsageError("--allow goes with --egress list.")
@@ -226,6 +236,12 @@ def _document(limits: Sequence[str], egress: str | None, allow: Sequence[str], m
         document["limits"] = dict(_limit(limit) for limit in limits)
     if egress:
         document["egress"] = None if egress == "default" else {"policy": egress, "allow": list(allow)}
+    if topics and no_topics:
+        raise click.UsageError("Give only one of --topic and --topics.")
+    if topics:
+        document["topics"] = {name: url or None for name, _, url in (topic.partition("=") for topic in topics)}
+    if no_topics:
+        document["topics"] = None if no_topics == "default" else {}
     if metadata is not None:
         document["metadata"] = _value("--metadata", metadata)
     return document | _stream_document(**stream)
@@ -286,6 +302,18 @@ def _in_words(pointer: str, detail: str) -> str:
         if pointer.startswith(place):
             return f"{word}{pointer.removeprefix(place) if place.endswith('/') else ''}: {detail}"
     return f"--{pointer.removeprefix('/')}: {detail}"
+
+
+def _show_application(document: Document, output: str) -> None:
+    show(document if output == "json" else _in_brief(document), output)
+
+
+def _in_brief(document: Document) -> Document:
+    """Write topics as they are given here: what stands for one behind its name."""
+    topics = document["topics"]
+    if topics is None:
+        return document
+    return {**document, "topics": [name if url is None else f"{name}={url}" for name, url in topics.items()] or ["none"]}
 
 
 def show(document: Document, output: str) -> None:

@@ -57,6 +57,23 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
+class Object(click.ParamType[dict[str, Any]]):
+    """A JSON object."""
+
+    name = "object"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            document = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(document, dict):
+            self.fail(f"{value!r} is not a JSON object", param, ctx)
+        return document
+
+
 class Reported(click.Group):
     """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
 
@@ -82,6 +99,7 @@ _WORDS = {
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
     "/timeout": "--timeout",
+    "/destination": "--destination",
     "/url": "URL",
     "application-id": "--app",
     "event-id": "--id",
@@ -178,8 +196,14 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
+destination_option = click.option(
+    "--destination", type=Object(), metavar="JSON", help="""Where it goes instead: '{"type": "kafka", "topic": "orders"}'."""
+)
+
+
 @event.command()
-@click.argument("url")
+@click.argument("url", required=False)
+@destination_option
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
 @click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
@@ -195,7 +219,8 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.pass_obj
 def add(
     client: Client,
-    url: str,
+    url: str | None,
+    destination: Mapping[str, Any] | None,
     application_id: str,
     at: datetime | None,
     delay: timedelta | None,
@@ -209,7 +234,9 @@ def add(
     max_lateness: timedelta | None,
     output: str,
 ) -> None:
-    """Schedule a request to URL."""
+    """Schedule a request to URL, or something else to a --destination."""
+    if (url is None) == (destination is None):
+        raise click.UsageError("Give one of URL and --destination.")
     if (at is None) == (delay is None):
         raise click.UsageError("Give one of --at and --in.")
     if payload is not None and payload_file is not None:
@@ -226,6 +253,7 @@ def add(
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=None if retry_count is None else {"count": retry_count},
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
+        destination=destination,
     )
     _show(client.schedule(new), output)
 
@@ -287,6 +315,7 @@ def change_options(command: Command) -> Command:
             click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset."),
             click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d."),
             click.option("--url", help="Where to send it."),
+            destination_option,
             click.option("--payload", help="The body, sent as it is."),
             click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input."),
             click.option(
@@ -321,6 +350,8 @@ def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
     """Return what is to be different, as `Client.change` takes it."""
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("Give only one of --at and --in.")
+    if options["url"] is not None and options["destination"] is not None:
+        raise click.UsageError("Give only one of --url and --destination.")
     if options["payload"] is not None and options["payload_file"] is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     changes = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}

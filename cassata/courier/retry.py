@@ -24,6 +24,8 @@ _RETRIED_ERRORS = frozenset(
         ErrorKind.CONNECTION_LOST,
         ErrorKind.BAD_RESPONSE,
         ErrorKind.PROXY_FAILED,
+        ErrorKind.PLUGIN_FAILED,
+        ErrorKind.TYPE_MISSING,
     }
 )
 
@@ -59,7 +61,7 @@ class RetryPolicy:
 
     def verdict(self, outcome: Outcome) -> Verdict:
         """Judge one attempt. The event's own retry options, where it has some, come before the policy's."""
-        if _is_delivered(outcome):
+        if outcome.is_delivered:
             return Verdict(Status.COMPLETED)
         rule = self._rule_for(outcome)
         state = _state(rule, outcome)
@@ -95,10 +97,6 @@ def _state(rule: tenacity.Retrying, outcome: Outcome) -> tenacity.RetryCallState
     state.attempt_number = outcome.delivery.number
     state.set_result(outcome)
     return state
-
-
-def _is_delivered(outcome: Outcome) -> bool:
-    return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
 
 
 def may_pass(outcome: Outcome) -> bool:

@@ -12,6 +12,7 @@ from cassata.model import (
     EGRESS_ENTRIES,
     KEY_NAME_LENGTH,
     LIMIT_RANGES,
+    MOST_TOPICS,
     Application,
     Breaker,
     Egress,
@@ -26,6 +27,7 @@ from cassata.model import (
     check_limit,
     check_secret,
     check_stream_headers,
+    check_topics,
     check_url,
 )
 from cassata.outbox import StreamState
@@ -64,7 +66,7 @@ OPERATORS_SCOPES = frozenset({Scope.ADMIN})
 
 LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
 """Limits by the names that clients write. Durations are in seconds there."""
-OPERATORS_FIELDS = frozenset({"active", "limits", "egress"})
+OPERATORS_FIELDS = frozenset({"active", "limits", "egress", "topics"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
 STREAM_FIELDS = frozenset({"url", "kinds", "request-headers"})
@@ -118,6 +120,20 @@ def _egress(value: Any) -> Egress | Literal["default"]:
     if "policy" not in value:
         raise Faults([(("policy",), "is required")])
     return Egress(EgressPolicy(value["policy"]), tuple(value.get("allow") or ()))
+
+
+def _topics(value: Any) -> dict[str, str | None] | Literal["default"]:
+    if value is None:
+        return "default"
+    found = dict(_each(read_object(value).items(), _topic)) if len(read_object(value)) <= MOST_TOPICS else value
+    return dict(check_topics(found))
+
+
+def _topic(name: str, url: Any) -> tuple[str, str | None]:
+    if url is not None and not isinstance(url, str):
+        raise ValueError(f"must be null, for a topic of Kafka, or the URL that stands for it, not {kind_of(url)}")
+    check_topics({name: url})
+    return name, url
 
 
 def _egress_field(name: str, value: Any) -> None:
@@ -200,6 +216,7 @@ class ChangesDocument(Shape):
     active: bool = True
     limits: Annotated[Any, BeforeValidator(_limits)] = Field(default_factory=dict)
     egress: Annotated[Any, BeforeValidator(_egress)] = None
+    topics: Annotated[Any, BeforeValidator(_topics)] = None
     metadata: Annotated[Any, BeforeValidator(read_metadata)] = None
     stream: Annotated[Any, BeforeValidator(_stream)] = None
 
@@ -271,6 +288,7 @@ def application_document(application: Application, *, masked: bool = False) -> d
         "active": application.active,
         "limits": {written: _written_limit(name, application.limits.get(name)) for written, name in LIMITS.items()},
         "egress": application.egress and {"policy": application.egress.policy.value, "allow": list(application.egress.allow)},
+        "topics": application.topics,
         "metadata": application.metadata,
         "stream": application.stream and _written_stream(application.stream, masked=masked),
         "created-at": instant(application.created_at),
