@@ -245,15 +245,20 @@ def _decoded(secret: str) -> bytes:
 class Stream:
     """Where an application is told of the lives of its events, and of which milestones: none are all.
 
+    It goes to `url`, or to `destination`, a topic of Kafka; `url` then is its address ("kafka:lifecycle").
     Raises InvalidEvent naming every bad field.
     """
 
     url: str
     kinds: frozenset[Milestone] = frozenset()
     headers: Headers = field(default=(), repr=False)
+    destination: Destination | None = None
 
     def __post_init__(self) -> None:
-        _raise_problems(problems_of(self, _STREAM_CHECKS))
+        problems = [*problems_of(self, _STREAM_CHECKS), *problems_of_aim(self.url, self.destination)]
+        if self.destination is not None and self.destination.type not in STREAM_TYPES:
+            problems.append(Problem("destination", f"must be of type {' or '.join(STREAM_TYPES)}"))
+        _raise_problems(problems)
 
     def wants(self, milestone: Milestone) -> bool:
         return not self.kinds or milestone in self.kinds
@@ -715,6 +720,8 @@ SECRET_PREFIX = "whsec_"  # noqa: S105 - what all secrets begin with (standardwe
 SECRET_BYTES = (24, 64)
 HEADER_COUNT = 32
 STREAM_HEADER_BYTES = 8 * 1024
+STREAM_TYPES = ("kafka", "topic")
+"""Where messages can go, besides a URL."""
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
 TIMEOUT_RANGE_MS = (100, 3_600_000)
 RETRY_COUNT_MAXIMUM = 100
@@ -1027,10 +1034,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("timeout_ms", check_timeout_ms),
     ("max_lateness_ms", check_max_lateness_ms),
 )
-_STREAM_CHECKS: Sequence[tuple[str, Check]] = (
-    ("url", check_url),
-    ("headers", check_stream_headers),
-)
+_STREAM_CHECKS: Sequence[tuple[str, Check]] = (("headers", check_stream_headers),)
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),
     ("operation_id", check_operation_id),

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cassata import telemetry
+from cassata import plugins, telemetry
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy, may_pass
 from cassata.database import Clock
 from cassata.errors import CassataError, DatabaseUnavailable
-from cassata.model import Delivery, Outcome, Status
+from cassata.model import Delivery, Destination, Outcome, Status
 from cassata.outbox import Message, Outbox, Reading
 
 LOOK_SECONDS = 1.0
@@ -260,13 +260,11 @@ class Streamer(threading.Thread):
 
 
 def _delivery(reading: Reading, message: Message, now: int) -> Delivery:
-    """Write a message as what a courier carries.
-
-    To be joined with destinations that are no URLs: they come with the stream, and go on with the delivery.
-    """
+    """Write a message as what a courier carries. To Kafka it goes with its event as the key: so a partition has those of one in order."""
     application, stream = reading.application, reading.application.stream
     assert stream is not None  # or it would not have been read
-    return Delivery(
+    aim = stream.destination and Destination(stream.destination.type, {**stream.destination.details, "key": message.event_id})
+    delivery = Delivery(
         id=message.number,
         fence=0,
         application_id=application.application_id,
@@ -285,7 +283,9 @@ def _delivery(reading: Reading, message: Message, now: int) -> Delivery:
         signing_keys=application.signing_keys(now),
         egress=application.egress,
         message_id=message.message_id,
+        destination=aim,
     )
+    return plugins.resolved(delivery, application)
 
 
 def _pause_ms(failures: int) -> int:

@@ -29,7 +29,7 @@ from cassata.errors import (
     UnknownApplication,
     UnknownKey,
 )
-from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Milestone, Scope, Secret, Stream
+from cassata.model import SECRET_PREFIX, Application, Destination, Egress, EgressPolicy, Key, Milestone, Scope, Secret, Stream
 from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault
 
 FRESH_SECONDS = 1.0
@@ -521,7 +521,8 @@ def _egress(written: str | None) -> Egress | None:
 
 
 def _written_stream(stream: Stream) -> str:
-    return json.dumps({"url": stream.url, "kinds": sorted(stream.kinds), "headers": stream.headers})
+    document = {"url": stream.url, "kinds": sorted(stream.kinds), "headers": stream.headers}
+    return json.dumps(document | ({"destination": stream.destination.document} if stream.destination else {}))
 
 
 def _stream(written: str | None, application_id: str) -> Stream | None:
@@ -531,7 +532,9 @@ def _stream(written: str | None, application_id: str) -> Stream | None:
     try:
         document = json.loads(written)
         headers = tuple((name, value) for name, value in document["headers"])
-        return Stream(document["url"], frozenset(Milestone(kind) for kind in document["kinds"]), headers)
+        details = document.get("destination")
+        destination = details and Destination(details.pop("type"), details)
+        return Stream(document["url"], frozenset(Milestone(kind) for kind in document["kinds"]), headers, destination)
     except (ValueError, TypeError, KeyError, InvalidEvent) as error:
         telemetry.emit("stream unreadable", level="error", application_id=application_id, error=repr(error))
         return None

@@ -38,6 +38,7 @@ def settings_options(command: Command) -> Command:
             click.option("--topics", "no_topics", type=click.Choice(["none", "default"]), help="To nothing, or as configured."),
             click.option("--metadata", metavar="JSON", help="An object to keep with it."),
             click.option("--stream-url", metavar="URL", help="Where it is told of the lives of its events."),
+            click.option("--stream-topic", metavar="TOPIC", help="The same: a topic of Kafka instead of a URL."),
             click.option("--stream-kind", "stream_kinds", multiple=True, metavar="KIND", help="Of what it is told; may be repeated."),
             click.option("--stream-header", "stream_headers", multiple=True, metavar="HEADER", help="A 'Name: value' of those requests."),
             click.option("--no-stream", is_flag=True, help="Tell it nothing any more; what it has not been told yet is dropped."),
@@ -247,14 +248,17 @@ def _document(
     return document | _stream_document(**stream)
 
 
-def _stream_document(stream_url: str | None, stream_kinds: Sequence[str], stream_headers: Sequence[str], no_stream: bool) -> dict[str, Any]:
-    if stream_url is None:
+def _stream_document(
+    stream_url: str | None, stream_topic: str | None, stream_kinds: Sequence[str], stream_headers: Sequence[str], no_stream: bool
+) -> dict[str, Any]:
+    if stream_url is None and stream_topic is None:
         if stream_kinds or stream_headers:
             raise click.UsageError("--stream-kind and --stream-header go with --stream-url: a stream is set as a whole.")
         return {"stream": None} if no_stream else {}
-    if no_stream:
-        raise click.UsageError("--stream-url and --no-stream do not go together.")
-    return {"stream": {"url": stream_url, "kinds": list(stream_kinds) or None, "request-headers": list(stream_headers)}}
+    if no_stream or (stream_url and stream_topic):
+        raise click.UsageError("--stream-url, --stream-topic and --no-stream do not go together.")
+    aim = {"url": stream_url} if stream_url else {"type": "kafka", "topic": stream_topic}
+    return {"stream": {**aim, "kinds": list(stream_kinds) or None, "request-headers": list(stream_headers)}}
 
 
 def _limit(written: str) -> tuple[str, Any]:
@@ -275,6 +279,7 @@ def _value(place: str, written: str) -> Any:
 
 _WORDS = {
     "/stream/url": "--stream-url",
+    "/stream/topic": "--stream-topic",
     "/stream/kinds": "--stream-kind",
     "/stream/request-headers": "--stream-header",
     "/limits/": "--limit ",

@@ -307,6 +307,8 @@ _CHANGES: dict[str, Schema] = {
 }
 _STREAM: dict[str, Schema] = {
     "url": text("Where it is told, by POST requests.", examples=["https://billing.example/lifecycle"], maxLength=model.URL_LENGTH),
+    "type": text("What it is instead of a URL.", enum=list(model.STREAM_TYPES)),
+    "topic": text("Its topic, if it has a type.", maxLength=model.TOPIC_LENGTH),
     "kinds": or_null(array("What it is told of; null: of everything.", {"type": "string", "enum": list(model.Milestone)}, minItems=1)),
 }
 SCOPES = array("What the key is good for.", {"type": "string", "enum": list(Scope)}, minItems=1, maxItems=wire.FIELDS)
@@ -555,7 +557,7 @@ SCHEMAS: dict[str, Schema] = {
     "Limits": LIMITS_SCHEMA,
     "Egress": EGRESS,
     "Stream": given(
-        "Where an application is told of the lives of its events.", {**_STREAM, "request-headers": REQUEST_HEADERS}, required=("url",)
+        "Where an application is told of the lives of its events.", {**_STREAM, "request-headers": REQUEST_HEADERS}, required=()
     ),
     "ToldStream": told(
         "Where an application is told of the lives of its events.",

@@ -13,8 +13,10 @@ from cassata.model import (
     KEY_NAME_LENGTH,
     LIMIT_RANGES,
     MOST_TOPICS,
+    STREAM_TYPES,
     Application,
     Breaker,
+    Destination,
     Egress,
     EgressPolicy,
     Key,
@@ -27,6 +29,7 @@ from cassata.model import (
     check_limit,
     check_secret,
     check_stream_headers,
+    check_topic,
     check_topics,
     check_url,
 )
@@ -69,7 +72,7 @@ LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
 OPERATORS_FIELDS = frozenset({"active", "limits", "egress", "topics"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
-STREAM_FIELDS = frozenset({"url", "kinds", "request-headers"})
+STREAM_FIELDS = frozenset({"url", "type", "topic", "kinds", "request-headers"})
 MASKED = "***"
 """What stands in the place of a header's value for those who may not know it."""
 MOST_COUNTED = 10_000
@@ -160,9 +163,15 @@ def _stream(value: Any) -> Stream | Literal["off"]:
     if value is None:
         return "off"
     read = dict(_each(read_object(few_fields(value)).items(), _stream_field))
-    if "url" not in read:
-        raise Faults([(("url",), "is required")])
-    return Stream(read["url"], read.get("kinds", frozenset()), read.get("request-headers", ()))
+    kinds, headers = read.get("kinds", frozenset()), read.get("request-headers", ())
+    if "type" in read:
+        if "url" in read or "topic" not in read:
+            raise Faults([(("type",), "goes with a topic, and without a url")])
+        details = {"topic": read["topic"]}
+        return Stream(f"{read['type']}:{read['topic']}", kinds, headers, Destination(read["type"], details))
+    if "url" not in read or "topic" in read:
+        raise Faults([(("url",), "is required, or a type and a topic")])
+    return Stream(read["url"], kinds, headers)
 
 
 def _stream_field(name: str, value: Any) -> tuple[str, Any]:
@@ -170,6 +179,12 @@ def _stream_field(name: str, value: Any) -> tuple[str, Any]:
         return name, check_url(value)
     if name == "url":
         raise ValueError(f"must be a string, not {kind_of(value)}")
+    if name == "type":
+        if value not in STREAM_TYPES:
+            raise ValueError(f"must be {' or '.join(STREAM_TYPES)}; a webhook has a url and no type")
+        return name, value
+    if name == "topic":
+        return name, check_topic(value)
     if name == "kinds":
         return name, frozenset() if value is None else _kinds(value)
     if name == "request-headers":
@@ -297,7 +312,7 @@ def application_document(application: Application, *, masked: bool = False) -> d
 
 def _written_stream(stream: Stream, *, masked: bool) -> dict[str, Any]:
     return {
-        "url": stream.url,
+        **(stream.destination.document if stream.destination else {"url": stream.url}),
         "kinds": [kind.value for kind in Milestone if kind in stream.kinds] or None,
         "request-headers": [f"{name}: {MASKED if masked else value}" for name, value in stream.headers],
     }
