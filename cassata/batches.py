@@ -125,6 +125,12 @@ class Batches:
             raise InvalidEvent([Problem("destination", str(error))]) from error
         return replace(new, url=address)
 
+    def check_stream(self, application: Application) -> None:
+        """Raise ValueError if an application's stream goes to a topic that it may not publish to."""
+        if application.stream is not None and application.stream.destination is not None:
+            topics = plugins.ANY_TOPIC if application.topics is None and self._any_topic else application.topics
+            plugins.address(application.stream.destination, replace(application, topics=topics))
+
     def _number(self, conn: Connection, application_id: str) -> int:
         application = self._tenants.known(conn, application_id)
         if application is None:

@@ -31,19 +31,25 @@ TOLD_ONE_BY_ONE = 20
 _Item = TypeVar("_Item")
 
 
+class Place(NamedTuple):
+    """The row of an event, and that of its application."""
+
+    application: int
+    id: int
+
+
 class Aborted(NamedTuple):
     application: int
+    id: int
     event_id: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What has been judged: how many events were released, of which applications and when the first of each wakes (ms); and which
-    ones were aborted.
-    """
+    """What has been judged: which events were released, and when the first of each application wakes (ms); and which were aborted."""
 
-    released: int = 0
+    released: tuple[Place, ...] = ()
     wakes: Mapping[int, int] = field(default_factory=dict)
     aborted: tuple[Aborted, ...] = ()
 
@@ -91,8 +97,8 @@ def _judge(conn: Connection, links: Sequence[Link], ended: dict[int, Ended], now
 def tell(judged: Judged, name_of: Callable[[int], str | None]) -> None:
     """Say what has been judged, once it is committed. `name_of` gives the id of an application."""
     if judged.released:
-        telemetry.emit("successors released", level="debug", count=judged.released)
-    for application, event_id, reason in judged.aborted[:TOLD_ONE_BY_ONE]:
+        telemetry.emit("successors released", level="debug", count=len(judged.released))
+    for application, _, event_id, reason in judged.aborted[:TOLD_ONE_BY_ONE]:
         telemetry.emit("event aborted", level="warning", application_id=name_of(application), event_id=event_id, reason=reason)
     if len(judged.aborted) > TOLD_ONE_BY_ONE:
         telemetry.emit("more events aborted", level="warning", count=len(judged.aborted) - TOLD_ONE_BY_ONE)
@@ -164,8 +170,8 @@ def _write(conn: Connection, decided: Decided, ended: Mapping[int, Ended], now: 
     wakes: dict[int, int] = {}
     if decided.released:
         wakes = dict.fromkeys({row.application for row, _ in decided.released}, now)
-    aborted = tuple(Aborted(row.application, row.event_id, reason) for row, reason in decided.aborted.values())
-    return Judged(len(decided.released), wakes, aborted)
+    aborted = tuple(Aborted(row.application, row.id, row.event_id, reason) for row, reason in decided.aborted.values())
+    return Judged(tuple(Place(row.application, row.id) for row, _ in decided.released), wakes, aborted)
 
 
 def _reason(before: Ended, link: Link) -> str:

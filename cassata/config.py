@@ -125,6 +125,7 @@ class Worker(Section):
     keep_cancelled_days: Days | None = 30
     keep_attempts_days: Days | None = None
     keep_payloads_days: Days | None = None
+    keep_stream_days: Days | None = 7
     prune_events_per_second: Annotated[float, Field(ge=1, le=1_000_000)] = 2_000
     operation_events_per_second: Annotated[float, Field(ge=1, le=1_000_000)] = 2_000
     breaker_failure_ratio: Annotated[float, Field(gt=0, le=1)] | None = 0.5

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from cassata import __version__, telemetry
 from cassata.errors import ApplicationRefused, CassataError, DatabaseUnavailable, DatabaseUnfit, DuplicateEvent, LimitReached
 from cassata.model import UNFINISHED, ErrorKind, Event, Outcome
+from cassata.outbox import Untold
 from cassata.scheduler import OTHERS, Backlog, Claimed, Connections, Scheduler
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServiceMetrics", "Shared", "SupervisorMetrics", "WorkerMetrics", "serve", "shared_folder"]
@@ -368,6 +369,7 @@ class WorkerMetrics(Metrics):
         self._failed = self.counter("cassata_failed_events", "Events that failed for good.", "application")
         self._too_late = self.counter("cassata_too_late_events", "Events that were not sent, since they would have come too late.")
         self._breakers = self.counter("cassata_breaker_changes", "Breakers that were opened and closed.", "change")
+        self._streamed = self.counter("cassata_stream_messages", "Messages about events, and what became of them.", "result")
         self._stumbles = self.counter("cassata_worker_errors", "Errors that a worker thread went on after.")
         self._away = self.gauge("cassata_worker_database_away", "Worker processes whose database is away.")
         for class_ in CLASSES:
@@ -375,6 +377,9 @@ class WorkerMetrics(Metrics):
         for change in ("opened", "closed"):
             self._breakers.labels(change)
         self._failed.labels(OTHER)
+        for result in ("taken", "not_taken", "dropped"):
+            self._streamed.labels(result)
+        self.hear("streamed", self._told_of)
         self.hear("delivered", self._delivered)
         self.hear("exchanged", self._exchanged)
         _hear_of_the_database(self)
@@ -438,6 +443,10 @@ class WorkerMetrics(Metrics):
                 for wait in claimed.waits:
                     self._throttled.observe(wait)
 
+    def _told_of(self, taken: int, failed: bool) -> None:
+        self._streamed.labels("taken").inc(taken)
+        self._streamed.labels("not_taken").inc(failed)
+
     def _told(self, name: str, facts: dict[str, Any]) -> None:
         match name:
             case "outcomes fenced":
@@ -449,6 +458,8 @@ class WorkerMetrics(Metrics):
                 self._too_late.inc()
             case "breaker opened" | "breaker closed":
                 self._breakers.labels(name.removeprefix("breaker ")).inc()
+            case "stream messages dropped":
+                self._streamed.labels("dropped").inc(facts["count"])
             case "worker thread stumbled":
                 self._stumbles.inc()
             case "database unavailable":
@@ -535,6 +546,19 @@ def _told_as(figures: Mapping[str, T]) -> dict[str, list[T]]:
     return together
 
 
+def _untold(found: Backlog | None) -> Iterator[Metric]:
+    messages = GaugeMetricFamily(
+        "cassata_outbox_messages",
+        f"Messages that streams have not told yet, up to {MOST_COUNTED} of each application.",
+        labels=["application"],
+    )
+    oldest = GaugeMetricFamily("cassata_outbox_oldest_seconds", "For how long the oldest one has waited.", labels=["application"])
+    for name, parts in _told_as({OTHERS: Untold(0, 0), **found.untold}).items() if found else ():
+        messages.add_metric([name], sum(untold.messages for untold in parts))
+        oldest.add_metric([name], max(untold.oldest_ms for untold in parts) / 1000)
+    yield from (messages, oldest)
+
+
 class _Waiting(Collector):
     """What waits in the database. Counted now and then, however often it is asked for."""
 
@@ -568,7 +592,7 @@ class _Waiting(Collector):
                 late.add_metric([name], max(ages) / 1000)
             for name, numbers in _told_as({OTHERS: 0, **found.open_breakers}).items():
                 breakers.add_metric([name], sum(numbers))
-        yield from (counts, late, breakers)
+        yield from (counts, late, breakers, *_untold(found))
 
     def _look(self) -> Backlog | None:
         with self._lock:

@@ -110,6 +110,25 @@ TRANSITIONS = (
 """Every step there is. The diagram in docs/lifecycle.md and the statements of `store` are tested against it."""
 
 
+class Milestone(StrEnum):
+    """A step in the life of an event of which others can be told. Attempts that are to be repeated are none."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    REPLAYED = "replayed"
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+ENDS: Mapping[Status, Milestone] = {
+    Status.COMPLETED: Milestone.COMPLETED,
+    Status.FAILED: Milestone.FAILED,
+    Status.CANCELLED: Milestone.CANCELLED,
+}
+"""What is told of an event that has ended."""
+
+
 class ErrorKind(StrEnum):
     """Why an attempt got no usable answer, or why an event ended without one. REPLAYED is a line of the log that is no attempt."""
 
@@ -260,6 +279,29 @@ def _decoded(secret: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Where an application is told of the lives of its events, and of which milestones: none are all.
+
+    It goes to `url`, or to `destination`, a topic of Kafka; `url` then is its address ("kafka:lifecycle").
+    Raises InvalidEvent naming every bad field.
+    """
+
+    url: str
+    kinds: frozenset[Milestone] = frozenset()
+    headers: Headers = field(default=(), repr=False)
+    destination: Destination | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*problems_of(self, _STREAM_CHECKS), *problems_of_aim(self.url, self.destination)]
+        if self.destination is not None and self.destination.type not in STREAM_TYPES:
+            problems.append(Problem("destination", f"must be of type {' or '.join(STREAM_TYPES)}"))
+        _raise_problems(problems)
+
+    def wants(self, milestone: Milestone) -> bool:
+        return not self.kinds or milestone in self.kinds
+
+
+@dataclass(frozen=True, slots=True)
 class Application:
     """A tenant. `limits` and `egress` are its own ones, which only an operator sets: what is missing is as configured.
 
@@ -277,6 +319,7 @@ class Application:
     egress: Egress | None = None
     topics: Mapping[str, str | None] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stream: Stream | None = None
     secrets: tuple[Secret, ...] = field(default=(), repr=False)
     is_sealed: bool = False
     created_at: int = 0
@@ -687,7 +730,8 @@ class Delivery:
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
     `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on. `destination` None: it is an
     HTTP request. With a `refusal` it is not sent, but ends for that reason. `followed`: when it was claimed, other events waited for
-    it. `keeps_output`: its courier is to hand over what is answered.
+    it. `keeps_output`: its courier is to hand over what is answered. With a `message_id` it is no event but a message about one, which
+    has that id for its receiver.
     """
 
     id: int
@@ -714,6 +758,7 @@ class Delivery:
     refusal: str | None = None
     followed: bool = False
     keeps_output: bool = False
+    message_id: str | None = None
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
@@ -821,6 +866,9 @@ EGRESS_ENTRIES = 1_000
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what all secrets begin with (standardwebhooks.com)
 SECRET_BYTES = (24, 64)
 HEADER_COUNT = 32
+STREAM_HEADER_BYTES = 8 * 1024
+STREAM_TYPES = ("kafka", "topic")
+"""Where messages can go, besides a URL."""
 LATEST_INSTANT = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z, the last one that ISO 8601 and Python can write
 LONGEST_DURATION_MS = 366 * 86_400_000
 TIMEOUT_RANGE_MS = (100, 3_600_000)
@@ -1064,6 +1112,12 @@ def check_headers(value: Headers) -> Headers:
     return value
 
 
+def check_stream_headers(value: Headers) -> Headers:
+    if sum(len(name) + len(content) for name, content in value) > STREAM_HEADER_BYTES:
+        raise ValueError(f"must not be longer than {STREAM_HEADER_BYTES} characters altogether")
+    return check_headers(value)
+
+
 def _check_header(name: str, content: str) -> None:
     if not _HEADER_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a header name")
@@ -1160,6 +1214,7 @@ _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("priority", check_priority),
     ("after", check_after),
 )
+_STREAM_CHECKS: Sequence[tuple[str, Check]] = (("headers", check_stream_headers),)
 _OPERATION_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),
     ("operation_id", check_operation_id),

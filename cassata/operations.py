@@ -26,11 +26,13 @@ from cassata.model import (
     Count,
     Cursor,
     Filter,
+    Milestone,
     NewOperation,
     Operation,
     OperationStatus,
     Status,
 )
+from cassata.outbox import Outbox
 from cassata.store import Lane
 from cassata.tenants import Tenants
 
@@ -110,11 +112,12 @@ class Chunk:
 class Operations:
     """Begins, tells of, and carries out operations in one database. Safe to share between threads."""
 
-    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter) -> None:
+    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, outbox: Outbox) -> None:
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
         self._limiter = limiter
+        self._outbox = outbox
 
     # --- what clients do -------------------------------------------------------------------------------------------------
 
@@ -260,8 +263,10 @@ class Operations:
             chosen = [event for event in chosen if event.id not in needed]
         if chosen:
             _act(conn, row.id, search, chosen, now)
+            self._outbox.write_of(conn, row.application, _TOLD_AS[search.action], _told_of(chosen, search))
         over = [event.id for event in chosen if event.followed and event.status != Status.PROCESSING]
         judged = chains.settle(conn, over, now) if over and search.action is Action.CANCEL else Judged()
+        self._outbox.write_judged(conn, judged)
         return len(chosen), chunk.skipped + len(meant) - len(chosen), judged
 
     # --- what both need --------------------------------------------------------------------------------------------------
@@ -366,6 +371,19 @@ def _applies(row: Row[Any], search: Search) -> bool:
     if search.action in {Action.RETRY, Action.RECONCILE} and row.payload_removed_at is not None:
         return False
     return search.due_at is None or row.due_at != search.due_at
+
+
+_TOLD_AS = {
+    Action.CANCEL: Milestone.CANCELLED,
+    Action.RETRY: Milestone.REPLAYED,
+    Action.RECONCILE: Milestone.REPLAYED,
+    Action.RESCHEDULE: Milestone.CHANGED,
+}
+
+
+def _told_of(rows: Sequence[Row[Any]], search: Search) -> list[int]:
+    """What is being sent now is not cancelled yet: how it ends is told when it does."""
+    return [row.id for row in rows if search.action is not Action.CANCEL or row.status != Status.PROCESSING]
 
 
 def _act(conn: Connection, operation: int, search: Search, rows: Sequence[Row[Any]], now: int) -> None:

@@ -54,6 +54,7 @@ from cassata.model import (
     Headers,
     KeptOutput,
     Limits,
+    Milestone,
     NewEvent,
     Outcome,
     Output,
@@ -61,6 +62,7 @@ from cassata.model import (
     Successor,
 )
 from cassata.operations import Operations
+from cassata.outbox import Outbox, Untold
 from cassata.overview import Overview
 from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Turn, Visit
@@ -191,12 +193,14 @@ class Recorded(NamedTuple):
 
 class Backlog(NamedTuple):
     """What waits, by application, OTHERS for all that are not told by themselves: how many events, by status; how long the oldest
-    one has been due (ms; 0: none is), unless the application is inactive; how many breakers are open.
+    one has been due (ms; 0: none is), unless the application is inactive; how many breakers are open; what their streams still have
+    to tell.
     """
 
     counts: Mapping[str, Mapping[Status, int]]
     oldest_due_ms: Mapping[str, int]
     open_breakers: Mapping[str, int]
+    untold: Mapping[str, Untold]
 
 
 class Connections(NamedTuple):
@@ -225,12 +229,13 @@ class Scheduler:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
         self.limiter = Limiter(self.tenants, limits)
-        self.operations = Operations(engines, self.clock, self.tenants, self.limiter)
+        self.outbox = Outbox(engines, self.clock, self.tenants)
+        self.operations = Operations(engines, self.clock, self.tenants, self.limiter, self.outbox)
         self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self._late_after_ms = late_after_ms
         self.batches = Batches(engines, self.clock, self.tenants, any_topic=any_topic)
-        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, self.batches, registers=registers)
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, self.batches, self.outbox, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -375,7 +380,9 @@ class Scheduler:
             if not cancelled:
                 store.request_cancel(conn, application, event_id)
             row = self._found(conn, application_id, event_id)
-            judged = chains.settle(conn, [row.id], now) if cancelled and row.followed else Judged()
+            if cancelled:
+                self.outbox.write(conn, application, Milestone.CANCELLED, [row])
+            judged = self._settle(conn, [row.id], now) if cancelled and row.followed else Judged()
             return self._event(conn, row, application_id), judged
 
         event, judged = self._transactions.write(work)
@@ -400,7 +407,8 @@ class Scheduler:
             if row is None:
                 raise UnknownEvent
             if cancelled:
-                return chains.settle(conn, [row.id], now) if row.followed else Judged()
+                self.outbox.write(conn, application, Milestone.CANCELLED, [row])
+                return self._settle(conn, [row.id], now) if row.followed else Judged()
             if row.status in FINISHED and not store.still_needed(conn, [row]):
                 store.remove_events(conn, [row.id])
             return Judged()
@@ -424,6 +432,7 @@ class Scheduler:
                 now = self.clock.now(conn)
                 store.log_replays(conn, [row], now, Action.RETRY)
                 store.replay(conn, [row.id], now)
+                self.outbox.write_of(conn, application, Milestone.REPLAYED, [row.id])
             event = self._event(conn, self._found(conn, application_id, event_id), application_id)
             if event.status in FINISHED or event.replayed_at is None:
                 raise EventNotRetryable(event)
@@ -459,7 +468,9 @@ class Scheduler:
             due_at = asked.due_at if asked.due_at is not None else now + (asked.delay_ms or 0)
             wake_at = event.wake_at if due_at == event.due_at else None
             store.change_event(conn, row.id, asked, due_at, max(due_at, now) if wake_at is None else wake_at)  # unless it is blocked
-            return self._event(conn, self._found(conn, application_id, event_id), application_id)
+            changed = self._found(conn, application_id, event_id)
+            self.outbox.write(conn, row.application, Milestone.CHANGED, [changed])
+            return self._event(conn, changed, application_id)
 
         return self._transactions.write(work)
 
@@ -630,9 +641,18 @@ class Scheduler:
             for number, application in self.tenants.of_numbers(conn, opened.keys()).items():
                 if number in opened:
                     breakers[application.application_id if number <= named else OTHERS] += opened[number]
-            return Backlog(counts, late, breakers)
+            return Backlog(counts, late, breakers, self._untold(conn, named, most, now))
 
         return self._transactions.read(work)
+
+    def _untold(self, conn: Connection, named: int, most: int, now: int) -> Mapping[str, Untold]:
+        found: dict[str, Untold] = {}
+        for number, (count, first) in store.backlogs(conn, None, most).items():
+            application = self.tenants.of_number(conn, number)
+            name = application.application_id if application and number <= named else OTHERS
+            before = found.get(name, Untold(0, 0))
+            found[name] = Untold(before.messages + count, max(before.oldest_ms, now - first))
+        return found
 
     def connections(self) -> Connections:
         """Tell how many connections to the database are in use in this process."""
@@ -789,8 +809,10 @@ class Scheduler:
                     new = self.batches.aimed(conn, new, application)
                 row = store.new_row(new, application.number, now)
                 stored = _stored(new, row)
-                store.insert_events(conn, [row])
-                return stored
+                if application.stream is None:
+                    store.insert_events(conn, [row])
+                    return stored
+            return self._add_admitted([new], {})[0]  # with its message, or not at all
         except InvalidEvent as error:
             return error
         except IntegrityError:
@@ -841,13 +863,7 @@ class Scheduler:
                 refused[index] = refusal
         if any(new.destination for new in news):
             news = [new if index in refused else self._aimed(conn, new, tenants, index, refused) for index, new in enumerate(news)]
-        numbers = {application_id: application.number for application_id, application in tenants.items() if application}
-        for new in (new for index, new in enumerate(news) if index not in refused):
-            if new.application_id not in numbers:
-                numbers[new.application_id] = self.tenants.register(conn, new.application_id, now)
-        keys = {index: (numbers[new.application_id], new.event_id) for index, new in enumerate(news) if index not in refused}
-        for number in {key[0] for index, key in keys.items() if news[index].priority}:
-            self.tenants.prioritize(conn, number, now)
+        keys = self._keys(conn, {index: new for index, new in enumerate(news) if index not in refused}, tenants, now)
         chained = [index for index in keys if news[index].after]
         there = self._there(conn, news, keys) if (looking or chained) and keys else {}
         before = self._before(conn, [_key_before(news[index].after, keys[index]) for index in chained]) if chained else {}
@@ -857,9 +873,26 @@ class Scheduler:
             added.append(refused.get(index) or _place(new, keys[index], there, before, rows, now))
         if rows:
             store.insert_events(conn, rows)
+            self._tell_created(conn, rows, tenants.values())
         if any(row["status"] == Status.BLOCKED for row in rows):
             self._link(conn, news, keys, added, before, now)
         return added
+
+    def _keys(self, conn: Connection, news: Mapping[int, NewEvent], tenants: Mapping[str, Application | None], now: int) -> dict[int, Key]:
+        """Name the places of new events, and register what is needed for them: applications, and that one knows priorities."""
+        numbers = {application_id: application.number for application_id, application in tenants.items() if application}
+        for new in news.values():
+            if new.application_id not in numbers:
+                numbers[new.application_id] = self.tenants.register(conn, new.application_id, now)
+        for application_id in {new.application_id for new in news.values() if new.priority}:
+            self.tenants.prioritize(conn, numbers[application_id], now)
+        return {index: (numbers[new.application_id], new.event_id) for index, new in news.items()}
+
+    def _tell_created(self, conn: Connection, rows: Sequence[Mapping[str, Any]], applications: Iterable[Application | None]) -> None:
+        for application in applications:
+            if application and application.stream:
+                created = [row for row in rows if row["application"] == application.number]
+                self.outbox.write(conn, application.number, Milestone.CREATED, created)
 
     def _aimed(
         self, conn: Connection, new: NewEvent, tenants: Mapping[str, Application | None], index: int, refused: dict[int, Added]
@@ -898,7 +931,7 @@ class Scheduler:
         late = [link for link in links if link.predecessor in over]
         if not late:
             return
-        chains.judge(conn, late, now)
+        self.outbox.write_judged(conn, chains.judge(conn, late, now))
         rows = store.find_all(conn, {own for own, *_ in placed.values()})
         for index, (own, *_) in placed.items():
             added[index] = self._event(conn, rows[own], news[index].application_id)
@@ -974,6 +1007,7 @@ class Scheduler:
             store.end(conn, endings, now)
         if kept:
             store.log_attempts(conn, [outcome for outcome, _ in kept])
+            self.outbox.write_ended(conn, [outcome.delivery for outcome, _ in kept])
         for outcome, _ in kept:
             if outcome.output is not None:
                 store.keep_output(conn, outcome.delivery.id, outcome.delivery.fence, outcome.output, now)
@@ -981,7 +1015,7 @@ class Scheduler:
         if followed:
             gone = {ending.id for ending in endings if ending.wake_at is None}
             gone |= {outcome.delivery.id for outcome, verdict in kept if verdict.status is Status.COMPLETED}
-            judged = chains.settle(conn, gone & followed, now)
+            judged = self._settle(conn, gone & followed, now)
         # The same fence, but no longer PROCESSING: an earlier COMMIT of ours whose answer was lost has written it.
         fenced = sum(1 for outcome in unsure if not _same_claim(owned.get(outcome.delivery.id), outcome.delivery))
         failed = [(outcome, verdict.reason) for outcome, verdict in kept if verdict.status is Status.FAILED]
@@ -1001,6 +1035,12 @@ class Scheduler:
             if store.complete(conn, ids, fence, status_code or None, now, followed=is_followed) != len(ids):
                 raise database.BeginAnew
 
+    def _settle(self, conn: Connection, ended: Collection[int], now: int) -> Judged:
+        """Judge what comes after events that have just ended, and write of it to whoever is told of their lives."""
+        judged = chains.settle(conn, ended, now)
+        self.outbox.write_judged(conn, judged)
+        return judged
+
     def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> Judged:
         there = store.lock_claimed(conn, [doubt.id for doubt in doubtful])
         leases = {(id_, owned.fence, owned.wake_at) for id_, owned in there.items()}
@@ -1014,8 +1054,9 @@ class Scheduler:
         now = self.clock.now(conn)
         if endings:
             store.release(conn, endings, now)
+            self.outbox.write_ended(conn, mine)
         over = [ending.id for ending in endings if ending.wake_at is None and owned[ending.id].followed]
-        return len(endings), chains.settle(conn, over, now) if over else Judged()
+        return len(endings), self._settle(conn, over, now) if over else Judged()
 
     def _claim(
         self, conn: Connection, applications: Sequence[int], limit: int, now: int, terms: Terms, hands: Hands, *, suspects: bool
@@ -1073,8 +1114,10 @@ class Scheduler:
             store.bury(conn, unwanted, Status.CANCELLED, "worker lost: cancelled while it was being sent", now)
         if dead:
             store.bury(conn, dead, Status.FAILED, f"worker lost: {LOST_LEASES} in a row took it and never told how it ended", now)
+        if unwanted or dead:
+            self.outbox.write_ended(conn, [delivery for delivery, _ in lost])
         over = [row.id for _, row in lost if row.followed and row.id in unwanted | dead]
-        judged = chains.settle(conn, over, now) if over else Judged()
+        judged = self._settle(conn, over, now) if over else Judged()
         held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
         gone = unwanted | dead | held.wakes.keys()
         kept = [(delivery, row) for delivery, row in found if row.id not in gone]

@@ -324,6 +324,18 @@ batches = Table(
     **NEVER_REUSED,
 )
 
+# Who sends the messages of an application, and until when nobody else may; how often in a row that has failed, and why.
+streams = Table(
+    "streams",
+    metadata,
+    Column("application", Integer, primary_key=True, autoincrement=False),
+    Column("holder", ascii_string(32), nullable=False),
+    Column("held_until", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("reason", String(DETAIL_CHARACTERS)),
+    **OPTIONS,
+)
+
 # What is still to be told of the lives of events, to whom each application says. The messages of one event are in their order.
 outbox = Table(
     "outbox",

@@ -79,9 +79,11 @@ from cassata.schema import (
     installation,
     links,
     operations,
+    outbox,
     outputs,
     paces,
     series,
+    streams,
     tallies,
     workers,
 )
@@ -1856,6 +1858,111 @@ def _expect(changed: int, expected: int, what: str) -> None:
     """The rows are locked and were looked at in this transaction: any other count is a defect, and must not be committed."""
     if changed != expected:
         raise AssertionError(f"{what} changed {changed} rows, not {expected}")
+
+
+# --- what applications are told of the lives of their events ------------------------------------------------------------
+
+O, ST = outbox.c, streams.c  # noqa: E741
+_TOLD = (
+    E.id,
+    E.application,
+    E.event_id,
+    E.status,
+    E.due_at,
+    E.fence,
+    E.attempts,
+    E.created_at,
+    E.finished_at,
+    E.last_status,
+    E.last_error,
+    E.series,
+)
+
+
+def told_of(conn: Connection, ids: Collection[int]) -> Sequence[Row[Any]]:
+    """Read what is told of events, by row number."""
+    question: Select[Any] = select(*_TOLD).where(_ONE_OF_IDS).order_by(E.id)
+    return conn.execute(question, {"ids": sorted(ids)}).all()
+
+
+def lock_waiting(conn: Connection, ids: Collection[int]) -> list[int]:
+    """Lock those that nobody is sending, and that have not ended."""
+    which = select(E.id).where(E.id.in_(sorted(ids)), E.status.in_(UNSENT))
+    return list(conn.execute(which.order_by(E.id).with_for_update()).scalars())
+
+
+def series_names(conn: Connection, numbers: Collection[int]) -> dict[int, str]:
+    """Tell the ids of series by their numbers, as far as they are there."""
+    rows = conn.execute(select(S.id, S.series_id).where(S.id.in_(sorted(numbers))))
+    return {row.id: row.series_id for row in rows}
+
+
+MOST_BACKLOGS = 1_000
+_INSERT_MESSAGES = insert(outbox).values(dict.fromkeys(("application", "message", "created_at")))
+
+
+def insert_messages(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    _insert(conn, _INSERT_MESSAGES, rows)
+
+
+def messages(conn: Connection, application: int, limit: int) -> Sequence[Row[Any]]:
+    """Read the first messages of an application. There is no place to go on from: what has a lower number may be committed later."""
+    question: Select[Any] = select(O.id, O.message, O.created_at).where(O.application == application).order_by(O.id).limit(limit)
+    return conn.execute(question).all()
+
+
+def delete_messages(conn: Connection, ids: Collection[int]) -> int:
+    return conn.execute(delete(outbox).where(O.id.in_(_IDS)), {"ids": sorted(ids)}).rowcount
+
+
+def unsent(conn: Connection, now: int) -> list[int]:
+    """Tell which applications have messages, by their numbers, but for those that are left to somebody, or left alone for a while."""
+    numbers = _with_messages(conn)
+    if not numbers:
+        return []
+    left = set(conn.execute(select(ST.application).where(ST.held_until > now)).scalars())
+    return [number for number in numbers if number not in left]
+
+
+def _with_messages(conn: Connection) -> Sequence[int]:
+    if conn.dialect.name == "sqlite":  # as for the agenda: no loose index scan here
+        dive = exists().where(O.application == A.id)
+        return conn.execute(select(A.id).where(dive)).scalars().all()
+    return [row[0] for row in conn.execute(select(O.application, func.min(O.id)).group_by(O.application))]
+
+
+def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> dict[int, tuple[int, int]]:
+    """Tell for these applications (None: for a thousand at most) with messages how many there are, up to `most`, and when the first
+    one was written (ms).
+    """
+    found = {}
+    for number in _with_messages(conn)[:MOST_BACKLOGS] if numbers is None else numbers:
+        some = select(O.id).where(O.application == number).limit(most).subquery()
+        count = conn.execute(select(func.count()).select_from(some)).scalar_one()
+        if first := messages(conn, number, 1):
+            found[number] = count, first[0].created_at
+    return found
+
+
+def hold_stream(conn: Connection, application: int, holder: str, now: int, held_until: int) -> int | None:
+    """Take over the sending of an application's messages, unless somebody else has it; return how often it has failed in a row."""
+    free = and_(ST.application == application, or_(ST.held_until <= now, ST.holder == holder))
+    if conn.execute(update(streams).where(free).values(holder=holder, held_until=held_until)).rowcount:
+        return int(conn.execute(select(ST.failures).where(ST.application == application)).scalar_one())
+    new = _ignoring(insert(streams)).values(application=application, holder=holder, held_until=held_until, failures=0)
+    return 0 if conn.execute(new).rowcount else None
+
+
+def leave_stream(conn: Connection, application: int, holder: str, held_until: int, failures: int, reason: str | None) -> None:
+    """Leave it to anybody from then on, unless somebody has taken it over."""
+    own = and_(ST.application == application, ST.holder == holder)
+    columns = {"held_until": held_until, "failures": failures, "reason": _clipped(reason, DETAIL_CHARACTERS)}
+    conn.execute(update(streams).where(own).values(columns))
+
+
+def stream_state(conn: Connection, application: int) -> Row[Any] | None:
+    question: Select[Any] = select(ST.held_until, ST.failures, ST.reason).where(ST.application == application)
+    return conn.execute(question).first()
 
 
 # --- rows become values ------------------------------------------------------------------------------------------------

@@ -19,8 +19,17 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from cassata import database, store, telemetry
-from cassata.errors import ApplicationExists, CassataError, ConfigError, InvalidApplication, Problem, UnknownApplication, UnknownKey
-from cassata.model import SECRET_PREFIX, Application, Egress, EgressPolicy, Key, Scope, Secret
+from cassata.errors import (
+    ApplicationExists,
+    CassataError,
+    ConfigError,
+    InvalidApplication,
+    InvalidEvent,
+    Problem,
+    UnknownApplication,
+    UnknownKey,
+)
+from cassata.model import SECRET_PREFIX, Application, Destination, Egress, EgressPolicy, Key, Milestone, Scope, Secret, Stream
 from cassata.vault import SecretsKeyMissing, SecretsUnreadable, Vault
 
 FRESH_SECONDS = 1.0
@@ -54,7 +63,7 @@ class TooManyKeys(CassataError):
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` and `topics`
-    "default" too.
+    "default" too. `stream` "off" tells nobody anything any more.
     """
 
     active: bool | None = None
@@ -62,11 +71,13 @@ class Changes:
     egress: Egress | Literal["default"] | None = None
     topics: Mapping[str, str | None] | Literal["default"] | None = None
     metadata: Mapping[str, Any] | None = None
+    stream: Stream | Literal["off"] | None = None
 
     def applied_to(self, application: Application) -> Application:
         limits = {**application.limits, **(self.limits or {})}
         egress = application.egress if self.egress is None else self.egress
         topics = application.topics if self.topics is None else self.topics
+        stream = application.stream if self.stream is None else self.stream
         return replace(
             application,
             active=application.active if self.active is None else self.active,
@@ -74,6 +85,7 @@ class Changes:
             egress=None if egress == "default" else egress,
             topics=None if topics == "default" else topics,
             metadata=application.metadata if self.metadata is None else self.metadata,
+            stream=None if stream == "off" else stream,
         )
 
 
@@ -144,7 +156,7 @@ class Tenants:
     def applications(self, *, after: str = "", limit: int = 100) -> list[Application]:
         """List applications in the order of their ids."""
         rows = self._transactions.read(lambda conn: store.applications_after(conn, after, limit))
-        return [self._read_row(row) for row in rows]
+        return [self.read_row(row) for row in rows]
 
     def change(self, application_id: str, changes: Changes) -> Application:
         """Change an application. Workers and services follow within two seconds. Raises UnknownApplication."""
@@ -231,7 +243,7 @@ class Tenants:
     def _change(self, application_id: str, change: Callable[[Application, int], Application], *, anew: bool = False) -> Application:
         def work(conn: Connection, _tries: int) -> Application:
             now = self._clock.now(conn)
-            before = self._read_row(_there(store.lock_application(conn, application_id)))
+            before = self.read_row(_there(store.lock_application(conn, application_id)))
             if anew and before.is_sealed:
                 raise SecretsUnreadable
             after = change(before, now)
@@ -260,14 +272,17 @@ class Tenants:
             columns["topics"] = None if after.topics is None else json.dumps(dict(after.topics))
         if after.metadata != before.metadata:
             columns["metadata"] = json.dumps(after.metadata)
+        if after.stream != before.stream:
+            columns["stream"] = after.stream and _written_stream(after.stream)
         if after.secrets != before.secrets or (anew and after.secrets):
             columns["secrets"] = self._written(conn, after.application_id, after.secrets)
         return columns
 
     def _found(self, conn: Connection, application_id: str) -> Application:
-        return self._read_row(_there(store.application(conn, application_id)))
+        return self.read_row(_there(store.application(conn, application_id)))
 
-    def _read_row(self, row: Row[Any]) -> Application:
+    def read_row(self, row: Row[Any]) -> Application:
+        """Make an application of its row."""
         application = Application(
             number=row.id,
             application_id=row.application_id,
@@ -276,6 +291,7 @@ class Tenants:
             egress=_egress(row.egress),
             topics=None if row.topics is None else json.loads(row.topics),
             metadata=json.loads(row.metadata) if row.metadata else {},
+            stream=_stream(row.stream, row.application_id),
             created_at=row.created_at,
             changed_at=row.changed_at,
             prioritized=row.prioritized,
@@ -301,6 +317,13 @@ class Tenants:
         if unknown:
             self._remember(store.applications_by_number(conn, unknown))
         return self._by_number
+
+    def of_number(self, conn: Connection, number: int) -> Application | None:
+        """Return one likewise, and surely if it is there: others forget applications meanwhile."""
+        found = self._by_number.get(number)
+        if found is None and (rows := store.applications_by_number(conn, [number])):
+            (found,) = self._remember(rows)
+        return found
 
     def is_in_mind(self, application_id: str) -> bool:
         return application_id in self._by_id
@@ -328,7 +351,7 @@ class Tenants:
         return bool(stale)
 
     def _remember(self, rows: Iterable[Row[Any]]) -> list[Application]:
-        applications = [self._read_row(row) for row in rows]
+        applications = [self.read_row(row) for row in rows]
         with self._lock:
             for application in applications:
                 self._by_number[application.number] = application
@@ -517,3 +540,23 @@ def _egress(written: str | None) -> Egress | None:
         return None
     document = json.loads(written)
     return Egress(EgressPolicy(document["policy"]), tuple(document["allow"]))
+
+
+def _written_stream(stream: Stream) -> str:
+    document = {"url": stream.url, "kinds": sorted(stream.kinds), "headers": stream.headers}
+    return json.dumps(document | ({"destination": stream.destination.document} if stream.destination else {}))
+
+
+def _stream(written: str | None, application_id: str) -> Stream | None:
+    """Read a stream. One that cannot be read, of a later version say, tells nobody anything, and stops nothing else."""
+    if written is None:
+        return None
+    try:
+        document = json.loads(written)
+        headers = tuple((name, value) for name, value in document["headers"])
+        details = document.get("destination")
+        destination = details and Destination(details.pop("type"), details)
+        return Stream(document["url"], frozenset(Milestone(kind) for kind in document["kinds"]), headers, destination)
+    except (ValueError, TypeError, KeyError, InvalidEvent) as error:
+        telemetry.emit("stream unreadable", level="error", application_id=application_id, error=repr(error))
+        return None

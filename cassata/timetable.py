@@ -36,7 +36,8 @@ from cassata.errors import (
     UnknownSeries,
 )
 from cassata.limits import Limiter, excess
-from cassata.model import LATEST_INSTANT, UNFINISHED, UNSENT, Application, Event, NewEvent, Status
+from cassata.model import LATEST_INSTANT, UNFINISHED, UNSENT, Application, Event, Milestone, NewEvent, Status
+from cassata.outbox import Outbox
 from cassata.recurrence import Occurrence, Rule
 from cassata.series import CatchUp, Content, Instance, NewSeries, Overlap, Series, SeriesStatus
 from cassata.tenants import Tenants
@@ -104,13 +105,22 @@ class Timetable:
     """Keeps series in one database, and makes their occurrences. Safe to share between threads."""
 
     def __init__(
-        self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, batches: Batches, *, registers: bool
+        self,
+        engines: database.Engines,
+        clock: database.Clock,
+        tenants: Tenants,
+        limiter: Limiter,
+        batches: Batches,
+        outbox: Outbox,
+        *,
+        registers: bool,
     ) -> None:
         self._batches = batches
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
         self._limiter = limiter
+        self._outbox = outbox
         self._registers = registers
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
@@ -295,7 +305,7 @@ class Timetable:
                 raise SeriesFinished(series)
             _check_version(series, version)
             unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
-            self._cancel_events(conn, [row.id for row in unfinished], now)
+            self._cancel_events(conn, application, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
 
         return self._transactions.write(work)
@@ -332,6 +342,7 @@ class Timetable:
             event = series.content.event(_run_id(series_id, now), now)
             row = store.new_row(event, application, now, series.number)
             store.insert_events(conn, [row])
+            self._outbox.write(conn, application, Milestone.CREATED, [row])
             self._insert_followers(conn, [(series, row)], now)
             return store.to_event(_found(store.find(conn, application, event.event_id)), application_id)
 
@@ -429,7 +440,9 @@ class Timetable:
                 # A retry that waits stays where it is, unless the event is to be sent at another time.
                 wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
                 store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
-            return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
+            stored = _found(store.find(conn, application, instance_id))
+            self._outbox.write(conn, application, Milestone.CREATED if row is None else Milestone.CHANGED, [stored])
+            return _instance(series, made.at, made.index, stored)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -447,9 +460,10 @@ class Timetable:
                 columns = store.new_row(series.content.occurrence(made.at), application, now, series.number)
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH}])
                 row = _found(store.find(conn, application, instance_id))
+                self._outbox.write(conn, application, Milestone.CREATED, [row])
             elif row.status in UNSENT:
                 store.mark_exception(conn, row.id)
-            self._cancel_events(conn, [row.id], now)
+            self._cancel_events(conn, application, [row.id], now)
             return _instance(series, made.at, made.index, store.find(conn, application, instance_id))
 
         return self._transactions.write(work, retry_duplicates=True)
@@ -605,6 +619,7 @@ class Timetable:
         rows = [row for plan in plans for row in plan.rows]
         if rows:
             store.insert_events(conn, rows)
+        self._tell_created(conn, rows)
         foreign = {event_id for plan in plans for event_id in plan.taken}
         self._insert_followers(conn, [(series, row) for series, row in made if row["event_id"] not in foreign], now)
 
@@ -618,10 +633,11 @@ class Timetable:
             if not made:
                 break
             store.insert_events(conn, [row for _, row in made])
+            self._tell_created(conn, [row for _, row in made])
             links += self._linked(conn, made)
         over = store.followed_ones(conn, {link.predecessor for link in links}) if links else []
         if over:  # one that was cancelled ahead of its time
-            chains.settle(conn, over, now)
+            self._outbox.write_judged(conn, chains.settle(conn, over, now))
 
     def _followers(
         self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int
@@ -650,6 +666,10 @@ class Timetable:
         store.insert_links(conn, links)
         store.follow(conn, {link.predecessor for link in links})
         return links
+
+    def _tell_created(self, conn: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        for application in {row["application"] for row in rows}:
+            self._outbox.write(conn, application, Milestone.CREATED, [row for row in rows if row["application"] == application])
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
@@ -795,14 +815,14 @@ class Timetable:
         """Take back occurrences from an instant on that were made ahead and that nobody has touched."""
         range_ahead = (series.content.event_id(since), recurrence.id_range(series.series_id)[1])
         ahead = store.unfinished_occurrences(conn, application, series.number, *range_ahead)  # the past may be long
-        self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)], self._clock.now(conn))
+        self._remove(conn, application, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)], self._clock.now(conn))
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
         """Take back what was made ahead from an instant on, and the unsent exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
         ahead += self._put_off(conn, application, series, since)
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
-        self._remove(conn, [row.id for at, row in ahead if at not in made], self._clock.now(conn))
+        self._remove(conn, application, [row.id for at, row in ahead if at not in made], self._clock.now(conn))
 
     def _put_off(self, conn: Connection, application: int, series: Series, until: int) -> list[tuple[int, Row[Any]]]:
         """Read the exceptions still to be sent whose original instants are before that one."""
@@ -815,8 +835,10 @@ class Timetable:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""
         unfinished = store.unfinished_occurrences(conn, application, number, *recurrence.id_range(series_id))
         ahead = self._stored_from(conn, application, number, series_id, now)
-        self._remove(conn, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED], now)
-        self._cancel_events(conn, [row.id for row in unfinished], now)
+        self._remove(
+            conn, application, [row.id for row in unfinished] + [row.id for _, row in ahead if row.status == Status.CANCELLED], now
+        )
+        self._cancel_events(conn, application, [row.id for row in unfinished], now)
 
     def _stored_from(self, conn: Connection, application: int, number: int, series_id: str, since: int) -> Iterator[tuple[int, Row[Any]]]:
         """Read the events of occurrences from an instant on, each with its original instant."""
@@ -826,25 +848,29 @@ class Timetable:
             yield from ((at, row) for at, row in instants if at is not None and at >= since)
             place = f"{rows[-1].event_id}."  # longer than that one, and before the next
 
-    def _remove(self, conn: Connection, ids: Sequence[int], now: int) -> None:
+    def _remove(self, conn: Connection, application: int, ids: Sequence[int], now: int) -> None:
         """Remove what was never sent. Occurrences of series that come after these go with them, other events are judged."""
         for start in range(0, len(ids), ROWS_AT_ONCE):
             locked = store.lock_unsent(conn, ids[start : start + ROWS_AT_ONCE])
             links = store.links_from(conn, locked) if locked else []
             made = store.made_by_series(conn, [link.successor for link in links]) if links else frozenset()
             if others := [link for link in links if link.successor not in made]:
-                chains.orphan(conn, others, now)
+                self._outbox.write_judged(conn, chains.orphan(conn, others, now))
             if made:
-                self._remove(conn, sorted(made), now)
+                self._remove(conn, application, sorted(made), now)
             if locked:
+                self._outbox.write_removed(conn, application, locked)
                 store.remove_events(conn, locked)
 
-    def _cancel_events(self, conn: Connection, ids: Sequence[int], now: int) -> None:
+    def _cancel_events(self, conn: Connection, application: int, ids: Sequence[int], now: int) -> None:
+        told = self._outbox.wants(conn, application, Milestone.CANCELLED)
         for start in range(0, len(ids), ROWS_AT_ONCE):
             some = ids[start : start + ROWS_AT_ONCE]
+            waiting = store.lock_waiting(conn, some) if told else []
             store.cancel_by_row(conn, some, now)
+            self._outbox.write_of(conn, application, Milestone.CANCELLED, waiting)
             if over := store.followed_ones(conn, some):
-                chains.settle(conn, over, now)
+                self._outbox.write_judged(conn, chains.settle(conn, over, now))
 
     def _locked_instance(
         self,

@@ -16,12 +16,12 @@ import time
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from cassata import config, process, retention, telemetry, tracing
+from cassata import config, process, retention, streaming, telemetry, tracing
 from cassata.config import Settings
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy
@@ -35,6 +35,7 @@ from cassata.overview import Pulse
 from cassata.plugins import Batch, Deliver, Opened, Surroundings
 from cassata.retention import Pruned, Retention
 from cassata.scheduler import Claimed, Scheduler, Terms
+from cassata.streaming import Streamer
 
 if TYPE_CHECKING:
     from cassata.metrics import SupervisorMetrics
@@ -730,6 +731,13 @@ class WorkerProcess:
             pruning_of(scheduler, self._pulse, worker),
         ]
         self._housekeeper = Housekeeper(chores, scheduler.clock.estimate, self._stopping)
+        self._streamer = Streamer(
+            scheduler.outbox,
+            scheduler.clock,
+            lambda: make_courier(settings, self._others, slots=streaming.SLOTS),
+            streaming_terms_of(worker),
+            self._stopping,
+        )
 
     def hands(self) -> tuple[int, int, int]:
         """Tell how many deliveries are in hand, how many there may be, and how many threads are alive."""
@@ -740,11 +748,11 @@ class WorkerProcess:
 
         `well` is called now and then while no thread hangs; without it systemd is told.
         """
-        threads = [*self._threads, self._housekeeper]
+        threads = [*self._threads, self._housekeeper, self._streamer]
         for thread in threads:
             thread.start()
         well = well or process.Watchdog().beat
-        while any(thread.is_alive() for thread in self._threads):
+        while any(thread.is_alive() for thread in (*self._threads, self._streamer)):
             if not self._hangs():
                 well()
             asked = wakeup.wait(0.1 if self._stopping.is_set() else 0.5)
@@ -839,9 +847,18 @@ def terms_of(worker: config.Worker) -> Terms:
     )
 
 
+def streaming_terms_of(worker: config.Worker) -> streaming.Terms:
+    days = worker.keep_stream_days
+    return streaming.Terms(
+        request_timeout_ms=int(worker.request_timeout_seconds * 1000),
+        lease_margin_ms=int(worker.lease_margin_seconds * 1000),
+        keep_ms=None if days is None else int(days * retention.DAY_MS),
+    )
+
+
 def raise_descriptor_limit(worker: config.Worker) -> None:
     """Have as many descriptors as requests may be under way: usually a process is given 1,024, and may take more."""
-    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + SPARE_DESCRIPTORS
+    wanted = worker.num_worker_threads * worker.max_in_flight_per_thread + streaming.SLOTS + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
@@ -850,9 +867,10 @@ def raise_descriptor_limit(worker: config.Worker) -> None:
         telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
 
 
-def make_courier(settings: Settings, others: Deliver | None = None) -> Courier:
-    """Make what sends: requests of HTTP as configured, and by `others` whatever else there is."""
+def make_courier(settings: Settings, others: Deliver | None = None, *, slots: int | None = None) -> Courier:
+    """Make what sends: requests of HTTP as configured, and by `others` whatever else there is; so many at a time (None: as configured)."""
     asked = courier_settings(settings)
+    asked = asked if slots is None else replace(asked, slots=slots)
     others = others or Opened(Surroundings(settings))
     if settings.worker.courier == "requests":
         from cassata.courier.pool import PoolCourier
@@ -918,7 +936,7 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         url,
         create_tables=create_tables,
         settings=settings.database,
-        pool_size=worker.num_worker_threads + 2,  # one for the housekeeper, and one for destinations that ask
+        pool_size=worker.num_worker_threads + 3,  # one for the housekeeper, one for the streamer, and one for destinations that ask
         limits=limits,
         retry=retry,
         breaker=breaker,

@@ -39,6 +39,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.links TO 'cassata_servic
 GRANT SELECT, DELETE ON `DATABASE_NAME`.outputs TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.batches TO 'cassata_service'@'%';
 GRANT SELECT, INSERT ON `DATABASE_NAME`.outbox TO 'cassata_service'@'%';
+GRANT SELECT ON `DATABASE_NAME`.streams TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_service'@'%';
 
 -- INSERT: the occurrences of series. DELETE: what ended long ago.
@@ -57,4 +58,5 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.links TO 'cassata_worker
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.outputs TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.batches TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.outbox TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.streams TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_worker'@'%';

@@ -247,6 +247,15 @@ CREATE TABLE IF NOT EXISTS batches (
     CONSTRAINT batches_batch_id UNIQUE (application, batch_id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
+CREATE TABLE IF NOT EXISTS streams (
+    application INTEGER NOT NULL,
+    holder VARCHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    held_until BIGINT NOT NULL,
+    failures INTEGER NOT NULL,
+    reason VARCHAR(500),
+    PRIMARY KEY (application)
+)ENGINE=InnoDB CHARSET=utf8mb4;
+
 CREATE TABLE IF NOT EXISTS outbox (
     id BIGINT NOT NULL AUTO_INCREMENT,
     application INTEGER NOT NULL,

@@ -267,6 +267,15 @@ CREATE TABLE IF NOT EXISTS batches (
     CONSTRAINT batches_batch_id UNIQUE (application, batch_id)
 );
 
+CREATE TABLE IF NOT EXISTS streams (
+    application INTEGER NOT NULL,
+    holder VARCHAR(32) NOT NULL,
+    held_until BIGINT NOT NULL,
+    failures INTEGER NOT NULL,
+    reason VARCHAR(500),
+    PRIMARY KEY (application)
+);
+
 CREATE TABLE IF NOT EXISTS outbox (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     application INTEGER NOT NULL,

@@ -56,6 +56,7 @@ def mutant(name: str, *changes: Change, tests: str) -> Mutant:
 SCHEDULER, STORE, DATABASE = "cassata/scheduler.py", "cassata/store.py", "cassata/database.py"
 TIMETABLE, SERIES = "cassata/timetable.py", "tests/store/test_series.py"
 RECURRENCE, RECURRENCES = "cassata/recurrence.py", "tests/unit/test_recurrence.py"
+OUTBOX = "tests/store/test_outbox.py"
 CLAIMING, LIMITS, PLANS = "tests/store/test_claiming.py", "tests/store/test_limits.py", "tests/store/test_plans.py"
 
 MUTANTS = (
@@ -325,6 +326,40 @@ MUTANTS = (
         "recurrence: a midnight that clocks skip is one",
         Change(RECURRENCE, "if _wall(at, self.zone) != found.replace(tzinfo=None):", "if at < 0:"),
         tests=f"{RECURRENCES}::test_cron_on_a_day_without_a_midnight",
+    ),
+    # --- the lifecycle stream
+    mutant(
+        "stream: what has ended goes untold",
+        Change(SCHEDULER, "self.outbox.write_ended(conn, [outcome.delivery for outcome, _ in kept])", "pass"),
+        tests=f"{OUTBOX}::test_only_what_is_asked_for_is_told",
+    ),
+    mutant(
+        "stream: a message is written beside its transaction",
+        Change(
+            "cassata/outbox.py",
+            "        store.insert_messages(conn, rows)\n",
+            "        self._transactions.write(lambda own, _tries: store.insert_messages(own, rows))\n",
+        ),
+        tests=f"{OUTBOX}::test_a_step_that_is_rolled_back_is_not_told",
+    ),
+    mutant(
+        "stream: the next message does not wait for the one before",
+        Change("cassata/streaming.py", "return self.events[self.ready.popleft()][0]", "return self._hasty()"),
+        Change(
+            "cassata/streaming.py",
+            "    def note(self, message: Message",
+            "    def _hasty(self) -> Message:\n"
+            "        event = self.ready.popleft()\n"
+            "        self.ready.extend([event] * (len(self.events[event]) > 1))\n"
+            "        return self.events[event][0]\n\n"
+            "    def note(self, message: Message",
+        ),
+        tests="tests/store/test_streaming.py::test_several_events_are_told_of_at_once_and_each_of_them_step_by_step",
+    ),
+    mutant(
+        "stream: two workers tell of the same events",
+        Change(STORE, "or_(ST.held_until <= now, ST.holder == holder))", "ST.held_until >= 0)"),
+        tests=f"{OUTBOX}::test_one_at_a_time_has_the_messages_of_an_application_until_its_lease_ends",
     ),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cassata.cli.db import database_option, opened_tenants
+from cassata.cli.db import database_option, opened_scheduler, opened_tenants
 from cassata.cli.event import Delay, Forgiving
 from cassata.cli.listen import harmless
 from cassata.model import EgressPolicy
@@ -37,6 +37,11 @@ def settings_options(command: Command) -> Command:
             click.option("--topic", "topics", multiple=True, metavar="NAME[=URL]", help="What it may publish to: a name, or prefix*."),
             click.option("--topics", "no_topics", type=click.Choice(["none", "default"]), help="To nothing, or as configured."),
             click.option("--metadata", metavar="JSON", help="An object to keep with it."),
+            click.option("--stream-url", metavar="URL", help="Where it is told of the lives of its events."),
+            click.option("--stream-topic", metavar="TOPIC", help="The same: a topic of Kafka instead of a URL."),
+            click.option("--stream-kind", "stream_kinds", multiple=True, metavar="KIND", help="Of what it is told; may be repeated."),
+            click.option("--stream-header", "stream_headers", multiple=True, metavar="HEADER", help="A 'Name: value' of those requests."),
+            click.option("--no-stream", is_flag=True, help="Tell it nothing any more; what it has not been told yet is dropped."),
         ]
     ):
         command = option(command)
@@ -88,6 +93,19 @@ def get(application_id: str, output: str, config: Path | None, database_url: str
 
     with opened_tenants(config, database_url) as tenants:
         _show_application(tenancy_wire.application_document(tenants.application(application_id)), output)
+
+
+@app.command()
+@app_argument
+@output_option
+@database_option
+def stream(application_id: str, output: str, config: Path | None, database_url: str | None) -> None:
+    """Show where an application is told of the lives of its events, and how that fares."""
+    from cassata.service import tenancy_wire
+
+    with opened_scheduler(config, database_url) as scheduler:
+        state = scheduler.outbox.state(application_id, tenancy_wire.MOST_COUNTED)
+    show(tenancy_wire.stream_document(state, masked=False), output)
 
 
 @app.command(name="list")
@@ -209,6 +227,7 @@ def _document(
     topics: Sequence[str],
     no_topics: str | None,
     metadata: str | None,
+    **stream: Any,
 ) -> dict[str, Any]:
     """Write the options as a client of the service would."""
     if allow and egress != EgressPolicy.LIST:
@@ -226,7 +245,20 @@ def _document(
         document["topics"] = None if no_topics == "default" else {}
     if metadata is not None:
         document["metadata"] = _value("--metadata", metadata)
-    return document
+    return document | _stream_document(**stream)
+
+
+def _stream_document(
+    stream_url: str | None, stream_topic: str | None, stream_kinds: Sequence[str], stream_headers: Sequence[str], no_stream: bool
+) -> dict[str, Any]:
+    if stream_url is None and stream_topic is None:
+        if stream_kinds or stream_headers:
+            raise click.UsageError("--stream-kind and --stream-header go with --stream-url: a stream is set as a whole.")
+        return {"stream": None} if no_stream else {}
+    if no_stream or (stream_url and stream_topic):
+        raise click.UsageError("--stream-url, --stream-topic and --no-stream do not go together.")
+    aim = {"url": stream_url} if stream_url else {"type": "kafka", "topic": stream_topic}
+    return {"stream": {**aim, "kinds": list(stream_kinds) or None, "request-headers": list(stream_headers)}}
 
 
 def _limit(written: str) -> tuple[str, Any]:
@@ -245,7 +277,17 @@ def _value(place: str, written: str) -> Any:
         raise click.ClickException(f"{place}: {error}") from error
 
 
-_WORDS = {"/limits/": "--limit ", "/egress/allow": "--allow", "/egress": "--egress", "/scopes": "--scope", "/application-id": "APP"}
+_WORDS = {
+    "/stream/url": "--stream-url",
+    "/stream/topic": "--stream-topic",
+    "/stream/kinds": "--stream-kind",
+    "/stream/request-headers": "--stream-header",
+    "/limits/": "--limit ",
+    "/egress/allow": "--allow",
+    "/egress": "--egress",
+    "/scopes": "--scope",
+    "/application-id": "APP",
+}
 """What the places of a document are called on the command line, where it is not just their names."""
 
 

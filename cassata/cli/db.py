@@ -16,6 +16,7 @@ from cassata.cli.meter import Meter
 
 if TYPE_CHECKING:
     from cassata.config import Settings
+    from cassata.scheduler import Scheduler
     from cassata.tenants import Tenants
 
 
@@ -33,6 +34,12 @@ def settings_of(config: Path | None, database_url: str | None) -> tuple[str, Set
 
 @contextlib.contextmanager
 def opened_tenants(config: Path | None, database_url: str | None) -> Iterator[Tenants]:
+    with opened_scheduler(config, database_url) as scheduler:
+        yield scheduler.tenants
+
+
+@contextlib.contextmanager
+def opened_scheduler(config: Path | None, database_url: str | None) -> Iterator[Scheduler]:
     """Open the configured database; the embedded one has its tables made, as when a service starts."""
     from cassata import config as configuration
     from cassata.scheduler import Scheduler
@@ -41,7 +48,7 @@ def opened_tenants(config: Path | None, database_url: str | None) -> Iterator[Te
     _, is_embedded = configuration.database_url(settings)
     scheduler = Scheduler.open(url, create_tables=is_embedded, settings=settings.database, pool_size=1)
     try:
-        yield scheduler.tenants
+        yield scheduler
     finally:
         scheduler.close()
 

@@ -56,14 +56,20 @@ def _identity(delivery: Delivery, now: int) -> Headers:
     return (
         ("Cassata-Application-Id", delivery.application_id),
         ("Cassata-Event-Id", delivery.event_id),
-        ("Cassata-Attempt", str(delivery.number)),
-        ("Cassata-Expiry", rfc3339(delivery.due_at)),
+        *_attempt_headers(delivery),
         *_webhook_headers(delivery, now // 1000),
     )
 
 
+def _attempt_headers(delivery: Delivery) -> Headers:
+    """A message about an event is no attempt to deliver it."""
+    if delivery.message_id is not None:
+        return ()
+    return (("Cassata-Attempt", str(delivery.number)), ("Cassata-Expiry", rfc3339(delivery.due_at)))
+
+
 def _webhook_headers(delivery: Delivery, timestamp: int) -> Headers:
-    own_id = webhook_id(delivery.application_id, delivery.event_id)
+    own_id = delivery.message_id or webhook_id(delivery.application_id, delivery.event_id)
     if not delivery.signing_keys:
         return (("webhook-id", own_id),)
     signed = signature(delivery.signing_keys, own_id, timestamp, delivery.payload or b"")

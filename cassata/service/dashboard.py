@@ -441,6 +441,7 @@ class Dashboard:
             keys=self._tenants.keys(application_id) if key.allows(Scope.ADMIN) else None,
             keys_at=f"{PAGES}/app/{application_id}/settings/keys",
             breakers=self._scheduler.breakers(application_id),
+            stream=tenancy_wire.stream_document(self._scheduler.outbox.state(application_id, tenancy_wire.MOST_COUNTED), masked=True),
             days=KEY_DAYS,
         )
 

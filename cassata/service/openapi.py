@@ -218,6 +218,7 @@ CALLS: dict[str, Call] = {
     "activate": Call(_TENANTS, "Let an application take and send events again", {200: "Application"}),
     "deactivate": Call(_TENANTS, "Let an application take and send no events", {200: "Application"}),
     "breakers": Call(_TENANTS, "List destinations that get nothing at the moment", {200: "Breakers"}),
+    "stream": Call(_TENANTS, "Show where it is told of its events, and how that fares", {200: "StreamState"}),
     "secrets": Call(_KEYS, "Show the signing secrets", {200: "Secrets"}),
     "rotate_secret": Call(_KEYS, "Sign with a new secret", {200: "Secrets"}, "Rotation", needs_body=False),
     "keys": Call(_KEYS, "List the keys of an application", {200: "Keys"}),

@@ -348,6 +348,13 @@ _CHANGES: dict[str, Schema] = {
     "egress": or_null(of("Egress")),
     "topics": TOPICS,
     "metadata": METADATA,
+    "stream": or_null(of("Stream")),
+}
+_STREAM: dict[str, Schema] = {
+    "url": text("Where it is told, by POST requests.", examples=["https://billing.example/lifecycle"], maxLength=model.URL_LENGTH),
+    "type": text("What it is instead of a URL.", enum=list(model.STREAM_TYPES)),
+    "topic": text("Its topic, if it has a type.", maxLength=model.TOPIC_LENGTH),
+    "kinds": or_null(array("What it is told of; null: of everything.", {"type": "string", "enum": list(model.Milestone)}, minItems=1)),
 }
 SCOPES = array("What the key is good for.", {"type": "string", "enum": list(Scope)}, minItems=1, maxItems=wire.FIELDS)
 _KEY: dict[str, Schema] = {
@@ -625,6 +632,25 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Limits": LIMITS_SCHEMA,
     "Egress": EGRESS,
+    "Stream": given(
+        "Where an application is told of the lives of its events.", {**_STREAM, "request-headers": REQUEST_HEADERS}, required=()
+    ),
+    "ToldStream": told(
+        "Where an application is told of the lives of its events.",
+        {**_STREAM, "request-headers": array("Headers of its own; who may not administer sees no values.", {"type": "string"})},
+    ),
+    "StreamState": told(
+        "How an application's stream fares.",
+        {
+            "stream": or_null(of("ToldStream")),
+            "messages": whole("How many messages wait to be taken.", minimum=0),
+            "is-exact": truth("Whether there are no more."),
+            "oldest-at": or_null(instant("When the first of them was written.")),
+            "failures": whole("How often in a row one was not taken.", minimum=0),
+            "last-error": or_null(text("Why not.")),
+            "next-attempt-at": or_null(instant("When it is tried again.")),
+        },
+    ),
     "Application": told(
         "An application.",
         {
@@ -634,6 +660,7 @@ SCHEMAS: dict[str, Schema] = {
             "egress": or_null(of("Egress")),
             "topics": TOPICS,
             "metadata": {"type": "object", "description": "What was kept with it."},
+            "stream": or_null(of("ToldStream")),
             "created-at": instant("When it was made."),
         },
     ),

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from flask import Response, request
 
-from cassata.model import Scope, Secret
+from cassata.model import Application, Scope, Secret
 from cassata.scheduler import Scheduler
 from cassata.service import bodies, tenancy_wire
 from cassata.service.answers import answer
@@ -23,7 +23,7 @@ from cassata.service.tenancy_wire import (
     application_document,
     key_document,
 )
-from cassata.service.wire import USUAL_PAGE_LENGTH
+from cassata.service.wire import USUAL_PAGE_LENGTH, InvalidDocument
 from cassata.tenants import Changes
 
 
@@ -47,6 +47,7 @@ class Tenancy:
             Route(f"{one}/activate", ("POST",), self.activate, admin, operator=True),
             Route(f"{one}/deactivate", ("POST",), self.deactivate, admin, operator=True),
             Route(f"{one}/breakers", ("GET",), self.breakers, read),
+            Route(f"{one}/stream", ("GET",), self.stream, read),
             Route(f"{one}/secrets", ("GET",), self.secrets, admin),
             Route(f"{one}/rotate-secret", ("POST",), self.rotate_secret, admin),
             Route(f"{one}/keys", ("GET",), self.keys, admin),
@@ -62,16 +63,17 @@ class Tenancy:
     def applications(self) -> Response:
         listing = tenancy_wire.read_listing(request.args.items(multi=True))
         limit = listing.pop("limit", USUAL_PAGE_LENGTH)
-        return answer(tenancy_wire.page(self._tenants.applications(**listing, limit=limit + 1), limit))
+        return answer(tenancy_wire.page(self._tenants.applications(**listing, limit=limit + 1), limit, masked=_masked()))
 
     def create_application(self) -> Response:
         written = tenancy_wire.read(ApplicationDocument, bodies.document())
+        self._check_stream(Application(0, written.application_id), written.changes())
         created = self._tenants.create(written.application_id, written.changes())
         location = f"/cassata/applications/{quote(created.application_id)}"
         return answer(application_document(created), 201, headers={"Location": location})
 
     def application(self, application_id: str) -> Response:
-        return answer(application_document(self._tenants.application(possible_application(application_id))))
+        return answer(application_document(self._tenants.application(possible_application(application_id)), masked=_masked()))
 
     def change_application(self, application_id: str) -> Response:
         document = bodies.document()
@@ -87,11 +89,24 @@ class Tenancy:
         return self._changed(application_id, Changes(active=False))
 
     def _changed(self, application_id: str, changes: Changes) -> Response:
+        if changes.stream:
+            self._check_stream(self._tenants.application(possible_application(application_id)), changes)
         return answer(application_document(self._tenants.change(possible_application(application_id), changes)))
+
+    def _check_stream(self, application: Application, changes: Changes) -> None:
+        """Raise InvalidDocument for a topic that the application may not publish to."""
+        try:
+            self._scheduler.batches.check_stream(changes.applied_to(application))
+        except ValueError as error:
+            raise InvalidDocument([{"pointer": "/stream/topic", "detail": str(error)}]) from error
 
     def breakers(self, application_id: str) -> Response:
         found = self._scheduler.breakers(possible_application(application_id))
         return answer({"breakers": [tenancy_wire.breaker_document(breaker) for breaker in found]})
+
+    def stream(self, application_id: str) -> Response:
+        state = self._scheduler.outbox.state(possible_application(application_id), tenancy_wire.MOST_COUNTED)
+        return answer(tenancy_wire.stream_document(state, masked=_masked()))
 
     # --- signing secrets -----------------------------------------------------------------------------------------------
 
@@ -133,3 +148,8 @@ class Tenancy:
 
     def revoke_any_key(self, prefix: str) -> Response:
         return answer(key_document(self._tenants.revoke_key(prefix)))
+
+
+def _masked() -> bool:
+    """Whether whoever asks may not see what only an administrator of the application may."""
+    return not caller().allows(Scope.ADMIN)

@@ -13,19 +13,27 @@ from cassata.model import (
     KEY_NAME_LENGTH,
     LIMIT_RANGES,
     MOST_TOPICS,
+    STREAM_TYPES,
     Application,
     Breaker,
+    Destination,
     Egress,
     EgressPolicy,
     Key,
+    Milestone,
     Scope,
     Secret,
+    Stream,
     check_application_id,
     check_egress_entry,
     check_limit,
     check_secret,
+    check_stream_headers,
+    check_topic,
     check_topics,
+    check_url,
 )
+from cassata.outbox import StreamState
 from cassata.service.wire import (
     FIELDS,
     Faults,
@@ -42,6 +50,7 @@ from cassata.service.wire import (
     nearest,
     number,
     page_length,
+    read_headers,
     read_instant,
     read_metadata,
     read_object,
@@ -63,6 +72,11 @@ LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
 OPERATORS_FIELDS = frozenset({"active", "limits", "egress", "topics"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
+STREAM_FIELDS = frozenset({"url", "type", "topic", "kinds", "request-headers"})
+MASKED = "***"
+"""What stands in the place of a header's value for those who may not know it."""
+MOST_COUNTED = 10_000
+"""So many messages are counted, and no more."""
 
 
 # --- one field ---------------------------------------------------------------------------------------------------------
@@ -70,10 +84,13 @@ EGRESS_FIELDS = frozenset({"policy", "allow"})
 
 def _each(items: Iterable[tuple[str | int, Any]], read: Callable[[Any, Any], Any]) -> list[Any]:
     """Read every item, and name all those that are wrong."""
-    found, faults = [], []
+    found: list[Any] = []
+    faults: list[tuple[tuple[str | int, ...], str]] = []
     for step, item in items:
         try:
             found.append(read(step, item))
+        except Faults as error:
+            faults += [((step, *steps), detail) for steps, detail in error.faults]
         except ValueError as error:
             faults.append(((step,), str(error)))
     if faults:
@@ -142,6 +159,45 @@ def _check_allowed(value: Any) -> None:
         check_egress_entry(entry)
 
 
+def _stream(value: Any) -> Stream | Literal["off"]:
+    if value is None:
+        return "off"
+    read = dict(_each(read_object(few_fields(value)).items(), _stream_field))
+    kinds, headers = read.get("kinds", frozenset()), read.get("request-headers", ())
+    if "type" in read:
+        if "url" in read or "topic" not in read:
+            raise Faults([(("type",), "goes with a topic, and without a url")])
+        details = {"topic": read["topic"]}
+        return Stream(f"{read['type']}:{read['topic']}", kinds, headers, Destination(read["type"], details))
+    if "url" not in read or "topic" in read:
+        raise Faults([(("url",), "is required, or a type and a topic")])
+    return Stream(read["url"], kinds, headers)
+
+
+def _stream_field(name: str, value: Any) -> tuple[str, Any]:
+    if name == "url" and isinstance(value, str):
+        return name, check_url(value)
+    if name == "url":
+        raise ValueError(f"must be a string, not {kind_of(value)}")
+    if name == "type":
+        if value not in STREAM_TYPES:
+            raise ValueError(f"must be {' or '.join(STREAM_TYPES)}; a webhook has a url and no type")
+        return name, value
+    if name == "topic":
+        return name, check_topic(value)
+    if name == "kinds":
+        return name, frozenset() if value is None else _kinds(value)
+    if name == "request-headers":
+        return name, () if value is None else check_stream_headers(read_headers(value))
+    raise ValueError(f"is not a field{nearest(name, STREAM_FIELDS)}")
+
+
+def _kinds(value: Any) -> frozenset[Milestone]:
+    if not isinstance(value, list) or not 0 < len(value) <= FIELDS or not all(kind in list(Milestone) for kind in value):
+        raise ValueError(f"must be an array of some of {', '.join(Milestone)}")
+    return frozenset(Milestone(kind) for kind in value)
+
+
 def _scopes(value: Any) -> frozenset[Scope]:
     if not isinstance(value, list) or not 0 < len(value) <= FIELDS:
         raise ValueError(f"must be an array of some of {', '.join(Scope)}")
@@ -177,6 +233,7 @@ class ChangesDocument(Shape):
     egress: Annotated[Any, BeforeValidator(_egress)] = None
     topics: Annotated[Any, BeforeValidator(_topics)] = None
     metadata: Annotated[Any, BeforeValidator(read_metadata)] = None
+    stream: Annotated[Any, BeforeValidator(_stream)] = None
 
     def changes(self) -> Changes:
         """Only what was written is set."""
@@ -237,8 +294,10 @@ def _written_cursor(application_id: str) -> str:
 # --- values -> JSON ----------------------------------------------------------------------------------------------------
 
 
-def application_document(application: Application) -> dict[str, Any]:
-    """An application. A limit, or an egress, of null is as configured."""
+def application_document(application: Application, *, masked: bool = False) -> dict[str, Any]:
+    """An application. A limit, or an egress, of null is as configured. The values of its stream's headers may be secrets: `masked`
+    leaves them out.
+    """
     return {
         "application-id": application.application_id,
         "active": application.active,
@@ -246,7 +305,30 @@ def application_document(application: Application) -> dict[str, Any]:
         "egress": application.egress and {"policy": application.egress.policy.value, "allow": list(application.egress.allow)},
         "topics": application.topics,
         "metadata": application.metadata,
+        "stream": application.stream and _written_stream(application.stream, masked=masked),
         "created-at": instant(application.created_at),
+    }
+
+
+def _written_stream(stream: Stream, *, masked: bool) -> dict[str, Any]:
+    return {
+        **(stream.destination.document if stream.destination else {"url": stream.url}),
+        "kinds": [kind.value for kind in Milestone if kind in stream.kinds] or None,
+        "request-headers": [f"{name}: {MASKED if masked else value}" for name, value in stream.headers],
+    }
+
+
+def stream_document(state: StreamState, *, masked: bool) -> dict[str, Any]:
+    """How an application's stream fares. `is-exact` is false where there are more messages than were counted."""
+    stream = state.application.stream
+    return {
+        "stream": stream and _written_stream(stream, masked=masked),
+        "messages": state.messages,
+        "is-exact": state.messages < MOST_COUNTED,
+        "oldest-at": instant(state.oldest_at),
+        "failures": state.failures,
+        "last-error": state.reason,
+        "next-attempt-at": instant(state.retry_at),
     }
 
 
@@ -254,11 +336,11 @@ def _written_limit(name: str, value: float | None) -> float | None:
     return seconds(None if value is None else int(value)) if name.endswith("_ms") else value
 
 
-def page(applications: Sequence[Application], limit: int) -> dict[str, Any]:
+def page(applications: Sequence[Application], limit: int, *, masked: bool = False) -> dict[str, Any]:
     """One page of up to `limit` applications, of which one more was read if there are more."""
     shown = applications[:limit]
     return {
-        "applications": [application_document(application) for application in shown],
+        "applications": [application_document(application, masked=masked) for application in shown],
         "next-cursor": _written_cursor(shown[-1].application_id) if len(applications) > limit else None,
     }
 

@@ -277,7 +277,7 @@ def _bytes(value: Any) -> bytes:
         raise ValueError("must be bytes in base64 (RFC 4648 section 4), with their padding") from None
 
 
-def _headers(value: Any) -> Headers:
+def read_headers(value: Any) -> Headers:
     """Read ["Name: value", ...] or {"Name": "value" or ["value", ...]}, keeping order and repetitions."""
     lines: list[tuple[Steps, tuple[str, str] | str]]
     if isinstance(value, list):
@@ -424,7 +424,7 @@ class RequestDocument(Shape):
     event: Annotated[bytes | None, BeforeValidator(_payload)] = None
     event_base64: Annotated[bytes | None, BeforeValidator(_bytes)] = None
     method: Annotated[str, AfterValidator(check_method)] | None = None
-    request_headers: Annotated[Headers, BeforeValidator(_headers)] | None = None
+    request_headers: Annotated[Headers, BeforeValidator(read_headers)] | None = None
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None

@@ -83,6 +83,16 @@ def upgrade() -> None:
         **OPTIONS,
     )
     op.create_table(
+        "streams",
+        sa.Column("application", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("holder", ascii_string(32), nullable=False),
+        sa.Column("held_until", sa.BigInteger, nullable=False),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("reason", sa.String(500)),
+        if_not_exists=True,
+        **OPTIONS,
+    )
+    op.create_table(
         "outbox",
         sa.Column("id", ROW_ID, primary_key=True),
         sa.Column("application", sa.Integer, nullable=False),
@@ -96,7 +106,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("outbox", "batches", "outputs", "links"):
+    for table in ("outbox", "streams", "batches", "outputs", "links"):
         op.drop_table(table)
     op.drop_index("series_follows", "series")
     for table, columns in COLUMNS.items():

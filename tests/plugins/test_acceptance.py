@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from cassata.client import Client, Conflict, EventDetails, InvalidRequest, NewEvent, NewSeries, NotFound
 from cassata.model import Status
@@ -222,3 +223,36 @@ def test_only_root_may_run_scripts_as_somebody_else(sqlite_url: str, run_cassata
     env = {"CASSATA_WORKER__SCRIPTS": "true", "CASSATA_WORKER__SCRIPTSUSER": "nobody"}
     refused = run_cassata("worker", "start", "--database-url", sqlite_url, env=env)
     assert (refused.returncode, "scriptsUser" in refused.stderr) == (1, True)
+
+
+def test_the_lives_of_events_are_told_to_a_topic_of_kafka(
+    database_url: str, service_process: Start, worker_process: Start, brokers: Callable[[], Brokers]
+) -> None:
+    cluster = brokers()
+    service = service_process(database_url, "--processes", "1")
+    worker = worker_process(database_url, env={"CASSATA_WORKER__KAFKABOOTSTRAPSERVERS": cluster.address})
+    stream = {"type": "kafka", "topic": "lifecycle"}
+
+    def make(application_id: str, **facts: Any) -> requests.Response:
+        document = {"application-id": application_id, "stream": stream, **facts}
+        return requests.post(f"{service.url}/cassata/applications", json=document, timeout=30)
+
+    refused = make("others", topics={"orders": None})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (400, "/stream/topic")
+    made = make("shop", topics={"lifecycle": None})
+    assert made.status_code == 201, made.text
+    assert made.json()["stream"] == {**stream, "kinds": None, "request-headers": []}
+    with Receiver() as receiver, Client(service.url) as client:
+        for number in range(5):
+            client.schedule(NewEvent("shop", receiver.url, delay=0, payload="x", event_id=f"e{number}"))
+        records = cluster.read("lifecycle", 10)
+    told: dict[str, list[str]] = {}
+    for record in records:
+        message = json.loads(record.value or b"")
+        assert record.key == message["data"]["event-id"].encode()
+        assert record.named("webhook-id") == [message["id"]]
+        told.setdefault(message["data"]["event-id"], []).append(message["type"])
+    assert told == {f"e{number}": ["event.created", "event.completed"] for number in range(5)}
+    state = f"{service.url}/cassata/applications/shop/stream"
+    wait_until(lambda: requests.get(state, timeout=30).json()["messages"] == 0, explain=worker.output)
+    assert worker.stop() == 0

@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 
 from cassata import telemetry
 from cassata.config import Service
-from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, rfc3339
+from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, Stream, rfc3339
 from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
@@ -501,6 +501,13 @@ def test_settings_of_an_application(open_app: Flask, scheduler: Scheduler) -> No
     assert post(client, f"{here}/limits", **{"max-in-flight": "many"}).status_code == 400
     post(client, f"{here}/limits")
     assert scheduler.tenants.application("shop").limits == {}
+    assert "nobody is told of the lives" in client.get(here).text
+    scheduler.tenants.change("shop", Changes(stream=Stream("http://127.0.0.1:9/told", headers=(("Authorization", "Bearer s3cret"),))))
+    scheduler.change("shop", "e1", {"payload": b"new"})
+    page = client.get(here).text
+    assert "http://127.0.0.1:9/told" in page
+    assert "<dd>1, the oldest from" in page
+    assert "s3cret" not in page
     post(client, f"{here}/deactivate")
     assert not scheduler.tenants.application("shop").active
     assert "deactivated" in client.get("/ui/app/shop/events/e1").text

@@ -19,13 +19,16 @@ from sqlalchemy import create_engine, text
 
 from cassata import config, model, recurrence
 from cassata.client import Client
+from cassata.model import Milestone, NewEvent, Stream
 from cassata.scheduler import Scheduler
 from cassata.series import SeriesStatus
 from cassata.service import bulk_wire, problems, series_wire, tenancy_wire, wire
+from cassata.tenants import Changes
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "http-api.md").read_text()
 SERIES_PAGE = (DOCS / "series.md").read_text()
+STREAM_PAGE = (DOCS / "stream.md").read_text()
 EXAMPLE = re.compile(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", re.DOTALL)
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -65,12 +68,23 @@ def comparable(document: Any) -> Any:
     return json.loads(text)
 
 
-@pytest.mark.parametrize(("page", "count"), [(PAGE, 19), (SERIES_PAGE, 7)], ids=["http-api", "series"])
+@pytest.mark.parametrize(("page", "count"), [(PAGE, 19), (SERIES_PAGE, 7), (STREAM_PAGE, 2)], ids=["http-api", "series", "stream"])
 def test_every_example_is_answered_as_printed(http: FlaskClient, page: str, count: int) -> None:
     examples = EXAMPLE.findall(page)
     assert len(examples) == page.count("```sh") == count
     for command, answer in examples:
         assert comparable(asked(http, command)) == comparable(json.loads(answer)), command
+
+
+def test_the_page_of_the_stream_names_every_kind_and_prints_a_message_as_it_is(scheduler: Scheduler) -> None:
+    assert set(re.findall(r"^\| `(\w+)` \| [a-z]", STREAM_PAGE.partition("## What is told")[2], re.MULTILINE)) == set(Milestone)
+    scheduler.tenants.create("billing", Changes(stream=Stream("http://127.0.0.1:8090/lifecycle")))
+    scheduler.add(NewEvent("billing", "http://127.0.0.1:8090/", delay_ms=0, event_id="invoice-7"))
+    reading = scheduler.outbox.take(scheduler.tenants.application("billing").number, "me", 1_000, None)
+    assert reading is not None
+    real = json.loads(reading.messages[0].body)
+    printed = json.loads(re.findall(r"^{.*?^}", STREAM_PAGE.partition("POST /lifecycle HTTP/1.1")[2], re.MULTILINE | re.DOTALL)[0])
+    assert (printed.keys(), printed["data"].keys()) == (real.keys(), real["data"].keys())
 
 
 def python_example(number: int, **replaced: str) -> str:

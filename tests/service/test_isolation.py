@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 
 from cassata.config import Service
 from cassata.errors import UnknownSeries
-from cassata.model import Action, Filter, NewEvent, NewOperation, Scope
+from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Stream
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
 from cassata.series import NewSeries
@@ -36,7 +36,7 @@ OPEN = {"/livez", "/readyz", "/openapi.json", "/docs"}
 CANARY = "canary-of-the-shop"
 ARCHIVE = zipped({"script.sh": "echo hello"})
 INSTANCE = "s0_20300317T174640Z"
-TABLES = ("applications", "api_keys", "events", "attempts", "series", "operations", "batches")
+TABLES = ("applications", "api_keys", "events", "attempts", "series", "operations", "outbox", "batches")
 
 
 SIMPLE_BODIES: dict[str, Any] = {
@@ -85,6 +85,7 @@ class House:
         self.engine = create_engine(self.url)
         for application_id in ("shop", "rival"):
             self.scheduler.tenants.create(application_id, Changes(metadata={"note": CANARY} if application_id == "shop" else {}))
+        self.scheduler.tenants.change("shop", Changes(stream=Stream(f"http://{CANARY}.example/", headers=(("X-Note", CANARY),))))
         self.scheduler.operations.begin(NewOperation("shop", Action.CANCEL, Filter(host=f"{CANARY}.example"), operation_id="op"))
         self.victim = self.key("shop", Scope.READ)[4:12]
         self.askers = list(self._askers())

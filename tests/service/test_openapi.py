@@ -42,6 +42,7 @@ WRITTEN_BY_CLIENTS: dict[str, set[str]] = {
     "ApplicationChanges": set(tenancy_wire.ChangesDocument.fields()),
     "Limits": set(tenancy_wire.LIMITS),
     "Egress": set(tenancy_wire.EGRESS_FIELDS),
+    "Stream": set(tenancy_wire.STREAM_FIELDS),
     "NewKey": set(tenancy_wire.KeyDocument.fields()),
     "Rotation": set(tenancy_wire.RotationDocument.fields()),
 }
@@ -222,8 +223,16 @@ FULL: dict[str, dict[str, Any]] = {
         "egress": {"policy": "list", "allow": ["10.0.0.0/8"]},
         "topics": {"orders": None, "shop.*": "http://127.0.0.1:1/"},
         "metadata": {"a": 1},
+        "stream": {"url": "http://127.0.0.1:1/", "kinds": ["failed"], "request-headers": {"X-One": "1"}},
     },
-    "PATCH /cassata/applications/new": {"active": False, "limits": {"horizon": None}, "egress": None, "topics": None, "metadata": None},
+    "PATCH /cassata/applications/new": {
+        "active": False,
+        "limits": {"horizon": None},
+        "egress": None,
+        "topics": None,
+        "metadata": None,
+        "stream": None,
+    },
     "POST /cassata/applications/new/keys": {"scopes": ["read"], "name": "n", "expires-at": "2030-01-31T12:00:00Z"},
     "POST /cassata/applications/new/rotate-secret": {"overlap": 60, "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"},
 }
@@ -352,7 +361,7 @@ def test_answers_hold_what_is_documented_and_nothing_else(
     witness.get("/cassata/bulk/shop/o1")
     for call in ("activate", "deactivate", "rotate-secret"):
         witness.post(f"/cassata/applications/shop/{call}")
-    for call in ("breakers", "secrets", "keys", ""):
+    for call in ("breakers", "stream", "secrets", "keys", ""):
         witness.get(f"/cassata/applications/shop/{call}".removesuffix("/"))
     for keys in ("/cassata/applications/shop/keys", "/cassata/keys"):
         made = witness.post(keys, json={"name": "n"}).json

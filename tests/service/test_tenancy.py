@@ -13,6 +13,7 @@ from cassata.config import Service
 from cassata.model import METADATA_BYTES, Breaker, NewEvent, Scope
 from cassata.scheduler import Scheduler
 from cassata.service import create_app, problems
+from cassata.tenants import Changes
 from cassata.vault import SecretsUnreadable, Vault
 from tests.conftest import wait_until
 
@@ -61,6 +62,7 @@ def test_an_application_can_be_made_and_found(http: FlaskClient) -> None:
         "egress": {"policy": "public", "allow": []},
         "topics": None,
         "metadata": {"team": ["x"]},
+        "stream": None,
         "created-at": created.json["created-at"],
     }
     assert http.get("/cassata/applications/shop").json == created.json
@@ -121,6 +123,7 @@ def test_an_application_that_is_not_there_is_unknown_to_every_call(http: FlaskCl
         ("POST", f"{one}/activate"),
         ("POST", f"{one}/deactivate"),
         ("GET", f"{one}/breakers"),
+        ("GET", f"{one}/stream"),
         ("GET", f"{one}/secrets"),
         ("POST", f"{one}/rotate-secret"),
         ("GET", f"{one}/keys"),
@@ -151,6 +154,15 @@ def test_an_application_that_is_not_there_is_unknown_to_every_call(http: FlaskCl
         ({"application-id": "x", "egress": {"policy": "list", "allow": [7]}}, ["/egress/allow"]),
         ({"application-id": "x", "egress": {"policy": "list", "allow": ["a.example"] * 1001}}, ["/egress/allow"]),
         ({"application-id": "x", "metadata": []}, ["/metadata"]),
+        ({"application-id": "x", "stream": "http://a.example/"}, ["/stream"]),
+        ({"application-id": "x", "stream": {"kinds": ["failed"]}}, ["/stream/url"]),
+        ({"application-id": "x", "stream": {"url": "ftp://a.example/", "kind": [], "kinds": []}},
+         ["/stream/kind", "/stream/kinds", "/stream/url"]),
+        ({"application-id": "x", "stream": {"url": 7, "kinds": [["failed"]], "request-headers": 7}},
+         ["/stream/kinds", "/stream/request-headers", "/stream/url"]),
+        ({"application-id": "x", "stream": {"url": "http://a.example/", "request-headers": ["Host: b"]}}, ["/stream/request-headers/0"]),
+        ({"application-id": "x", "stream": {"url": "http://a.example/", "request-headers": [f"X: {'x' * 8192}"]}},
+         ["/stream/request-headers"]),
         ({"application-id": "x", "metadata": {"a": "x" * METADATA_BYTES}}, ["/metadata"]),
     ],
 )  # fmt: skip
@@ -342,6 +354,27 @@ def test_an_applications_own_admin_sets_its_metadata_and_nothing_that_is_the_ope
         assert (refused.status_code, refused.json["scope"]) == (403, "admin")
         assert "an operator's key" in refused.json["detail"]
         assert patch(operator, **changes).status_code == 200
+
+
+def test_who_may_not_administer_an_application_sees_where_its_stream_goes_and_no_secret_of_it(
+    guarded: FlaskClient, scheduler: Scheduler
+) -> None:
+    scheduler.tenants.create("shop")
+    admin, reader = bearer(scheduler, "shop", Scope.ADMIN), bearer(scheduler, "shop", Scope.READ)
+    operator = bearer(scheduler, None, Scope.READ)
+    stream = {"url": "http://a.example/", "kinds": ["failed"], "request-headers": ["Authorization: Bearer s3cret"]}
+    set_ = guarded.patch("/cassata/applications/shop", json={"stream": stream}, headers=admin)
+    assert (set_.status_code, set_.json["stream"]) == (200, stream)
+
+    for path in ("/cassata/applications/shop", "/cassata/applications/shop/stream"):
+        assert guarded.get(path, headers=admin).json["stream"] == stream
+        for headers in (reader, operator):
+            assert guarded.get(path, headers=headers).json["stream"] == {**stream, "request-headers": ["Authorization: ***"]}
+    assert "s3cret" not in guarded.get("/cassata/applications", headers=operator).text
+    assert guarded.patch("/cassata/applications/shop", json={"stream": stream}, headers=reader).status_code == 403
+    scheduler.tenants.change("shop", Changes(metadata={}))
+    assert guarded.get("/cassata/applications/shop", headers=admin).json["stream"] == stream
+    assert guarded.patch("/cassata/applications/shop", json={"stream": None}, headers=admin).json["stream"] is None
 
 
 def test_a_missing_scope_is_named(guarded: FlaskClient, scheduler: Scheduler) -> None:

@@ -37,6 +37,29 @@ def told(run: Run) -> Callable[..., Any]:
     return read
 
 
+def test_a_stream_is_set_shown_and_turned_off(run: Run, told: Any) -> None:
+    stream = {"url": "http://a.example/", "kinds": ["completed", "failed"], "request-headers": ["X-One: 1"]}
+    words = ("--stream-url", "http://a.example/", "--stream-kind", "failed", "--stream-kind", "completed", "--stream-header", "X-One: 1")
+    assert told("app", "create", "shop", *words)["stream"] == stream
+    assert told("app", "update", "shop", "--metadata", "{}")["stream"] == stream
+    assert told("app", "stream", "shop") == {
+        "stream": stream, "messages": 0, "is-exact": True, "oldest-at": None, "failures": 0, "last-error": None, "next-attempt-at": None,
+    }  # fmt: skip
+    assert told("app", "update", "shop", "--stream-url", "http://b.example/")["stream"] == {
+        "url": "http://b.example/", "kinds": None, "request-headers": [],
+    }  # fmt: skip
+    assert told("app", "update", "shop", "--no-stream")["stream"] is None
+    for words, said in (
+        (("--stream-kind", "failed"), "go with --stream-url"),
+        (("--stream-url", "ftp://x/"), "--stream-url: must begin with http"),
+        (("--stream-url", "http://x/", "--no-stream"), "do not go together"),
+        (("--stream-url", "http://x/", "--stream-kind", "ended"), "--stream-kind: must be an array of some of created"),
+    ):
+        refused = run("app", "update", "shop", *words)
+        assert refused.exit_code != 0
+        assert said in refused.stderr
+
+
 def test_an_application_is_made_shown_listed_and_changed(run: Run, told: Any) -> None:
     made = told("app", "create", "shop", "--limit", "max-in-flight=50", "--limit", "horizon=90", "--metadata", '{"team": "x"}')
     assert (made["limits"]["max-in-flight"], made["limits"]["horizon"], made["metadata"]) == (50, 90, {"team": "x"})

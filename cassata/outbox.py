@@ -1,0 +1,253 @@
+"""What applications are told of the lives of their events: written in the very transaction of each step, sent by the workers later.
+
+A message is removed only once its receiver has taken it, so that it is sent at least once. Whoever has taken over the sending of an
+application's messages (a lease) sends those of one event one after the other, in the order in which they were written: each step of
+an event locks its row before it writes, so that a later one has the higher number, and is never seen without those before it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy import Connection, Row
+
+from cassata import database, recurrence, store, telemetry
+from cassata.chains import Judged
+from cassata.model import ENDS, Application, Milestone, Status, rfc3339
+from cassata.tenants import Tenants
+
+READ = 200
+"""So many messages are read, and sent, under one lease."""
+DROPPED = 1_000
+"""So many are dropped in one transaction, of a stream that is gone."""
+ASLEEP_MS = 60_000
+"""The messages of an application that is inactive, or whose secrets cannot be read, are looked at again after that."""
+
+Told = Row[Any] | Mapping[str, Any]
+"""An event as its row says: one that was read, or one that has just been written."""
+
+
+class Placed(Protocol):
+    """Whatever names the row of an event, and its application's."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def application(self) -> int: ...
+
+
+class Message(NamedTuple):
+    """A message that is to be sent: the number of its row, its own id for ever, the event it is about, and what it says."""
+
+    number: int
+    message_id: str
+    event_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The first messages of an application, taken over for a lease. `failures`: so often in a row has sending failed.
+
+    `has_more`: there are more of them, or may be.
+    """
+
+    application: Application
+    messages: Sequence[Message]
+    failures: int
+    taken_at: int
+    has_more: bool = False
+
+
+class Untold(NamedTuple):
+    """How many messages wait (up to what was asked for), and for how long the first one has (ms)."""
+
+    messages: int
+    oldest_ms: int
+
+
+class StreamState(NamedTuple):
+    """How an application's stream fares. `retry_at`: when its messages are tried again, where the last try has failed (ms)."""
+
+    application: Application
+    messages: int
+    oldest_at: int | None
+    failures: int
+    reason: str | None
+    retry_at: int | None
+
+
+class Outbox:
+    """Writes messages in the transactions of others, and hands them to whoever sends them. Safe to share between threads."""
+
+    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants) -> None:
+        self._transactions = database.Transactions(engines)
+        self._clock = clock
+        self._tenants = tenants
+        self.news = threading.Event()  # set when this process has written something; whoever sends clears it
+
+    # --- in the transactions of others -----------------------------------------------------------------------------------
+
+    def wants(self, conn: Connection, application: int, *milestones: Milestone) -> bool:
+        """Whether an application, as it was a second ago at most, is told of one of these. It costs no question, nearly always."""
+        found = self._tenants.of_number(conn, application)
+        return found is not None and found.stream is not None and any(map(found.stream.wants, milestones))
+
+    def write(self, conn: Connection, application: int, milestone: Milestone | None, events: Sequence[Told]) -> None:
+        """Write a message for each of these events of an application, if that is told of it. None: of how each has ended.
+
+        The rows of the events are as they are now, and locked by this transaction.
+        """
+        found = self._tenants.of_number(conn, application)
+        if not events or found is None or found.stream is None:
+            return
+        facts: list[Mapping[str, Any]] = [event if isinstance(event, Mapping) else dict(event._mapping) for event in events]
+        told = [(milestone or ENDS[Status(each["status"])], each) for each in facts if milestone or each["status"] in ENDS]
+        wanted = [(which, each) for which, each in told if found.stream.wants(which)]
+        if not wanted:
+            return
+        now = self._clock.now(conn)
+        names = _series_of(conn, [each for _, each in wanted])
+        messages = [_message(found.application_id, which, each, names, now) for which, each in wanted]
+        rows = [{"application": application, "message": json.dumps(message), "created_at": now} for message in messages]
+        store.insert_messages(conn, rows)
+        self.news.set()
+
+    def write_of(self, conn: Connection, application: int, milestone: Milestone | None, ids: Collection[int]) -> None:
+        """Write likewise for events that this transaction has just changed, by their row numbers."""
+        if ids and self.wants(conn, application, *([milestone] if milestone else ENDS.values())):
+            self.write(conn, application, milestone, store.told_of(conn, ids))
+
+    def write_ended(self, conn: Connection, events: Collection[Placed]) -> None:
+        """Write of those that have ended, among events of any applications that this transaction has just changed."""
+        for application in {event.application for event in events}:  # of nearly all batches that is all that is done
+            if self.wants(conn, application, *ENDS.values()):
+                self.write_of(conn, application, None, [event.id for event in events if event.application == application])
+
+    def write_removed(self, conn: Connection, application: int, ids: Collection[int]) -> None:
+        """Write that events are cancelled that are about to be removed. Of those that are cancelled already that has been told."""
+        if ids and self.wants(conn, application, Milestone.CANCELLED):
+            now = self._clock.now(conn)
+            gone = {"status": Status.CANCELLED, "finished_at": now}
+            waiting = [row._mapping for row in store.told_of(conn, ids) if row.status != Status.CANCELLED]
+            self.write(conn, application, Milestone.CANCELLED, [{**row, **gone} for row in waiting])
+
+    def write_judged(self, conn: Connection, judged: Judged) -> None:
+        """Write of what came after events that have ended in this transaction: it was released, which is a change, or cancelled."""
+        for milestone, places in ((Milestone.CHANGED, judged.released), (Milestone.CANCELLED, judged.aborted)):
+            for application in {place.application for place in places}:
+                self.write_of(conn, application, milestone, [place.id for place in places if place.application == application])
+
+    # --- what whoever sends does -----------------------------------------------------------------------------------------
+
+    def unsent(self) -> list[int]:
+        """Tell which applications (by their numbers) have messages that may be sent now."""
+
+        def work(conn: Connection) -> list[int]:
+            return store.unsent(conn, self._clock.now(conn))
+
+        return self._transactions.read(work)
+
+    def take(self, application: int, holder: str, lease_ms: int, keep_ms: int | None) -> Reading | None:
+        """Take over the sending of an application's messages, and return the first of them; None: somebody else has.
+
+        What is older than `keep_ms` is dropped, and all of it where the application has no stream any more.
+        """
+        dropped: tuple[str, str, int] | None = None
+
+        def work(conn: Connection, _tries: int) -> Reading | None:
+            nonlocal dropped
+            dropped = None
+            now = self._clock.now(conn)
+            row = next(iter(store.applications_by_number(conn, [application])), None)
+            failures = store.hold_stream(conn, application, holder, now, now + lease_ms)
+            if row is None or failures is None:
+                return None
+            found = self._tenants.read_row(row)
+            if row.stream is None:
+                rows = store.messages(conn, application, DROPPED)
+                store.delete_messages(conn, [each.id for each in rows])
+                store.leave_stream(conn, application, holder, now, 0, None)
+                dropped = found.application_id, "the application has no stream any more", len(rows)
+                return Reading(found, (), 0, now, has_more=len(rows) == DROPPED)
+            rows = store.messages(conn, application, READ)
+            old = [each.id for each in rows if keep_ms is not None and now - each.created_at > keep_ms]
+            if old:
+                store.delete_messages(conn, old)
+                dropped = found.application_id, "older than worker.keepStreamDays", len(old)
+            if not found.active or found.is_sealed or found.stream is None:
+                store.leave_stream(conn, application, holder, now + ASLEEP_MS, failures, None)
+                return Reading(found, (), failures, now)
+            messages = [_read(each) for each in rows if each.id not in set(old)]
+            if not messages:
+                store.leave_stream(conn, application, holder, now, failures, None)
+            return Reading(found, messages, failures, now, has_more=len(rows) == READ)
+
+        reading = self._transactions.write(work)
+        if dropped is not None:
+            application_id, reason, count = dropped
+            telemetry.emit("stream messages dropped", level="warning", application_id=application_id, reason=reason, count=count)
+        return reading
+
+    def sent(self, numbers: Collection[int]) -> None:
+        """Remove messages that their receiver has taken."""
+        self._transactions.write(lambda conn, _tries: store.delete_messages(conn, numbers))
+
+    def leave(self, application: int, holder: str, sent: Collection[int], *, wait_ms: int, failures: int, reason: str | None) -> None:
+        """Remove what was sent, and leave the rest to anybody after so long."""
+
+        def work(conn: Connection, _tries: int) -> None:
+            if sent:
+                store.delete_messages(conn, sent)
+            store.leave_stream(conn, application, holder, self._clock.now(conn) + wait_ms, failures, reason)
+
+        self._transactions.write(work)
+
+    # --- what people ask ---------------------------------------------------------------------------------------------------
+
+    def state(self, application_id: str, most: int) -> StreamState:
+        """Tell how an application's stream fares, counting up to `most` messages. Raises UnknownApplication."""
+        application = self._tenants.application(application_id)
+
+        def work(conn: Connection) -> StreamState:
+            count, first = store.backlogs(conn, [application.number], most).get(application.number, (0, None))
+            row = store.stream_state(conn, application.number)
+            if row is None or not row.failures:
+                return StreamState(application, count, first, 0, None, None)
+            return StreamState(application, count, first, row.failures, row.reason, row.held_until)
+
+        return self._transactions.read(work)
+
+
+def _series_of(conn: Connection, events: Iterable[Mapping[str, Any]]) -> dict[int, str]:
+    numbers = {each["series"] for each in events if each.get("series") is not None}
+    return store.series_names(conn, numbers) if numbers else {}
+
+
+def _message(application_id: str, milestone: Milestone, event: Mapping[str, Any], names: Mapping[int, str], now: int) -> dict[str, Any]:
+    """Write one, as standardwebhooks.com has it: its type, when it came to pass, and what is to be known; never a payload."""
+    data: dict[str, Any] = {
+        "application-id": application_id,
+        "event-id": event["event_id"],
+        "status": Status(event["status"]).name,
+        "version": f"{event['created_at']:x}-{event['fence']}",
+        "attempts": event["attempts"],
+        "expiry": rfc3339(event["due_at"]),
+        "last-status": event.get("last_status"),
+        "last-error": event.get("last_error"),
+    }
+    if event.get("series") is not None:
+        original = recurrence.original_of(event["event_id"])
+        data["series-id"] = names.get(event["series"], original[0] if original else None)
+    return {"id": f"msg_{uuid.uuid4().hex}", "type": f"event.{milestone}", "timestamp": rfc3339(now), "data": data}
+
+
+def _read(row: Row[Any]) -> Message:
+    written = json.loads(row.message)
+    return Message(row.id, written["id"], written["data"]["event-id"], row.message.encode())
