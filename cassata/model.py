@@ -442,12 +442,15 @@ class Cursor(NamedTuple):
 
 
 class Action(StrEnum):
-    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more."""
+    """What can be done to many events at a time. To replay is to retry or to reconcile: both have it sent once more. What is removed
+    is gone with its log, but for occurrences that their series would make once more.
+    """
 
     CANCEL = "cancel"
     RETRY = "retry"
     RECONCILE = "reconcile"
     RESCHEDULE = "reschedule"
+    REMOVE = "remove"
 
 
 APPLIES_TO: Mapping[Action, frozenset[Status]] = {
@@ -455,6 +458,7 @@ APPLIES_TO: Mapping[Action, frozenset[Status]] = {
     Action.RETRY: frozenset({Status.FAILED, Status.CANCELLED}),
     Action.RECONCILE: FINISHED | {Status.SERVICE_UNAVAILABLE},
     Action.RESCHEDULE: WAITING,
+    Action.REMOVE: FINISHED,
 }
 """What an action changes. Whatever else is meant is passed over and counted: what is being sent now, or is to be sent anyway."""
 MEANT_BY: Mapping[Action, frozenset[Status]] = {
@@ -462,6 +466,7 @@ MEANT_BY: Mapping[Action, frozenset[Status]] = {
     Action.RETRY: APPLIES_TO[Action.RETRY],
     Action.RECONCILE: frozenset(Status),
     Action.RESCHEDULE: UNFINISHED,
+    Action.REMOVE: FINISHED,
 }
 """Which events are meant by an action whose filter names no status."""
 

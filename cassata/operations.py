@@ -248,6 +248,9 @@ class Operations:
         locked = store.lock_examined(conn, [event.id for event in chunk.chosen])
         meant = [event for event in locked if event.operation != row.id and _is_meant(event, search)]
         chosen = [event for event in meant if _applies(event, search)]
+        if search.action is Action.REMOVE:
+            needed = store.still_needed(conn, chosen)
+            chosen = [event for event in chosen if event.id not in needed]
         if chosen:
             _act(conn, row.id, search, chosen, now)
         return len(chosen), chunk.skipped + len(meant) - len(chosen)
@@ -364,6 +367,8 @@ def _act(conn: Connection, operation: int, search: Search, rows: Sequence[Row[An
         case Action.RETRY | Action.RECONCILE:
             store.log_replays(conn, rows, now, search.action)
             store.replay(conn, ids, now, operation)
+        case Action.REMOVE:
+            store.remove_events(conn, ids)
         case Action.RESCHEDULE if search.due_at is not None:
             store.reschedule_all(conn, ids, operation, search.due_at, now)
         case Action.RESCHEDULE:

@@ -7,13 +7,13 @@ has ended is as old as its end or, if that is later, the instant at which it was
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
-from cassata import database, recurrence, store, telemetry
+from cassata import database, store, telemetry
 from cassata.model import Cursor, Status
 from cassata.store import Aged
 
@@ -178,7 +178,7 @@ class Pruning:
         now = self._clock.now(conn)
         ended = [(row, now - max(row.finished_at, row.due_at)) for row in rows if row.finished_at is not None]
         old = {row.id for row, age in ended if _is_over(age, self._retention.of(Status(row.status)))}
-        needed = _still_needed(conn, [row for row, _ in ended if row.id in old])
+        needed = store.still_needed(conn, [row for row, _ in ended if row.id in old])
         doomed = Doomed(events=[row.id for row, _ in ended if row.id in old - needed])
         gone = set(doomed.events)
         for row, age in ended:
@@ -193,17 +193,3 @@ class Pruning:
 
 def _is_over(age: int, allowed: int | None) -> bool:
     return allowed is not None and age >= allowed
-
-
-def is_needed(conn: Connection, row: Row[Any]) -> bool:
-    """Whether an event that has ended keeps its series from making the same occurrence again."""
-    return bool(_still_needed(conn, [row]))
-
-
-def _still_needed(conn: Connection, rows: Iterable[Aged | Row[Any]]) -> set[int]:
-    """Of events that were moved or cancelled by themselves, those that keep their series from making the same occurrence again."""
-    originals = {row.id: (row.series, found[1]) for row in rows if row.series and (found := recurrence.original_of(row.event_id))}
-    if not originals:
-        return set()
-    places = store.series_places(conn, {number for number, _ in originals.values()})
-    return {id_ for id_, (number, at) in originals.items() if number in places and at > (places[number] or 0)}

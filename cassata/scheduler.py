@@ -52,7 +52,7 @@ from cassata.model import (
 )
 from cassata.operations import Operations
 from cassata.overview import Overview
-from cassata.retention import Pruning, Retention, is_needed
+from cassata.retention import Pruning, Retention
 from cassata.rotation import Reach, Visit
 from cassata.store import Ending
 from cassata.tail import Tail
@@ -359,7 +359,7 @@ class Scheduler:
             row = store.lock_event(conn, application, event_id)
             if row is None:
                 raise UnknownEvent
-            if row.status in FINISHED and not is_needed(conn, row):
+            if row.status in FINISHED and not store.still_needed(conn, [row]):
                 store.remove_events(conn, [row.id])
 
         self._transactions.write(work)

@@ -62,7 +62,7 @@ from cassata.model import (
     RetryOptions,
     Status,
 )
-from cassata.recurrence import Occurrence, Rule, id_range
+from cassata.recurrence import Occurrence, Rule, id_range, original_of
 from cassata.schema import (
     api_keys,
     applications,
@@ -811,6 +811,15 @@ def series_places(conn: Connection, numbers: Collection[int]) -> dict[int, int |
     """Tell of these series, as far as they are there, the instant of the occurrence that was made last."""
     which = select(series.c.id, series.c.last_at).where(series.c.id.in_(sorted(numbers)))
     return {row.id: row.last_at for row in conn.execute(which)}
+
+
+def still_needed(conn: Connection, rows: Iterable[Aged | Row[Any]]) -> set[int]:
+    """Of events that were moved or cancelled by themselves, those that keep their series from making the same occurrence again."""
+    originals = {row.id: (row.series, found[1]) for row in rows if row.series and (found := original_of(row.event_id))}
+    if not originals:
+        return set()
+    places = series_places(conn, {number for number, _ in originals.values()})
+    return {id_ for id_, (number, at) in originals.items() if number in places and at > (places[number] or 0)}
 
 
 def remove_attempts(conn: Connection, ids: Collection[int]) -> int:

@@ -26,6 +26,11 @@ def optional_document() -> Any:
     return document() if request.mimetype or _body() else {}
 
 
+def undeclared() -> Any:
+    """The document, whatever it says it is: clients of other schedulers send JSON as what curl calls it by itself."""
+    return wire.read_json(_body())
+
+
 def batch() -> Iterable[tuple[Any, CassataError | None]]:
     """The events of a batch, each a JSON value, or what is wrong with its line."""
     if request.mimetype in _LINES:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from flask import Flask, Response, request
@@ -19,18 +19,24 @@ from cassata.service.auth import Gate, Route, caller
 EXTENSION = "dialects"
 """Under this name an application has the dialects that it speaks."""
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
 Refusal = Callable[[Mapping[str, Any], Exception], Response]
 """Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The calls of one contract. `addresses` are what theirs begin with ("/goscheduler"): what goes wrong there is told by `refusal`."""
+    """The calls of one contract. `addresses` are what theirs begin with ("/goscheduler"): what goes wrong there is told by `refusal`.
+
+    `open_calls` need no key, and take any method: by their addresses.
+    """
 
     name: str
     addresses: Sequence[str]
     routes: Sequence[Route]
     refusal: Refusal
+    open_calls: Mapping[str, Callable[..., Response]] = field(default_factory=dict)
 
     def is_spoken_at(self, path: str) -> bool:
         return any(path == address or path.startswith(f"{address}/") for address in self.addresses)
@@ -47,6 +53,8 @@ def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) ->
         make: Make = importlib.import_module(f"{__name__}.{name}").make
         dialect = make(scheduler, settings)
         gate.guard(app, dialect.routes, within=name)
+        for rule, view in dialect.open_calls.items():
+            gate.leave_open(app, rule, view, methods=_METHODS)
         spoken.append(dialect)
     app.extensions[EXTENSION] = spoken
 
