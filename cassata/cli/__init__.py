@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ COMMANDS = {
     "event": ("cassata.cli.event", "Add, look at, list, change, retry, delete, import and export events."),
     "bulk": ("cassata.cli.bulk", "Cancel, retry, send again and reschedule many events at a time."),
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
+    "import": ("cassata.cli.moving", "Move what waits in another scheduler over, while that one still runs."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),
     "top": ("cassata.cli.watch", "Show what is due, late, sent and failed, and who is at work."),
@@ -40,7 +42,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(
+            importlib.import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        )
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
