@@ -22,7 +22,7 @@ from cassata.cli.transfer import HELD_SECONDS, replace_file
 from cassata.client import BATCH_BYTES, DEFAULT_URL, Client, ClientError, Conflict, NotFound, Outdated
 from cassata.errors import CassataError
 from cassata.model import BATCH_LENGTH
-from cassata.moving import Left, Part, Pending, Why, goscheduler, recurring
+from cassata.moving import Left, Part, Pending, Why, goscheduler, jobs, recurring
 from cassata.moving.source import Source
 from cassata.service import series_wire, wire
 
@@ -355,6 +355,24 @@ def from_recurring(ctx: click.Context, /, file: str, application_id: str, **opti
     _run(ctx, parts, asked, {"now": time.time_ns() // 1_000_000}, **options)
 
 
+@import_.command(name="jobs")
+@_common
+@click.option("--app", "application_id", envvar="CASSATA_APPLICATION", show_envvar=True, default="jobs", show_default=True)
+@click.option("--job-url", metavar="URL", help="Where jobs go whose metadata name neither a url nor a topic.")
+@click.option("--missed", is_flag=True, help="Also the run of a job that should have been and was not: it is sent at once.")
+@click.option("--timezone", default="UTC", show_default=True, help="By the clocks of which zone its servers read cron expressions.")
+@click.pass_context
+def from_jobs(ctx: click.Context, /, application_id: str, job_url: str | None, missed: bool, timezone: str, **options: Any) -> None:
+    """Move jobs out of DTS-Go: those that wait become series under their ids, those that are paused stay so."""
+    asked = {"application": application_id, "url": job_url, "missed": missed, "timezone": timezone}
+
+    def parts(source: Source, notes: Notes) -> Iterator[Part]:
+        wanted = jobs.Asked(application_id, notes.now["now"], job_url, missed, timezone)
+        return jobs.parts(source, wanted, notes.place)
+
+    _run(ctx, parts, asked, {"now": time.time_ns() // 1_000_000}, **options)
+
+
 def _run(
     ctx: click.Context,
     parts: Callable[[Source, Notes], Iterator[Part]],
@@ -395,6 +413,8 @@ def _tell(tally: Tally, output: str, *, dry_run: bool) -> None:
     else:
         click.echo(f"would be: {tally}" if dry_run else str(tally))
         if tally.missed:
-            click.echo(f"{counted(tally.missed, 'schedule')} should have been sent and was not: --missed moves them, to be sent at once")
+            click.echo(
+                f"{counted(tally.missed, 'request')} should have been sent before, and not been: --missed moves them, to be sent at once"
+            )
     if tally.refusals:
         raise click.exceptions.Exit(1)

@@ -136,3 +136,64 @@ def _refused(code: int, message: str) -> Response:
     refused = jsonify({"status": {"statusCode": code, "statusMessage": message, "statusType": "Fail"}})
     refused.status_code = code
     return refused
+
+
+@dataclass
+class Recurring:
+    """The recurring-event scheduler: statuses and instances by the id of an event, and no list."""
+
+    statuses: dict[str, str] = field(default_factory=dict)
+    instances: dict[str, list[Document]] = field(default_factory=dict)
+
+    def served(self) -> Middleman:
+        app = Flask("recurring")
+        app.get("/events/<event_id>/status")(self._status)
+        app.get("/events/<event_id>/instances")(self._instances)
+        return Middleman(app)
+
+    def _status(self, event_id: str) -> Response:
+        if event_id not in self.statuses:
+            return Response(status=404)
+        return jsonify({"id": event_id, "status": self.statuses[event_id]})
+
+    def _instances(self, event_id: str) -> Response:
+        return jsonify(self.instances[event_id]) if event_id in self.instances else Response(status=404)
+
+
+@dataclass
+class Jobs:
+    """DTS-Go's job service: the JSON of its messages, pages by the last id of the one before."""
+
+    jobs: list[Document] = field(default_factory=list)
+
+    def served(self) -> Middleman:
+        app = Flask("jobs")
+        app.get("/v1/jobs")(self._list)
+        return Middleman(app)
+
+    def job(self, number: int, cron_expression: str = "*/5 * * * *", status: str = "PENDING", **facts: Any) -> Document:
+        document = {
+            "id": schedule_id(number),
+            "name": f"Job {number}",
+            "description": "Description",
+            "cronExpression": cron_expression,
+            "status": status,
+            "createdAt": "2026-11-01T00:00:00Z",
+            "updatedAt": "2026-11-01T00:00:00Z",
+            "nextRun": None,
+            "lastRun": None,
+            "metadata": {"key": "value"},
+            "priority": 0,
+            "maxRetries": 0,
+            "timeout": 0,
+            **facts,
+        }
+        self.jobs.append(document)
+        return document
+
+    def _list(self) -> Response:
+        size = int(request.args.get("page_size", 0))
+        size = size if 1 <= size <= 250 else 250
+        last = request.args.get("last_id", "")
+        found = sorted((job for job in self.jobs if job["id"] > last), key=lambda job: str(job["id"]))[:size]
+        return jsonify({"jobs": found, "total": len(found), "nextPage": found[-1]["id"] if found else ""})

@@ -18,11 +18,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cassata.cli.moving import import_
+from cassata.config import Service
 from cassata.model import Status
 from cassata.moving import goscheduler
 from cassata.scheduler import Scheduler
+from cassata.service import create_app, wire
 from tests.conftest import wait_until
-from tests.service.ancestors import HOUR, GoScheduler, schedule_id, serving
+from tests.service.ancestors import HOUR, GoScheduler, Jobs, Recurring, schedule_id, serving
 from tests.service.conftest import Middleman
 
 Run = Callable[..., Result]
@@ -295,3 +297,265 @@ def test_an_import_that_is_killed_loses_nothing_and_doubles_nothing(
     assert done.stderr.startswith("going on: 100 moved\n")
     assert len(stored(sqlite_scheduler)) == 250
     assert {event.status for event in sqlite_scheduler.events("shop", limit=1_000).events} == {Status.PENDING}
+
+
+# --- DTS-Go ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dts() -> Jobs:
+    return Jobs()
+
+
+@pytest.fixture
+def dts_url(dts: Jobs) -> Iterator[str]:
+    with serving(dts.served()) as url:
+        yield url
+
+
+TO_URL = ("--job-url", "http://receiver.example/jobs")
+
+
+def test_a_job_becomes_a_series_that_sends_what_identifies_it(run: Run, dts: Jobs, dts_url: str, sqlite_scheduler: Scheduler) -> None:
+    dts.job(1, maxRetries=4, timeout=30)
+
+    assert run("jobs", "--from", dts_url, *TO_URL, "--timezone", "Asia/Tokyo").stdout == "1 moved\n"
+    series = sqlite_scheduler.timetable.get("jobs", schedule_id(1))
+    assert (series.rule.cron, series.rule.timezone, series.content.url) == ("*/5 * * * *", "Asia/Tokyo", "http://receiver.example/jobs")
+    assert json.loads(series.content.payload or b"") == {"JobID": schedule_id(1), "Name": "Job 1", "Metadata": {"key": "value"}}
+    assert (series.content.name, series.content.description, series.content.metadata) == ("Job 1", "Description", {"key": "value"})
+    assert series.content.retry is not None
+    assert (series.content.retry.count, series.content.timeout_ms) == (4, 30_000)
+
+
+def test_jobs_are_moved_whatever_their_spelling_and_those_that_have_ended_stay(run: Run, dts: Jobs, dts_url: str) -> None:
+    for number, status in enumerate(
+        ["SCHEDULED", "JOB_STATUS_PENDING", "RUNNING", "RETRYING", "COMPLETED", "JOB_STATUS_CANCELLED", "FAILED"]
+    ):
+        dts.job(number, status=status)
+    dts.jobs.append({"id": schedule_id(100), "name": "n", "cron_expression": "@every 1h30m", "status": "JOB_STATUS_SCHEDULED"})
+
+    assert run("jobs", "--from", dts_url, *TO_URL).stdout == "5 moved, 3 ended\n"
+    assert run("jobs", "--from", dts_url, *TO_URL).stdout == "0 moved, 5 there already, 3 ended\n"
+
+
+def test_a_paused_job_stays_paused_until_somebody_resumes_it(run: Run, dts: Jobs, dts_url: str, sqlite_scheduler: Scheduler) -> None:
+    dts.job(1, status="PAUSED")
+
+    run("jobs", "--from", dts_url, *TO_URL)
+    assert sqlite_scheduler.timetable.get("jobs", schedule_id(1)).status.name == "PAUSED"
+    sqlite_scheduler.timetable.resume("jobs", schedule_id(1))
+    run("jobs", "--from", dts_url, *TO_URL)
+    assert sqlite_scheduler.timetable.get("jobs", schedule_id(1)).status.name == "ACTIVE"
+
+
+def test_all_pages_of_jobs_are_read(run: Run, dts: Jobs, dts_url: str) -> None:
+    for number in range(501):
+        dts.job(number, "0 0 1 1 *", status="COMPLETED" if number % 10 else "PENDING")
+
+    assert run("jobs", "--from", dts_url, *TO_URL).stdout == "51 moved, 450 ended\n"
+
+
+def test_a_run_that_is_overdue_is_told_and_moved_if_that_is_wanted(run: Run, dts: Jobs, dts_url: str, sqlite_scheduler: Scheduler) -> None:
+    dts.job(1, nextRun="2026-11-20T12:00:00Z")
+
+    assert run("jobs", "--from", dts_url, *TO_URL).stdout.splitlines()[0] == "1 moved, 1 missed and left out"
+    assert run("jobs", "--from", dts_url, *TO_URL, "--missed").stdout == "1 moved, 1 there already\n"
+    assert stored(sqlite_scheduler, "jobs") == [f"{schedule_id(1)}_20261120T120000Z"]
+
+
+def test_a_job_that_cannot_be_is_refused_with_the_reason(run: Run, dts: Jobs, dts_url: str) -> None:
+    dts.job(1, "nonsense")
+    dts.job(2, "")
+    dts.job(3, "", nextRun="2030-01-01T00:00:00Z")
+
+    done = run("jobs", "--from", dts_url, *TO_URL, "-o", "json")
+
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["moved"], [each["id"] for each in told["refusals"]]) == (1, 1, [schedule_id(1), schedule_id(2)])
+    assert "neither a cron expression nor a next run" in done.stderr
+
+
+# --- the recurring-event scheduler -----------------------------------------------------------------------------------------
+
+needs_destinations = pytest.mark.skipif("destination" not in wire.EventDocument.fields(), reason="joined with the branch `plugins`")
+ONCE = {
+    "id": "8b82e04b-7764-430b-bc49-0393235f8927",
+    "scheduledAt": "2030-03-09T17:43:00Z",
+    "timezone": "Asia/Tokyo",
+    "payload": "aGVsbG8gd29ybGQK",
+    "destinationTopic": "notification.notifications",
+}
+SERIES = "318849b6-39b9-47fb-8b23-4fd43089f03f"
+RECURRING = {
+    "id": SERIES,
+    "scheduledAt": "2030-04-15T10:00:00",
+    "timezone": "Asia/Tokyo",
+    "payload": "aGVsbG8gd29ybGQK",
+    "destinationTopic": "a-destination-topic",
+    "endsAt": "2030-04-15T10:30:00",
+    "recurrence": "RRULE:FREQ=DAILY;COUNT=4\nEXDATE;VALUE=DATE-TIME:20300416T010000Z",
+}
+
+
+@pytest.fixture
+def recurring() -> Recurring:
+    return Recurring()
+
+
+@pytest.fixture
+def recurring_url(recurring: Recurring) -> Iterator[str]:
+    with serving(recurring.served()) as url:
+        yield url
+
+
+def instance(day: int, index: int, **facts: Any) -> dict[str, Any]:
+    return {
+        "id": f"{SERIES}_203004{day}T010000Z",
+        "recurrenceId": SERIES,
+        "occurrence": index,
+        **{name: RECURRING[name] for name in ("timezone", "payload", "destinationTopic")},
+        "scheduledAt": f"2030-04-{day}T10:00:00",
+        "endsAt": f"2030-04-{day}T10:30:00",
+        "retry": 0,
+        "status": "SCHEDULED",
+        **facts,
+    }
+
+
+@needs_destinations
+def test_an_event_that_waits_is_moved_by_what_made_it(
+    run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler
+) -> None:
+    ended = {**ONCE, "id": "done"}
+    recurring.statuses = {ONCE["id"]: "SCHEDULED", "done": "PUBLISHED"}
+
+    done = run("recurring", "-", "--from", recurring_url, stdin="\n".join(map(json.dumps, [ONCE, ended])))
+
+    assert (done.exit_code, done.stdout) == (0, "1 moved, 1 ended\n")
+    event, _ = sqlite_scheduler.event("recurring", ONCE["id"])
+    assert (event.url, event.payload) == ("topic:notification.notifications", b"hello world\n")
+    assert event.retry is not None
+    assert (event.retry.count, event.retry.on) == (2, "any")
+
+
+def test_what_nobody_can_know_is_refused_and_told(run: Run, recurring: Recurring, recurring_url: str) -> None:
+    recurring.statuses = {"known": "SCHEDULED"}
+
+    done = run("recurring", "-", "--from", recurring_url, stdin="known\nunknown\n{nonsense\n\n")
+
+    assert (done.exit_code, done.stdout) == (1, "0 moved, 3 refused\n")
+    assert [line.split(": ")[1:3] for line in done.stderr.splitlines()] == [
+        ["known", "nothing tells what it sends"],
+        ["unknown", "there is no such event"],
+        ["line 3", "cannot be read"],
+    ]
+
+
+@needs_destinations
+def test_a_series_is_moved_with_its_exceptions(run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler) -> None:
+    recurring.statuses = {SERIES: "SCHEDULED"}
+    recurring.instances = {
+        SERIES: [
+            instance(15, 0),
+            instance(17, 1, status="CANCELED"),
+            instance(18, 2, destinationTopic="new-topic", scheduledAt="2030-04-18T11:00:00", endsAt="2030-04-18T11:30:00"),
+        ]
+    }
+
+    assert run("recurring", "-", "--from", recurring_url, stdin=json.dumps(RECURRING)).stdout == "1 moved\n"
+    found = sqlite_scheduler.timetable.instances("recurring", SERIES, 0, 2**42, limit=10)
+    assert [(each.instance_id[-16:], each.status and each.status.name, each.is_exception) for each in found] == [
+        ("20300415T010000Z", None, False),
+        ("20300417T010000Z", "CANCELLED", True),
+        ("20300418T010000Z", "PENDING", True),
+    ]
+    changed, _ = sqlite_scheduler.event("recurring", f"{SERIES}_20300418T010000Z")
+    assert changed.url == "topic:new-topic"
+    assert run("recurring", "-", "--from", recurring_url, stdin=json.dumps(RECURRING)).stdout == "0 moved, 1 there already\n"
+
+
+@needs_destinations
+def test_of_a_recurring_event_whose_rule_nobody_knows_the_instances_are_moved(
+    run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler
+) -> None:
+    recurring.statuses = {SERIES: "SCHEDULED"}
+    late = {**instance(11, 0), "id": f"{SERIES}_20200101T010000Z", "scheduledAt": "2020-01-01T10:00:00", "endsAt": "2020-01-01T10:30:00"}
+    recurring.instances = {SERIES: [late, instance(15, 1), instance(17, 2, status="CANCELED"), instance(18, 3)]}
+
+    assert run("recurring", "-", "--from", recurring_url, stdin=SERIES).stdout == "2 moved\n"
+    found = sqlite_scheduler.timetable.instances("recurring", SERIES, 0, 2**42, limit=10)
+    assert [(each.index, each.instance_id[-16:], each.status and each.status.name) for each in found][1:] == [
+        (1, "20300415T010000Z", None),
+        (2, "20300417T010000Z", "CANCELLED"),
+        (3, "20300418T010000Z", None),
+    ]
+    assert sqlite_scheduler.event("recurring", late["id"])[0].due_at == 1_577_840_400_000
+
+
+# --- from Cassata to Cassata, through its own dialects -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Iterator[Scheduler]:
+    opened = Scheduler.open(f"sqlite:///{tmp_path / 'another.db'}", create_tables=True)
+    yield opened
+    opened.close()
+
+
+def asked_of(scheduler: Scheduler, dialect: str, path: str) -> Any:
+    answer = create_app(scheduler, Service(dialects=[dialect])).test_client().get(path)  # type: ignore[list-item]
+    assert answer.status_code == 200, answer.text
+    return answer.json
+
+
+def test_schedules_go_through_the_dialect_and_are_told_alike(run: Run, another: Scheduler, sqlite_scheduler: Scheduler) -> None:
+    app = create_app(another, Service(dialects=["goscheduler"]))
+    http = app.test_client()
+    callback = {"type": "http", "details": {"url": "http://receiver.example/", "method": "PUT", "headers": {"X-One": "1"}}}
+    http.post("/goscheduler/apps", json={"appId": "shop", "partitions": 3, "active": True, "configuration": {"httpRetries": 7}})
+    made = [
+        http.post("/goscheduler/schedules", json={"appId": "shop", "payload": "{}", "callback": callback, **when}).json["data"]["schedule"]
+        for when in [*({"scheduleTime": NOW + DAY + n} for n in range(20)), {"cronExpression": "0 12 * * MON-FRI"}]
+    ]
+    with serving(app) as url:
+        assert run("goscheduler", "--from", url).stdout == "21 moved\n"
+    sqlite_scheduler.tenants.put("shop", metadata={"goscheduler": {"partitions": 3, "configuration": {"httpRetries": 7}}})
+
+    for schedule in made:
+        path = f"/goscheduler/schedules/{schedule['scheduleId']}"
+        assert asked_of(sqlite_scheduler, "goscheduler", path) == asked_of(another, "goscheduler", path)
+
+
+@needs_destinations
+def test_events_go_through_the_dialect_recurring_and_are_told_alike(run: Run, another: Scheduler, sqlite_scheduler: Scheduler) -> None:
+    app = create_app(another, Service(dialects=["recurring"]))
+    http = app.test_client()
+    assert http.post("/events", json=ONCE).status_code == 201
+    assert http.post("/events", json=RECURRING).status_code == 201
+    assert http.patch(f"/events/{SERIES}_20300417T010000Z/cancel").status_code == 200
+    with serving(app) as url:
+        told = run("recurring", "-", "--from", url, stdin=f"{json.dumps(ONCE)}\n{json.dumps(RECURRING)}\n")
+    assert told.stdout == "2 moved\n"
+
+    for path in (f"/events/{SERIES}/instances", f"/events/{SERIES}/status", f"/events/{ONCE['id']}/status"):
+        assert asked_of(sqlite_scheduler, "recurring", path) == asked_of(another, "recurring", path)
+
+
+def test_jobs_go_through_the_dialect_jobs_and_are_told_alike(run: Run, another: Scheduler, sqlite_scheduler: Scheduler) -> None:
+    pytest.importorskip("cassata.service.dialects.jobs", reason="joined with the branch `jobs`")
+    app = create_app(another, Service(dialects=["jobs"]))
+    http = app.test_client()
+    metadata = {"url": "http://receiver.example/", "key": "value"}
+    job = {"name": "My Job", "description": "Description", "cron_expression": "*/5 * * * *", "metadata": metadata, "priority": 7}
+    ids = [
+        http.post("/v1/jobs", json={**job, **more}).json["jobId"] for more in ({}, {"max_retries": 3, "timeout": 9}, {"status": "PAUSED"})
+    ]
+    with serving(app) as url:
+        assert run("jobs", "--from", url).stdout == "3 moved\n"
+
+    for job_id in ids:
+        told = [asked_of(scheduler, "jobs", f"/v1/jobs/{job_id}") for scheduler in (another, sqlite_scheduler)]
+        for document in told:
+            del document["createdAt"], document["updatedAt"]
+        assert told[0] == told[1]
