@@ -452,6 +452,10 @@ def test_what_nobody_can_know_is_refused_and_told(run: Run, recurring: Recurring
     ]
 
 
+def word(status: Status | None) -> str | None:
+    return None if status is None else status.name
+
+
 @needs_destinations
 def test_a_series_is_moved_with_its_exceptions(run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler) -> None:
     recurring.statuses = {SERIES: "SCHEDULED"}
@@ -465,7 +469,7 @@ def test_a_series_is_moved_with_its_exceptions(run: Run, recurring: Recurring, r
 
     assert run("recurring", "-", "--from", recurring_url, stdin=json.dumps(RECURRING)).stdout == "1 moved\n"
     found = sqlite_scheduler.timetable.instances("recurring", SERIES, 0, 2**42, limit=10)
-    assert [(each.instance_id[-16:], each.status and each.status.name, each.is_exception) for each in found] == [
+    assert [(each.instance_id[-16:], word(each.status), each.is_exception) for each in found] == [
         ("20300415T010000Z", None, False),
         ("20300417T010000Z", "CANCELLED", True),
         ("20300418T010000Z", "PENDING", True),
@@ -485,7 +489,7 @@ def test_of_a_recurring_event_whose_rule_nobody_knows_the_instances_are_moved(
 
     assert run("recurring", "-", "--from", recurring_url, stdin=SERIES).stdout == "2 moved\n"
     found = sqlite_scheduler.timetable.instances("recurring", SERIES, 0, 2**42, limit=10)
-    assert [(each.index, each.instance_id[-16:], each.status and each.status.name) for each in found][1:] == [
+    assert [(each.index, each.instance_id[-16:], word(each.status)) for each in found][1:] == [
         (1, "20300415T010000Z", None),
         (2, "20300417T010000Z", "CANCELLED"),
         (3, "20300418T010000Z", None),
