@@ -92,6 +92,7 @@ class Service(Section):
     dashboard: bool = True
     dashboard_hides_payloads: bool = False
     dialects: list[Literal["goscheduler", "recurring", "jobs"]] = []
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")]] = []
 
 
 class Worker(Section):
