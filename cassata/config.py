@@ -25,8 +25,8 @@ from cassata.errors import ConfigError, suggestion
 ENVIRONMENT_PREFIX = "CASSATA_"
 OTHER_VARIABLES = frozenset({"CASSATA_HOME", "CASSATA_SERVICE_URL", "CASSATA_APPLICATION", "CASSATA_KEY", "CASSATA_NO_APT"})
 COMMAND_LINE = "the command line"
-CREDENTIALS = frozenset({"database.url", "worker.egressProxy"})
-"""URLs that may hold a password. They are shown `masked`, and quoted in no error."""
+CREDENTIALS = frozenset({"database.url", "worker.egressProxy", "worker.kafkaProperties"})
+"""What may hold a password: URLs, and named values. They are shown `masked`, and quoted in no error."""
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Days = Annotated[float, Field(gt=0, le=36_500)]
@@ -133,6 +133,12 @@ class Worker(Section):
     egress: Literal["internal", "public", "list"] = "internal"
     egress_allow: list[str] = []
     egress_proxy: str | None = Field(default=None, repr=False)
+    kafka_bootstrap_servers: str | None = None
+    kafka_properties: dict[str, str | int | float | bool] = Field(default={}, repr=False)
+    scripts: bool = False
+    scripts_folder: str | None = None
+    scripts_at_once: Annotated[int, Field(ge=1, le=1_000)] = 10
+    scripts_user: str | None = None
     metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     metrics_host: str = "127.0.0.1"
 
@@ -317,10 +323,16 @@ def _converted(path: tuple[str, str], text: str) -> Any:
     """Read the text of a variable as YAML would, unless its key holds text anyway."""
     section, key = path
     kind = _known()[section][key].annotation
+    if get_origin(kind) is dict:
+        return _read_text(text)
     if get_origin(kind) is list:
         return [part.strip() for part in text.split(",") if part.strip()]
     if kind is str or str in get_args(kind) or any(isinstance(choice, str) for choice in get_args(kind)):
         return text
+    return _read_text(text)
+
+
+def _read_text(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -352,6 +364,11 @@ def _hint(name: str, section: str | None = None) -> str:
 
 _TELLING = re.compile(r"pass|pw|secret|token|credential", re.IGNORECASE)
 _QUERY_VALUE = re.compile(r"([?&])([^=&]*)=([^&]*)")
+
+
+def hidden(value: Any) -> Any:
+    """Hide what is secret of a value of CREDENTIALS: the passwords of a URL, or all that is named."""
+    return dict.fromkeys(value, "***") if isinstance(value, dict) else masked(value)
 
 
 def masked(url: str) -> str:

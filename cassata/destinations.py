@@ -15,7 +15,7 @@ from cassata.model import Delivery, ErrorKind, Outcome, destination_of
 
 LONGEST_DOUBLING = 5
 """After so many failed probes in a row the wait grows no more: it is 32 times the first."""
-TELLS_NOTHING = frozenset({ErrorKind.PROXY_FAILED, ErrorKind.TOO_LATE})
+TELLS_NOTHING = frozenset({ErrorKind.PROXY_FAILED, ErrorKind.TOO_LATE, ErrorKind.TYPE_MISSING})
 """So no attempt ends that has reached a destination."""
 HELD_BACK_PER_SECOND = 500
 """So fast comes back what waited for a breaker: a destination that has just recovered is not met by everything at once."""

@@ -80,6 +80,14 @@ class InvalidApplication(CassataError):
         super().__init__("; ".join(f"{field}: {detail}" for field, detail in self.problems))
 
 
+class InvalidBatch(CassataError):
+    """The batch cannot be accepted as it is."""
+
+
+class UnknownBatch(CassataError):
+    """There is no such batch."""
+
+
 class RecurrenceError(CassataError):
     """The rule of a series cannot be used."""
 

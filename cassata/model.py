@@ -108,6 +108,10 @@ class ErrorKind(StrEnum):
     PROXY_FAILED = "proxy_failed"
     TOO_LATE = "too_late"
     WORKER_LOST = "worker_lost"
+    REFUSED = "refused"
+    SCRIPT_FAILED = "script_failed"
+    PLUGIN_FAILED = "plugin_failed"
+    TYPE_MISSING = "type_missing"
     REPLAYED = "replayed"
 
 
@@ -235,6 +239,9 @@ def _decoded(secret: str) -> bytes:
 class Application:
     """A tenant. `limits` and `egress` are its own ones, which only an operator sets: what is missing is as configured.
 
+    `topics` are those it may publish to, each by its name or by "prefix*": None, it is Kafka's; or the URL that stands for it.
+    `topics` None: as configured.
+
     `number` is its row's. `secrets` are those it signs with, the newest first; `is_sealed` says that they cannot be read.
     """
 
@@ -243,6 +250,7 @@ class Application:
     active: bool = True
     limits: Mapping[str, float] = field(default_factory=dict)
     egress: Egress | None = None
+    topics: Mapping[str, str | None] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     secrets: tuple[Secret, ...] = field(default=(), repr=False)
     is_sealed: bool = False
@@ -294,8 +302,43 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an event goes that is no HTTP request: a type, such as "kafka", and what that type wants to know, a JSON object.
+
+    Raises ValueError for what cannot be stored. `details` is a copy, and not to be changed.
+    """
+
+    type: str
+    details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_destination_type(self.type)
+        if not isinstance(self.details, Mapping) or "type" in self.details:
+            raise ValueError("its details must be an object, without a type of its own")
+        if len(self.text) > DETAILS_BYTES:
+            raise ValueError(f"is {len(self.text)} bytes long as JSON; at most {DETAILS_BYTES} are accepted")
+        object.__setattr__(self, "details", json.loads(self.text))
+
+    @property
+    def text(self) -> str:
+        """The details, always written alike."""
+        try:
+            return json.dumps(dict(self.details), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"cannot be written as JSON: {error}") from error
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """It as clients write it."""
+        return {"type": self.type, **self.details}
+
+
+@dataclass(frozen=True, slots=True)
 class NewEvent:
-    """One HTTP request to send, once, at `due_at` (an instant) or `delay_ms` after it is stored: give one of the two.
+    """One request to send, once, at `due_at` (an instant) or `delay_ms` after it is stored: give one of the two.
+
+    It goes to `url`, by HTTP, or to `destination`: give one of the two. The address of the latter, "kafka:orders", is then put in
+    the place of the URL when it is stored.
 
     `duration_ms` is how long lasts what it is about (its end is told, nothing else comes of it).
 
@@ -303,7 +346,7 @@ class NewEvent:
     """
 
     application_id: str
-    url: str
+    url: str = ""
     due_at: int | None = None
     delay_ms: int | None = None
     event_id: str = field(default_factory=new_event_id)
@@ -314,9 +357,10 @@ class NewEvent:
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
     duration_ms: int | None = None
+    destination: Destination | None = None
 
     def __post_init__(self) -> None:
-        problems = list(problems_of(self, _EVENT_CHECKS))
+        problems = [*problems_of(self, _EVENT_CHECKS), *problems_of_aim(self.url, self.destination)]
         if (self.due_at is None) == (self.delay_ms is None):
             problems.append(Problem("due_at", "give either an instant or a delay"))
         _raise_problems(problems)
@@ -328,9 +372,12 @@ class NewEvent:
         A delay is hashed as it was asked, not as the instant it led to: the same request repeated stays the same.
         """
         retry = self.retry and tuple(self.retry.plain().values())
-        facts: list[Any] = [self.due_at, self.delay_ms, self.method, self.url, self.headers, self.timeout_ms, retry, self.payload is None]
+        url = self.url if self.destination is None else ""  # what follows from the destination is no part of the request
+        facts: list[Any] = [self.due_at, self.delay_ms, self.method, url, self.headers, self.timeout_ms, retry, self.payload is None]
         if self.max_lateness_ms is not None:  # left out where there is none, as it was before there could be one
             facts.append(self.max_lateness_ms)
+        if self.destination is not None:
+            facts.append({self.destination.type: self.destination.text})
         if self.duration_ms is not None:
             facts.append(("duration_ms", self.duration_ms))
         digest = hashlib.sha256(json.dumps(facts).encode())
@@ -368,6 +415,7 @@ class Event:
     last_status: int | None = None
     fence: int = 0
     late: bool = False
+    destination: Destination | None = None
 
     @property
     def version(self) -> str:
@@ -393,6 +441,7 @@ class Event:
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
             duration_ms=self.duration_ms,
+            destination=self.destination,
         )
 
 
@@ -560,7 +609,8 @@ class Delivery:
 
     A `suspect` has lost its worker twice in a row: it may be what kills them. `application` is the number of the application's
     row. It is signed with all of `signing_keys`, the newest first. `egress` None: where it may go is as configured.
-    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on.
+    `max_lateness_ms` is the event's own, or its application's; what was replayed is late from then on. `destination` None: it is an
+    HTTP request. With a `refusal` it is not sent, but ends for that reason.
     """
 
     id: int
@@ -583,6 +633,8 @@ class Delivery:
     egress: Egress | None = None
     max_lateness_ms: int | None = None
     replayed_at: int = 0
+    destination: Destination | None = None
+    refusal: str | None = None
 
     def is_too_late(self, now: int) -> bool:
         """Whether it is of no use any more to send it now."""
@@ -591,7 +643,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended. `error` decides before `status_code`: an answer that broke off may still show a 200."""
+    """How one attempt ended. `error` decides before `status_code`: an answer that broke off may still show a 200.
+
+    `succeeded` says of what knows no status codes that all went well.
+    """
 
     delivery: Delivery
     started_at: int
@@ -601,6 +656,7 @@ class Outcome:
     detail: str | None = None
     excerpt: str | None = None
     retry_after_ms: int | None = None
+    succeeded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,6 +680,10 @@ EVENT_ID_LENGTH = 128
 URL_LENGTH = 2048
 OPERATION_ID_LENGTH = 64
 BATCH_ID_LENGTH = 64
+DETAILS_BYTES = 8 * 1024
+DESTINATION_TYPE_LENGTH = 32
+TOPIC_LENGTH = 249  # Kafka's own limit
+MOST_TOPICS = 1_000
 SHIFT_RANGE_MS = (-3_650 * 86_400_000, 3_650 * 86_400_000)
 DESTINATION_LENGTH = 262  # a host of 253 characters, brackets, and a port
 SERIES_ID_LENGTH = EVENT_ID_LENGTH - len("_20250424T010000Z")
@@ -649,6 +709,9 @@ _URL = re.compile(r"[\x21-\x7e]+")
 _BRACKETED = re.compile(r"\[[0-9A-Fa-f:.]+\](:[0-9]*)?")
 _C_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?P<port>:[0-9]{1,5})?")
+_TYPE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_ADDRESS = re.compile(r"[a-z][a-z0-9-]*:(?!/)[\x21-\x7e]+")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]+")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
 # The connection's own business (RFC 9110 section 7.6.1), and the names by which a receiver recognises Cassata.
@@ -676,6 +739,53 @@ def _check_id(value: str, longest: int) -> str:
     if value in {".", ".."}:
         raise ValueError("must not be a path step such as '.' or '..'")
     return value
+
+
+def check_batch_id(value: str) -> str:
+    return _check_id(value, BATCH_ID_LENGTH)
+
+
+def check_topic(value: Any) -> str:
+    """Accept what Kafka takes for a topic's name."""
+    if not isinstance(value, str) or not _TOPIC.fullmatch(value) or len(value) > TOPIC_LENGTH or value in {".", ".."}:
+        raise ValueError(f"must be 1 to {TOPIC_LENGTH} characters out of A-Z a-z 0-9 . _ -")
+    return value
+
+
+def check_topics(value: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """Accept the topics of an application: by name, or by "prefix*", what stands for them."""
+    if len(value) > MOST_TOPICS:
+        raise ValueError(f"must be at most {MOST_TOPICS:,} topics")
+    for name, url in value.items():
+        if name != "*":
+            check_topic(name.removesuffix("*"))
+        if url is not None:
+            check_url(url)
+    return value
+
+
+def check_destination_type(value: Any) -> str:
+    if not isinstance(value, str) or not _TYPE.fullmatch(value) or len(value) > DESTINATION_TYPE_LENGTH:
+        raise ValueError(f"its type must be 1 to {DESTINATION_TYPE_LENGTH} small letters, digits and hyphens, such as 'kafka'")
+    return value
+
+
+def check_address(value: str) -> str:
+    """Accept the address of what is no HTTP request, as it stands in lists: its type, a colon, and where in there it goes."""
+    if not isinstance(value, str) or len(value) > DESTINATION_LENGTH or not _ADDRESS.fullmatch(value):
+        raise ValueError(f"{value!r} is no address such as 'kafka:orders' of at most {DESTINATION_LENGTH} visible characters")
+    return value
+
+
+def problems_of_aim(url: str, destination: Destination | None) -> Iterator[Problem]:
+    """Say what is wrong with where something is to go."""
+    if destination is None:
+        try:
+            check_url(url)
+        except (ValueError, TypeError) as error:
+            yield Problem("url", str(error))
+    elif url and not url.startswith(f"{destination.type}:"):
+        yield Problem("destination", "cannot be given together with a url: leave one of the two out")
 
 
 def check_operation_id(value: str) -> str:
@@ -727,7 +837,8 @@ def _is_host(host: str, *, bracketed: bool) -> bool:
 
 
 def destination_of(url: str) -> str:
-    """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about.
+    """Return the host and port that a URL leads to, as "host:port": what a breaker, or a limit per host, is about. What is no URL is
+    its own destination, up to a slash if there is one.
 
     An IP address is the same destination in all its forms: 127.1, 0x7f.1, 2130706433 and [::ffff:7f00:1] are 127.0.0.1.
     """
@@ -737,6 +848,8 @@ def destination_of(url: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def _destination(scheme: str, authority: str) -> str:
+    if scheme and scheme.lower() not in {"http:", "https:"}:
+        return scheme
     parts = urlsplit(f"{scheme}//{authority}")  # whatever comes after a "?" or "#" still is in there
     host = _canonical((parts.hostname or "").removesuffix("."))
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -744,7 +857,11 @@ def _destination(scheme: str, authority: str) -> str:
 
 
 def check_host(value: str) -> str:
-    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given."""
+    """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given; and the
+    address of what is no HTTP request.
+    """
+    if _ADDRESS.fullmatch(value) and not value.rpartition(":")[2].isdecimal() and not value.startswith(("http:", "https:")):
+        return value[:DESTINATION_LENGTH]
     written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
     found = _HOST.fullmatch(written)
     try:
@@ -891,7 +1008,6 @@ Check = Callable[..., object]
 _EVENT_CHECKS: Sequence[tuple[str, Check]] = (
     ("application_id", check_application_id),
     ("event_id", check_event_id),
-    ("url", check_url),
     ("due_at", check_due_at),
     ("delay_ms", check_delay_ms),
     ("method", check_method),

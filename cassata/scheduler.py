@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
-from cassata import config, database, store, telemetry
+from cassata import config, database, plugins, store, telemetry
+from cassata.batches import Batches
 from cassata.courier.retry import RetryPolicy, Verdict, may_pass
 from cassata.destinations import BreakerPolicy, Change, Destinations, Opened, Place, place_of
 from cassata.errors import (
@@ -200,6 +201,7 @@ class Scheduler:
         vault: Vault = Vault(),  # noqa: B008
         registers: bool = True,
         late_after_ms: int = LATE_AFTER_MS,
+        any_topic: bool = True,
     ) -> None:
         self.clock = clock or database.clock_of(engines)
         self.tenants = Tenants(engines, self.clock, vault)
@@ -208,7 +210,8 @@ class Scheduler:
         self.overview = Overview(engines, self.clock, self.tenants, self.limiter)
         self._registers = registers
         self._late_after_ms = late_after_ms
-        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, registers=registers)
+        self.batches = Batches(engines, self.clock, self.tenants, any_topic=any_topic)
+        self.timetable = Timetable(engines, self.clock, self.tenants, self.limiter, self.batches, registers=registers)
         self.destinations = Destinations(breaker)
         self._breakers_at = float("-inf")  # monotonic: when they were last looked at
         self._breakers_cleaned_at = time.monotonic()
@@ -235,17 +238,27 @@ class Scheduler:
         breaker: BreakerPolicy = BreakerPolicy(),  # noqa: B008
         registers: bool = True,
         late_after_ms: int = LATE_AFTER_MS,
+        any_topic: bool = True,
     ) -> Scheduler:
         """Connect, and check that the database and its tables can be used (unless told that somebody else has).
 
         `registers` says whether the first add of an application makes it; an event that waits for so long past its time is told to
-        be late.
+        be late. `any_topic`: applications of which nothing is said may publish to every topic of Kafka.
         Raises ConfigError for a bad url, DatabaseUnavailable, and DatabaseUnfit or one of its kinds (TablesMissing, ...).
         """
         settings = settings or config.Database()
         vault = Vault(settings.secrets_key_file)
         engines = database.open_engines(url, settings, pool_size=pool_size)
-        scheduler = cls(engines, limits=limits, retry=retry, breaker=breaker, vault=vault, registers=registers, late_after_ms=late_after_ms)
+        scheduler = cls(
+            engines,
+            limits=limits,
+            retry=retry,
+            breaker=breaker,
+            vault=vault,
+            registers=registers,
+            late_after_ms=late_after_ms,
+            any_topic=any_topic,
+        )
         try:
             with database.explained():
                 if create_tables:
@@ -404,6 +417,8 @@ class Scheduler:
                 raise UnknownEvent
             event, now = self._event(conn, row, application_id), self.clock.now(conn)
             asked = _changed(event, changes)
+            if asked.destination is not None and asked.destination != event.destination:
+                asked = self.batches.aimed(conn, asked, application)
             if asked == event.asked():
                 return event
             if versions is not None and event.version not in versions:
@@ -652,10 +667,14 @@ class Scheduler:
                 if refusal := self._closed(conn, application, 1, now) or self._refusal(new, application, now):
                     return refusal
                 assert application is not None  # an application is never removed
+                if new.destination is not None:
+                    new = self.batches.aimed(conn, new, application)
                 row = store.new_row(new, application.number, now)
                 stored = _stored(new, row)
                 store.insert_events(conn, [row])
                 return stored
+        except InvalidEvent as error:
+            return error
         except IntegrityError:
             return self._add_admitted([new], {})[0]
         except DatabaseUnavailable as error:
@@ -702,6 +721,8 @@ class Scheduler:
         for index, new in enumerate(news):
             if refusal := closed.get(new.application_id) or self._refusal(new, tenants[new.application_id], now):
                 refused[index] = refusal
+        if any(new.destination for new in news):
+            news = [new if index in refused else self._aimed(conn, new, tenants, index, refused) for index, new in enumerate(news)]
         numbers = {application_id: application.number for application_id, application in tenants.items() if application}
         for new in (new for index, new in enumerate(news) if index not in refused):
             if new.application_id not in numbers:
@@ -713,6 +734,16 @@ class Scheduler:
         if rows:
             store.insert_events(conn, rows)
         return added
+
+    def _aimed(
+        self, conn: Connection, new: NewEvent, tenants: Mapping[str, Application | None], index: int, refused: dict[int, Added]
+    ) -> NewEvent:
+        if new.destination is not None:
+            try:
+                return self.batches.aimed(conn, new, tenants[new.application_id])
+            except InvalidEvent as error:
+                refused[index] = error
+        return new
 
     def _identical(self, conn: Connection, new: NewEvent) -> Event | None:
         """Return the event that this one repeats, if there is one."""
@@ -793,7 +824,7 @@ class Scheduler:
         # Most have been claimed once, and answered with 200: they share their fence, and the code.
         for (fence, status_code), same in groupby(sorted(outcomes, key=_fence_and_code), _fence_and_code):
             ids = [outcome.delivery.id for outcome in same]
-            if store.complete(conn, ids, fence, status_code, now) != len(ids):
+            if store.complete(conn, ids, fence, status_code or None, now) != len(ids):
                 raise database.BeginAnew
 
     def _release_doubtful(self, conn: Connection, doubtful: Mapping[Doubt, Delivery]) -> None:
@@ -850,7 +881,7 @@ class Scheduler:
             number: self.limiter.of(tenants[number]).max_lateness_ms for number in {row.application for row in rows} & tenants.keys()
         }
         found = [
-            (store.to_delivery(row, tenants[row.application], now, lateness[row.application]), row)
+            (_resolved(store.to_delivery(row, tenants[row.application], now, lateness[row.application]), tenants), row)
             for row in rows
             if row.application in lateness
         ]
@@ -984,6 +1015,10 @@ def _changed(event: Event, changes: Mapping[str, Any]) -> NewEvent:
     return replace(event.asked(), **{**other_time, **changes})
 
 
+def _resolved(delivery: Delivery, tenants: Mapping[int, Application]) -> Delivery:
+    return delivery if delivery.destination is None else plugins.resolved(delivery, tenants[delivery.application])
+
+
 def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
     return Event(
         application_id=new.application_id,
@@ -1004,6 +1039,7 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
         finished_at=None,
         max_lateness_ms=new.max_lateness_ms,
         duration_ms=new.duration_ms,
+        destination=new.destination,
     )
 
 
@@ -1051,7 +1087,7 @@ def _claim_of(outcome: Outcome) -> tuple[int, int]:
 
 
 def _fence_and_code(outcome: Outcome) -> tuple[int, int]:
-    return outcome.delivery.fence, outcome.status_code or 0
+    return outcome.delivery.fence, outcome.status_code or 0  # 0: of a type that knows no codes
 
 
 def _is_lost(row: Any) -> bool:

@@ -17,6 +17,7 @@ from cassata.errors import InvalidSeries, Problem, RecurrenceError
 from cassata.model import (
     METADATA_BYTES,
     SERIES_NAME_LENGTH,
+    Destination,
     Event,
     Headers,
     NewEvent,
@@ -29,9 +30,9 @@ from cassata.model import (
     check_method,
     check_series_id,
     check_timeout_ms,
-    check_url,
     new_event_id,
     problems_of,
+    problems_of_aim,
 )
 from cassata.recurrence import Occurrence, Rule
 
@@ -82,7 +83,7 @@ class Content:
 
     application_id: str
     rule: Rule
-    url: str
+    url: str = ""
     series_id: str = field(default_factory=new_event_id)
     method: str = "POST"
     headers: Headers = ()
@@ -99,6 +100,7 @@ class Content:
     overlap: Overlap = Overlap.ALLOW
     jitter_ms: int = 0
     identity_headers: Mapping[str, str] = field(default_factory=dict)
+    destination: Destination | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -114,13 +116,15 @@ class Content:
             "overlap": None if self.overlap == Overlap.ALLOW else str(self.overlap),
             "jitter_ms": self.jitter_ms or None,
             "identity_headers": dict(self.identity_headers) or None,
+            "destination": self.destination and self.destination.document,
         }
         return {name: value for name, value in options.items() if value is not None}
 
     @property
     def content_hash(self) -> bytes:
         """The fingerprint (SHA-256, 32 bytes) by which a repeated series is told from another one with the same id."""
-        facts = [asdict(self.rule), self.options, self.name, self.metadata, self.method, self.url, self.headers, self.payload is None]
+        url = self.url if self.destination is None else ""  # what follows from the destination is no part of what was asked for
+        facts = [asdict(self.rule), self.options, self.name, self.metadata, self.method, url, self.headers, self.payload is None]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self.payload or b"")
         return digest.digest()
@@ -150,6 +154,7 @@ class Content:
             timeout_ms=self.timeout_ms,
             retry=self.retry,
             max_lateness_ms=self.max_lateness_ms,
+            destination=self.destination,
         )
 
     def identified(self, event_id: str, headers: Headers) -> Headers:
@@ -170,7 +175,7 @@ class NewSeries(Content):
     """A series to be stored. Raises InvalidSeries naming every bad field, so a value of this type can always be stored."""
 
     def __post_init__(self) -> None:
-        problems = [*problems_of(self, _CHECKS), *self._problems_of_identity()]
+        problems = [*problems_of(self, _CHECKS), *problems_of_aim(self.url, self.destination), *self._problems_of_identity()]
         # `every` begins when it is stored where it does not say when.
         counted = self.rule if self.rule.every_ms is None or self.rule.start_at is not None else replace(self.rule, start_at=0)
         try:
@@ -280,7 +285,6 @@ def _jitter(value: int) -> int:
 _CHECKS: Sequence[tuple[str, Callable[..., object]]] = (
     ("application_id", check_application_id),
     ("series_id", check_series_id),
-    ("url", check_url),
     ("method", check_method),
     ("headers", check_headers),
     ("timeout_ms", check_timeout_ms),

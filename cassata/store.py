@@ -52,6 +52,7 @@ from cassata.model import (
     Attempt,
     Cursor,
     Delivery,
+    Destination,
     ErrorKind,
     Event,
     Filter,
@@ -67,6 +68,7 @@ from cassata.schema import (
     api_keys,
     applications,
     attempts,
+    batches,
     breakers,
     events,
     holdings,
@@ -239,6 +241,44 @@ def keep_installation_secret(conn: Connection, secret: bytes) -> None:
     conn.execute(insert(installation).values(id=1, secret=secret))
 
 
+# --- batches -------------------------------------------------------------------------------------------------------------
+
+Z = batches.c
+_BATCH: Sequence[Any] = (Z.batch_id, Z.active, Z.hash, func.length(Z.archive).label("size"), Z.created_at, Z.changed_at)
+_TO_RUN: Sequence[Any] = (Z.active, Z.archive, Z.hash)
+
+
+def insert_batch(conn: Connection, row: Mapping[str, Any]) -> None:
+    conn.execute(insert(batches).values(row))
+
+
+def change_batch(conn: Connection, application: int, batch_id: str, columns: Mapping[str, Any]) -> bool:
+    """Set columns of a batch; say whether there is one."""
+    return conn.execute(update(batches).where(Z.application == application, Z.batch_id == batch_id).values(columns)).rowcount == 1
+
+
+def delete_batch(conn: Connection, application: int, batch_id: str) -> bool:
+    return conn.execute(delete(batches).where(Z.application == application, Z.batch_id == batch_id)).rowcount == 1
+
+
+def count_batches(conn: Connection, application: int) -> int:
+    return conn.execute(select(func.count()).where(Z.application == application)).scalar_one()
+
+
+def has_batch(conn: Connection, application: int, batch_id: str) -> bool:
+    return conn.execute(select(Z.id).where(Z.application == application, Z.batch_id == batch_id)).first() is not None
+
+
+def batches_after(conn: Connection, application: int, only: str | None, after: str, limit: int) -> Sequence[Row[Any]]:
+    """Read the batches of an application, without their archives, in the order of their ids; or only one of them."""
+    which = Z.batch_id > after if only is None else Z.batch_id == only
+    return conn.execute(select(*_BATCH).where(Z.application == application, which).order_by(Z.batch_id).limit(limit)).all()
+
+
+def batch_to_run(conn: Connection, application: int, batch_id: str) -> Row[Any] | None:
+    return conn.execute(select(*_TO_RUN).where(Z.application == application, Z.batch_id == batch_id)).first()
+
+
 # --- adding, looking, cancelling ---------------------------------------------------------------------------------------
 
 
@@ -291,6 +331,8 @@ def _options(new: NewEvent) -> str | None:
         options["max_lateness_ms"] = new.max_lateness_ms
     if new.duration_ms is not None:
         options["duration_ms"] = new.duration_ms
+    if new.destination is not None:
+        options["destination"] = new.destination.document
     return json.dumps(options) if options else None
 
 
@@ -661,6 +703,7 @@ def to_series(row: Row[Any], application_id: str) -> Series:
             overlap=Overlap(options.get("overlap", Overlap.ALLOW)),
             jitter_ms=options.get("jitter_ms", 0),
             identity_headers=options.get("identity_headers", {}),
+            destination=_read_destination(options),
         )
     except (ValueError, TypeError, AttributeError, InvalidEvent) as error:
         raise SeriesUnreadable(f"series {row.series_id!r} of {application_id!r} cannot be read: {error}") from error
@@ -1545,6 +1588,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
         last_status=row.last_status,
         fence=row.fence,
         late=row.status in WAITING and row.attempts == 0 and should_begin_at < late_before,
+        destination=request.destination,
     )
 
 
@@ -1572,6 +1616,7 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         egress=application.egress,
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
         replayed_at=row.replayed_at or 0,
+        destination=request.destination,
     )
 
 
@@ -1582,6 +1627,7 @@ class _Request(NamedTuple):
     retry: RetryOptions | None = None
     max_lateness_ms: int | None = None
     duration_ms: int | None = None
+    destination: Destination | None = None
 
 
 def _read_request(row: Row[Any]) -> _Request:
@@ -1593,6 +1639,20 @@ def _read_request(row: Row[Any]) -> _Request:
         options = json.loads(row.options) if row.options else {}
         retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
-        return _Request(row.url, headers, options.get("timeout_ms"), retry, options.get("max_lateness_ms"), options.get("duration_ms"))
+        return _Request(
+            row.url,
+            headers,
+            options.get("timeout_ms"),
+            retry,
+            options.get("max_lateness_ms"),
+            options.get("duration_ms"),
+            _read_destination(options),
+        )
     except (ValueError, TypeError, AttributeError, InvalidEvent):
         return _Request("")
+
+
+def _read_destination(options: Mapping[str, Any]) -> Destination | None:
+    """Read one. Raises what a damaged document leads to: ValueError, TypeError, AttributeError."""
+    document = options.get("destination")
+    return document and Destination(document.get("type"), {name: value for name, value in document.items() if name != "type"})

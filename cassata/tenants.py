@@ -53,21 +53,26 @@ class TooManyKeys(CassataError):
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` "default" too."""
+    """What to set of an application; None leaves it as it is. A limit of None is the configured one again, `egress` and `topics`
+    "default" too.
+    """
 
     active: bool | None = None
     limits: Mapping[str, float | None] | None = None
     egress: Egress | Literal["default"] | None = None
+    topics: Mapping[str, str | None] | Literal["default"] | None = None
     metadata: Mapping[str, Any] | None = None
 
     def applied_to(self, application: Application) -> Application:
         limits = {**application.limits, **(self.limits or {})}
         egress = application.egress if self.egress is None else self.egress
+        topics = application.topics if self.topics is None else self.topics
         return replace(
             application,
             active=application.active if self.active is None else self.active,
             limits={name: value for name, value in limits.items() if value is not None},
             egress=None if egress == "default" else egress,
+            topics=None if topics == "default" else topics,
             metadata=application.metadata if self.metadata is None else self.metadata,
         )
 
@@ -245,6 +250,8 @@ class Tenants:
             columns["limits"] = json.dumps(dict(after.limits))
         if after.egress != before.egress:
             columns["egress"] = after.egress and json.dumps({"policy": after.egress.policy, "allow": after.egress.allow})
+        if after.topics != before.topics:
+            columns["topics"] = None if after.topics is None else json.dumps(dict(after.topics))
         if after.metadata != before.metadata:
             columns["metadata"] = json.dumps(after.metadata)
         if after.secrets != before.secrets or (anew and after.secrets):
@@ -261,6 +268,7 @@ class Tenants:
             active=row.active,
             limits=json.loads(row.limits) if row.limits else {},
             egress=_egress(row.egress),
+            topics=None if row.topics is None else json.loads(row.topics),
             metadata=json.loads(row.metadata) if row.metadata else {},
             created_at=row.created_at,
             changed_at=row.changed_at,

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from cassata import database, recurrence, store, telemetry
+from cassata.batches import Batches
 from cassata.errors import (
     ApplicationRefused,
     CassataError,
@@ -100,7 +101,10 @@ class Plan:
 class Timetable:
     """Keeps series in one database, and makes their occurrences. Safe to share between threads."""
 
-    def __init__(self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, *, registers: bool) -> None:
+    def __init__(
+        self, engines: database.Engines, clock: database.Clock, tenants: Tenants, limiter: Limiter, batches: Batches, *, registers: bool
+    ) -> None:
+        self._batches = batches
         self._transactions = database.Transactions(engines)
         self._clock = clock
         self._tenants = tenants
@@ -116,7 +120,7 @@ class Timetable:
         Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable, and if `final` DuplicateEvent.
         To repeat it does no harm.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
@@ -194,7 +198,7 @@ class Timetable:
         Raises UnknownSeries, SeriesFinished for one that was cancelled (if `final` also for one that has come to its end),
         SeriesChanged unless it is at that version, and as `create` does.
         """
-        self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
+        new = self._transactions.read(lambda conn: self._admit(conn, new, adds=0))
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
@@ -387,6 +391,8 @@ class Timetable:
             changed = replace(before, **_known(changes))
             changed = replace(changed, headers=series.content.identified(instance_id, changed.headers))
             self._check_size(conn, changed, now)
+            if changed.destination != before.destination:
+                changed = self._batches.aimed(conn, changed, self._tenants.known(conn, application_id))
             columns = store.new_row(changed, application, now, series.number)
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
@@ -429,7 +435,7 @@ class Timetable:
         """
         if new.application_id != application_id or new.series_id == series_id:
             raise InvalidSeries([Problem("series_id", "must be another one than that of the series it follows")])
-        self._transactions.read(lambda conn: self._admit(conn, new))
+        new = self._transactions.read(lambda conn: self._admit(conn, new))
 
         def work(conn: Connection, _tries: int) -> tuple[Series, Series]:
             now = self._clock.now(conn)
@@ -572,8 +578,11 @@ class Timetable:
 
     # --- the steps of what clients do ------------------------------------------------------------------------------------
 
-    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> None:
-        """Raise why a series cannot be taken now. One counts as one add; its occurrences count as none: they were admitted with it."""
+    def _admit(self, conn: Connection, new: NewSeries, *, adds: int = 1) -> NewSeries:
+        """Return a series as it is to be stored, or raise why it cannot be taken now.
+
+        One counts as one add; its occurrences count as none: they were admitted with it.
+        """
         application = self._tenants.known(conn, new.application_id)
         if application is None and not self._registers:
             raise UnknownApplication
@@ -581,6 +590,7 @@ class Timetable:
             raise refusal
         if too_large := excess(new.payload, new.headers, self._limiter.of(application)):
             raise too_large
+        return self._batches.aimed(conn, new, application)
 
     def _check_size(self, conn: Connection, changed: NewEvent, now: int) -> None:
         limits = self._limiter.of(self._tenants.known(conn, changed.application_id))
@@ -682,10 +692,18 @@ class Timetable:
         self._remove(conn, [row.id for row in ahead if _is_untouched(row) and _lies_from(row, since)])
 
     def _remove_unmade(self, conn: Connection, application: int, series: Series, rule: Rule, since: int) -> None:
-        """Take back what was made ahead from an instant on, and the exceptions whose instants the new rule does not make."""
+        """Take back what was made ahead from an instant on, and the unsent exceptions whose instants the new rule does not make."""
         ahead = list(self._stored_from(conn, application, series.number, series.series_id, since))
+        ahead += self._put_off(conn, application, series, since)
         made = recurrence.made_of(rule, [at for at, row in ahead if not _is_untouched(row)], known=_known_of(series, rule))
         self._remove(conn, [row.id for at, row in ahead if at not in made])
+
+    def _put_off(self, conn: Connection, application: int, series: Series, until: int) -> list[tuple[int, Row[Any]]]:
+        """Read the exceptions still to be sent whose original instants are before that one."""
+        first, last = recurrence.id_range(series.series_id)[0], series.content.event_id(until)
+        rows = store.unfinished_occurrences(conn, application, series.number, first, last)
+        instants = ((_original(row.event_id), row) for row in rows if store.is_exception(row))
+        return [(at, row) for at, row in instants if at is not None and at < until]
 
     def _clear(self, conn: Connection, application: int, number: int, series_id: str, now: int) -> None:
         """Remove what was not sent, and what was cancelled ahead of its time: nothing is to stand in the way of a new beginning."""

@@ -32,6 +32,7 @@ from cassata.housekeeping import Chore, Housekeeper
 from cassata.limits import Hands
 from cassata.model import Delivery, ErrorKind, Limits, Outcome
 from cassata.overview import Pulse
+from cassata.plugins import Batch, Deliver, Opened, Surroundings
 from cassata.retention import Pruned, Retention
 from cassata.scheduler import Claimed, Scheduler, Terms
 
@@ -702,6 +703,7 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         worker = settings.worker
+        self._others = Opened(surroundings_of(settings, scheduler))
         self._slots = worker.num_worker_threads * worker.max_in_flight_per_thread
         self._scheduler = scheduler
         self._stopping = threading.Event()
@@ -710,7 +712,7 @@ class WorkerProcess:
             WorkerThread(
                 f"worker-{number}",
                 scheduler,
-                make_courier(settings),
+                make_courier(settings, self._others),
                 agenda,
                 terms_of(worker),
                 worker.num_events_processed_per_transaction,
@@ -752,6 +754,7 @@ class WorkerProcess:
                 self._stopping.set()
                 self._threads[0].clean = False
         self._housekeeper.join(HOUSEKEEPER_SECONDS)
+        self._others.close()
         with contextlib.suppress(DatabaseUnavailable):  # then it is forgotten because nothing is heard of it
             self._scheduler.overview.leave(self._pulse)
         self._scheduler.close()
@@ -841,17 +844,49 @@ def raise_descriptor_limit(worker: config.Worker) -> None:
         telemetry.emit("too few descriptors", level="warning", allowed=allowed, wanted=wanted, hint="raise ulimit -n (LimitNOFILE)")
 
 
-def make_courier(settings: Settings) -> Courier:
+def make_courier(settings: Settings, others: Deliver | None = None) -> Courier:
+    """Make what sends: requests of HTTP as configured, and by `others` whatever else there is."""
     asked = courier_settings(settings)
+    others = others or Opened(Surroundings(settings))
     if settings.worker.courier == "requests":
         from cassata.courier.pool import PoolCourier
 
-        return PoolCourier(asked)
+        return PoolCourier(asked, others=others)
     try:
-        from cassata.courier.curl import CurlCourier
+        from cassata.courier.mixed import MixedCourier
     except ImportError as error:
         raise ConfigError(f"worker.courier 'curl' needs pycurl ({error}): install it, or set worker.courier to 'requests'") from error
-    return CurlCourier(asked)
+    return MixedCourier(asked, others)
+
+
+def surroundings_of(settings: Settings, scheduler: Scheduler) -> Surroundings:
+    """Return what a process offers to the types of destinations that it opens. One of them at a time asks the database."""
+    turn = threading.Lock()
+
+    def batch(application: int, batch_id: str) -> Batch | None:
+        with turn:
+            return scheduler.batches.to_run(application, batch_id)
+
+    def keep_output(delivery: Delivery, body: bytes, length: int) -> None:
+        keep = getattr(scheduler, "keep_output", None)
+        if keep is not None:
+            with turn, contextlib.suppress(DatabaseUnavailable):  # the attempt's excerpt shows the end of it all the same
+                keep(delivery, body, length)
+
+    return Surroundings(settings, batch, keep_output)
+
+
+def check_destinations(settings: Settings) -> None:
+    """Raise ConfigError for what is configured of destinations and cannot be used."""
+    worker = settings.worker
+    if worker.kafka_bootstrap_servers or worker.kafka_properties:
+        from cassata.courier.kafka import check
+
+        check(worker)
+    if worker.scripts:
+        from cassata.courier.script import check
+
+        check(worker)
 
 
 def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
@@ -879,7 +914,7 @@ def open_scheduler(settings: Settings, *, create_tables: bool) -> Scheduler:
         url,
         create_tables=create_tables,
         settings=settings.database,
-        pool_size=worker.num_worker_threads + 1,  # one for the housekeeper
+        pool_size=worker.num_worker_threads + 2,  # one for the housekeeper, and one for destinations that ask
         limits=limits,
         retry=retry,
         breaker=breaker,
@@ -892,6 +927,7 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     `on_ready` is called once the database, its tables and the courier have been found usable. Raises what Scheduler.open
     raises, and ConfigError.
     """
+    check_destinations(settings)
     scheduler = open_scheduler(settings, create_tables=create_tables)
     raise_descriptor_limit(settings.worker)
     wakeup = Wakeup()

@@ -83,7 +83,7 @@ def _in_force(role: str, found: Loaded, origin: bool) -> dict[str, dict[str, Any
     everything = found.settings.model_dump(by_alias=True)
     everything["database"]["url"] = config.database_url(found.settings)[0]
     for section, key in (dotted.split(".") for dotted in config.CREDENTIALS):
-        everything[section][key] = everything[section][key] and config.masked(everything[section][key])
+        everything[section][key] = everything[section][key] and config.hidden(everything[section][key])
     sections = {section: everything[section] for section in ("database", role, "logging")}
     if not origin:
         return sections

@@ -77,6 +77,7 @@ class CurlCourier:
         self._bell.setblocking(False)
         self._bell_rope.setblocking(False)
         self._selector.register(self._bell, selectors.EVENT_READ)
+        self._is_woken = False  # set by other threads, taken back by ours
         self._names = Names(settings.slots, self._ring)
         self._filed: OrderedDict[str, None] = OrderedDict()  # what libcurl has addresses of, the longest unused first
         self._multi = pycurl.CurlMulti()
@@ -111,7 +112,8 @@ class CurlCourier:
         while True:
             self._turn(until)
             self._polled_at = time.monotonic()
-            if self._ended or self._polled_at >= until:
+            if self._ended or self._is_woken or self._polled_at >= until:
+                self._is_woken = False
                 ended, self._ended = self._ended, []
                 return ended
 
@@ -250,8 +252,13 @@ class CurlCourier:
 
     # --- names ----------------------------------------------------------------------------------------------------------
 
+    def wake(self) -> None:
+        """Have `poll` return at once, or the next one if there is none now. This, and `_ring`, is all that other threads call."""
+        self._is_woken = True
+        self._ring()
+
     def _ring(self) -> None:
-        """Wake `poll`. The one thing here that other threads call."""
+        """Have `poll` look around."""
         with contextlib.suppress(OSError):  # a bell that rings already, or that has been taken down
             self._bell_rope.send(b"!")
 

@@ -42,6 +42,17 @@ def headers(delivery: Delivery, *, now: int) -> Headers:
     return (
         *delivery.headers,
         *((name, value) for name, value in defaults if name.lower() not in named),
+        *_identity(delivery, now),
+    )
+
+
+def record_headers(delivery: Delivery, *, now: int) -> Headers:
+    """The headers of a message that is no HTTP request: the event's own, and by what a receiver recognises it."""
+    return (*delivery.headers, *_identity(delivery, now))
+
+
+def _identity(delivery: Delivery, now: int) -> Headers:
+    return (
         ("Cassata-Application-Id", delivery.application_id),
         ("Cassata-Event-Id", delivery.event_id),
         ("Cassata-Attempt", str(delivery.number)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import time
 from collections import Counter, deque
@@ -14,14 +15,16 @@ from cassata.courier import CourierSettings, message
 from cassata.courier.sender import RequestsSender
 from cassata.courier.threads import Threads
 from cassata.model import Delivery, ErrorKind, Outcome
+from cassata.plugins import Deliver
 
-Deliver = Callable[[Delivery, int], Outcome]
-"""Sends one delivery, begun at this instant, on a thread of the pool, and says how it ended; the pool fills in the times.
-
-It should end by the delivery's deadline. If it does not, or raises, the pool finds the outcome.
-"""
+# What delivers should end by the delivery's deadline. If it does not, or raises, the pool finds the outcome.
 
 _GRACE_SECONDS = 0.1  # a sender keeps the deadline itself, and knows more about what it has seen: let it speak first
+_LONG_GRACE_SECONDS = 2.0  # one that is no HTTP request may have processes to end, and what they wrote to gather
+
+
+def _nobody() -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,8 +46,17 @@ class PoolCourier:
     deliveries wait here, and time out if that takes too long.
     """
 
-    def __init__(self, settings: CourierSettings, deliver: Deliver | None = None) -> None:
+    def __init__(
+        self,
+        settings: CourierSettings,
+        deliver: Deliver | None = None,
+        *,
+        others: Deliver | None = None,
+        announce: Callable[[], None] = _nobody,
+    ) -> None:
         self._settings = settings
+        self._others = others  # for what is no HTTP request, where `deliver` is only for those
+        self._announce = announce  # called on other threads, whenever something has come back
         self._resources = contextlib.ExitStack()
         self._deliver = deliver or self._resources.enter_context(contextlib.closing(RequestsSender(settings)))
         self._threads = Threads(settings.slots, "courier")
@@ -60,12 +72,22 @@ class PoolCourier:
         return len(self._under_way)
 
     @property
+    def occupied(self) -> int:
+        """How many slots are taken: by what is under way, and by what has been given up and still has its thread."""
+        return len(self._under_way) + len(self._given_up)
+
+    @property
     def free(self) -> int:
-        return max(0, self._settings.slots - len(self._under_way) - len(self._given_up))
+        return max(0, self._settings.slots - self.occupied)
+
+    def patience(self) -> float:
+        """Tell for how many seconds nothing happens here, unless something comes back."""
+        return max(0.0, min((ticket.overdue_at for ticket in self._under_way), default=math.inf) - time.monotonic())
 
     def submit(self, delivery: Delivery, *, started_at: int) -> None:
         began = time.monotonic()
-        overdue_at = began + message.timeout_seconds(delivery, self._settings) + _GRACE_SECONDS
+        grace = _GRACE_SECONDS if _is_http(delivery) else _LONG_GRACE_SECONDS
+        overdue_at = began + message.timeout_seconds(delivery, self._settings) + grace
         ticket = _Ticket(delivery, started_at, began, overdue_at)
         self._under_way.add(ticket)
         if self._has_room(delivery.application):
@@ -107,11 +129,13 @@ class PoolCourier:
 
     def _run(self, ticket: _Ticket) -> None:
         """What happens on a thread of the pool."""
+        deliver = self._deliver if self._others is None or _is_http(ticket.delivery) else self._others
         try:
-            outcome = self._deliver(ticket.delivery, ticket.started_at)
+            outcome = deliver(ticket.delivery, ticket.started_at)
         except Exception as error:  # noqa: BLE001  the thread must live, and every ending is an Outcome
             outcome = Outcome(ticket.delivery, 0, 0, error=ErrorKind.UNSENDABLE, detail=message.detail(repr(error)))
         self._returned.put((ticket, _timed(outcome, ticket)))
+        self._announce()
 
     def _wait(self, until: float) -> bool:
         """Sleep until something has come back; leave it in the queue."""
@@ -147,6 +171,10 @@ class PoolCourier:
                 self._blocked[ticket.delivery.application] += 1
                 detail = message.no_answer(seconds)
             yield _timed(Outcome(ticket.delivery, 0, 0, error=ErrorKind.TIMEOUT, detail=detail), ticket)
+
+
+def _is_http(delivery: Delivery) -> bool:
+    return delivery.destination is None and delivery.refusal is None
 
 
 def _take_one(counts: Counter[int], key: int) -> None:

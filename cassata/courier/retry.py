@@ -24,6 +24,8 @@ _RETRIED_ERRORS = frozenset(
         ErrorKind.CONNECTION_LOST,
         ErrorKind.BAD_RESPONSE,
         ErrorKind.PROXY_FAILED,
+        ErrorKind.PLUGIN_FAILED,
+        ErrorKind.TYPE_MISSING,
     }
 )
 
@@ -98,7 +100,8 @@ def _state(rule: tenacity.Retrying, outcome: Outcome) -> tenacity.RetryCallState
 
 
 def _is_delivered(outcome: Outcome) -> bool:
-    return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
+    code = outcome.status_code
+    return outcome.error is None and (outcome.succeeded or (code is not None and 200 <= code < 300))
 
 
 def may_pass(outcome: Outcome) -> bool:

@@ -17,6 +17,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import cors, dialects, health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
+from cassata.service.batches import BatchCalls
 from cassata.service.bulk import Bulk
 from cassata.service.dashboard import Dashboard
 from cassata.service.documentation import Documentation
@@ -47,6 +48,7 @@ def create_app(
     gate.guard(app, Api(scheduler).routes)
     gate.guard(app, Bulk(scheduler).routes)
     gate.guard(app, SeriesCalls(scheduler).routes)
+    gate.guard(app, BatchCalls(scheduler).routes)
     gate.guard(app, Tenancy(scheduler).routes)
     if settings.dashboard:
         Dashboard(scheduler, settings).register(app, gate)

@@ -17,7 +17,7 @@ from flask import Flask, Response, g, request
 from werkzeug.datastructures import Headers
 
 from cassata import config, telemetry
-from cassata.errors import CassataError, UnknownApplication, UnknownEvent, UnknownSeries
+from cassata.errors import CassataError, UnknownApplication, UnknownBatch, UnknownEvent, UnknownSeries
 from cassata.model import Key, Scope
 from cassata.tenants import KEY_SCHEME, Tenants
 
@@ -71,7 +71,7 @@ class Route(NamedTuple):
     view: Callable[..., Response]
     scope: Scope
     operator: bool = False
-    foreign: type[UnknownApplication | UnknownEvent | UnknownSeries] = UnknownApplication
+    foreign: type[UnknownApplication | UnknownBatch | UnknownEvent | UnknownSeries] = UnknownApplication
     page: bool = False
 
 

@@ -12,6 +12,7 @@ from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge, Reque
 from cassata.errors import CassataError
 from cassata.service import wire
 
+_ARCHIVES = frozenset({"application/zip", "application/x-zip-compressed"})
 _LINES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 
 
@@ -19,6 +20,13 @@ def document() -> Any:
     if not _is_json(request.mimetype):
         raise _unsupported("application/json")
     return wire.read_json(_body())
+
+
+def archive() -> bytes:
+    """The body as it is: a zip archive."""
+    if request.mimetype not in _ARCHIVES:
+        raise _unsupported("application/zip")
+    return _body(of_text=False)
 
 
 def optional_document() -> Any:
@@ -47,10 +55,10 @@ def _line(line: bytes) -> tuple[Any, wire.MalformedDocument | None]:
         return None, error
 
 
-def _body() -> bytes:
+def _body(*, of_text: bool = True) -> bytes:
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("Send the body as it is, without a Content-Encoding.")
-    if request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
+    if of_text and request.mimetype_params.get("charset", "utf-8").lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaType("Send the body as UTF-8.")
     try:
         body = request.get_data(cache=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cassata.errors import CassataError, UnknownApplication, UnknownEvent, UnknownOperation, UnknownSeries
-from cassata.model import check_application_id, check_event_id, check_operation_id, check_series_id
+from cassata.errors import CassataError, UnknownApplication, UnknownBatch, UnknownEvent, UnknownOperation, UnknownSeries
+from cassata.model import check_application_id, check_batch_id, check_event_id, check_operation_id, check_series_id
 
 
 def possible_application(application_id: str, unknown: type[CassataError] = UnknownApplication) -> str:
@@ -22,6 +22,10 @@ def possible_series(application_id: str, series_id: str) -> tuple[str, str]:
 
 def possible_operation(application_id: str, operation_id: str) -> tuple[str, str]:
     return possible_application(application_id), _possible(check_operation_id, operation_id, UnknownOperation)
+
+
+def possible_batch(application_id: str, batch_id: str) -> tuple[str, str]:
+    return possible_application(application_id, UnknownBatch), _possible(check_batch_id, batch_id, UnknownBatch)
 
 
 def _possible(check: Callable[[str], str], value: str, unknown: type[CassataError]) -> str:

@@ -23,6 +23,7 @@ from cassata.errors import (
     EventUnderWay,
     InstanceChanged,
     InstanceGone,
+    InvalidBatch,
     LimitReached,
     OperationExists,
     OperationFinished,
@@ -30,6 +31,7 @@ from cassata.errors import (
     SeriesExists,
     SeriesFinished,
     UnknownApplication,
+    UnknownBatch,
     UnknownInstance,
     UnknownKey,
     UnknownOperation,
@@ -41,6 +43,7 @@ from cassata.service.auth import Gate, MissingScope, Route, Unauthorized, is_for
 from cassata.service.dialects import spoken_at, spoken_by
 from cassata.service.schemas import (
     APPLICATION_ID,
+    BATCH_ID,
     EVENT_ID,
     INSTANCE_ID,
     KEY_PREFIX,
@@ -60,6 +63,7 @@ SHARED = (400, 401, 403, 408, 413, 415, 500, 503)
 """What is told of these is told once: nearly every call may be answered with them."""
 JSON = "application/json"
 LINES = "application/x-ndjson"
+ZIP = "application/zip"
 
 _PATH = {
     "application_id": APPLICATION_ID,
@@ -67,6 +71,7 @@ _PATH = {
     "series_id": SERIES_ID,
     "instance_id": INSTANCE_ID,
     "operation_id": OPERATION_ID,
+    "batch_id": BATCH_ID,
     "prefix": KEY_PREFIX,
 }
 _LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": PAGE_LENGTH, "default": 100}
@@ -124,6 +129,7 @@ class Call:
 
 
 _ADD, _LOOK, _RULES, _MANY = "Add, change and delete", "Look", "Series", "Many events"
+_SCRIPTS = "Batches"
 _TENANTS, _KEYS, _HEALTH = "Applications", "Keys and secrets", "Health"
 
 _TO_ADD = (UnknownApplication, DuplicateEvent, ApplicationInactive, LimitReached)
@@ -193,6 +199,14 @@ CALLS: dict[str, Call] = {
     "operations": Call(_MANY, "List operations", {200: "Operations"}, query=_PAGES),
     "operation": Call(_MANY, "Show how far an operation has come", {200: "Operation"}, refusals=(UnknownOperation,)),
     "cancel_operation": Call(_MANY, "Stop an operation", {200: "Operation"}, refusals=(UnknownOperation, OperationFinished)),
+    "batches": Call(_SCRIPTS, "List batches", {200: "Batches"}),
+    "batch": Call(_SCRIPTS, "Show a batch", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
+    "put_batch": Call(
+        _SCRIPTS, "Upload a batch", {201: "ScriptBatch", 200: "ScriptBatch"}, "Archive", refusals=(UnknownBatch, InvalidBatch), text=ZIP
+    ),
+    "delete_batch": Call(_SCRIPTS, "Delete a batch", {200: "Deleted"}, refusals=(UnknownBatch,)),
+    "enable_batch": Call(_SCRIPTS, "Let a batch be run", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
+    "disable_batch": Call(_SCRIPTS, "Let a batch not be run", {200: "ScriptBatch"}, refusals=(UnknownBatch,)),
     "applications": Call(_TENANTS, "List applications", {200: "Applications"}, query=_PAGES),
     "create_application": Call(_TENANTS, "Make an application", {201: "Application"}, "NewApplication", refusals=(ApplicationExists,)),
     "application": Call(_TENANTS, "Show an application", {200: "Application"}),
@@ -320,6 +334,8 @@ def _query_parameters(query: Query) -> Iterator[dict[str, Any]]:
 
 
 def _body(call: Call) -> dict[str, Any]:
+    if call.text == ZIP:
+        return {"required": True, "content": {ZIP: {"schema": of(call.body or "")}}}
     content: dict[str, Any] = {JSON: {"schema": of(call.body or "")}}
     if call.text == LINES:
         content[LINES] = {"schema": {"type": "string", "description": "One event per line."}}

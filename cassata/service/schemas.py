@@ -95,6 +95,18 @@ WRITTEN_INSTANT: Schema = {
 }
 SERIES_ID = text("A series of the application.", pattern=ID_PATTERN, minLength=1, maxLength=model.SERIES_ID_LENGTH, examples=["digest"])
 INSTANCE_ID = text("An instance of the series.", maxLength=model.EVENT_ID_LENGTH, examples=["digest_20300131T080000Z"])
+BATCH_ID = text("A batch of the application.", pattern=ID_PATTERN, minLength=1, maxLength=model.BATCH_ID_LENGTH, examples=["nightly"])
+DESTINATION: Schema = {
+    "description": "Where it goes that is no HTTP request: a type (`kafka`, `topic`, `script`, or one of a plug-in), and what that type "
+    "wants to know.",
+    "type": "object",
+    "properties": {
+        "type": text("The type.", pattern="^[a-z][a-z0-9]*(-[a-z0-9]+)*$", maxLength=model.DESTINATION_TYPE_LENGTH),
+    },
+    "required": ["type"],
+    "maxProperties": wire.FIELDS,
+    "examples": [{"type": "kafka", "topic": "orders", "key": "7"}, {"type": "script", "batch": "nightly", "arguments": ["--all"]}],
+}
 OPERATION_ID = text("An operation.", pattern=ID_PATTERN, minLength=1, maxLength=model.OPERATION_ID_LENGTH, examples=["op-1"])
 DURATION: Schema = {
     "description": "Seconds (a number), or a text such as `90s`, `1h30m` or `PT15M`.",
@@ -143,7 +155,10 @@ _SHORTEST, _LONGEST = (bound / 1000 for bound in model.TIMEOUT_RANGE_MS)
 _EVENT_FIELDS: dict[str, Schema] = {
     "application-id": APPLICATION_ID,
     "event-id": or_null({**EVENT_ID, "description": "Unique in its application; made up if there is none."}),
-    "url": text("Where to send it.", format="uri", pattern=URL_PATTERN, maxLength=model.URL_LENGTH, examples=["https://example.com/hook"]),
+    "url": or_null(
+        text("Where to send it.", format="uri", pattern=URL_PATTERN, maxLength=model.URL_LENGTH, examples=["https://example.com/hook"])
+    ),
+    "destination": or_null(of("Destination")),
     "event": {
         "description": "The body, required for POST, PUT and PATCH. A string is sent as it is, anything else as compact JSON.",
         "examples": [{"order": 7}, "any text"],
@@ -171,12 +186,22 @@ _WITH_BODY = {
     "anyOf": [
         {"required": ["event"]},
         {"required": ["event-base64"]},
+        {"required": ["destination"], "properties": {"destination": {"type": "object"}}},
         {"required": ["method"], "properties": {"method": {"enum": sorted(set(model.METHODS) - wire.METHODS_WITH_BODY)}}},
     ]
 }
+_WITH_AIM = {
+    "anyOf": [
+        {"required": ["url"], "properties": {"url": {"type": "string"}, "destination": {"type": "null"}}},
+        {"required": ["destination"], "properties": {"destination": {"type": "object"}, "url": {"type": "null"}}},
+    ]
+}
+_ONE_AIM = {"not": {"required": ["url", "destination"]}}
 _CHANGED = {name: _EVENT_FIELDS[name] for name in _EVENT_FIELDS if name not in {"application-id", "event-id"}} | {
     "expiry": {**WRITTEN_INSTANT, "description": "When to send it instead: this, `delay`, or neither."},
     "delay": number("In how many seconds to send it instead.", minimum=0),
+    "url": text("Where to send it instead.", format="uri", pattern=URL_PATTERN, maxLength=model.URL_LENGTH),
+    "destination": of("Destination"),
 }
 _CHANGED_INSTANCE = {name: schema for name, schema in _CHANGED.items() if name != "delay"}
 _ONE_INSTANT = {"not": {"required": ["expiry", "delay"]}}
@@ -188,8 +213,8 @@ def new_event(words: str, *, ids_in_address: bool) -> Schema:
     ids = {"application-id", "event-id"} if ids_in_address else set()
     fields = {name: schema for name, schema in _EVENT_FIELDS.items() if name not in ids}
     example = _EVENT_EXAMPLE if ids_in_address else {"application-id": "shop", "event-id": "order-7", **_EVENT_EXAMPLE}
-    required = ("url",) if ids_in_address else ("application-id", "url")
-    return given(words, fields, required=required, allOf=[_WHEN, _WITH_BODY, _ONE_BODY], examples=[example])
+    required = () if ids_in_address else ("application-id",)
+    return given(words, fields, required=required, allOf=[_WHEN, _WITH_AIM, _WITH_BODY, _ONE_BODY], examples=[example])
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
@@ -204,7 +229,7 @@ _SUMMARY: dict[str, Schema] = {
     "last-error": or_null(text("Why the last attempt failed.")),
     "cancel-requested": truth("It is being sent, and will not be tried again."),
     "method": text("The request's method.", enum=list(model.METHODS)),
-    "url": text("Where it is sent.", format="uri"),
+    "url": text("Where it is sent: a URL, or the address of its destination, such as `kafka:orders`."),
     "created-at": instant("When it was added."),
     "finished-at": or_null(instant("When it ended.")),
     "last-status": or_null(whole("The status code of the newest answer.")),
@@ -212,6 +237,7 @@ _SUMMARY: dict[str, Schema] = {
     "version": text("Which version it is: the `ETag`, without its quotes."),
 }
 _REQUEST: dict[str, Schema] = {
+    "destination": or_null(of("Destination")),
     "request-headers": array("Its own headers.", {"type": "string"}),
     "event": or_null(text("The body as text; null if there is none. Bytes that are not UTF-8 stand in `event-base64` instead.")),
     "event-base64": text("The body, if it is not UTF-8.", contentEncoding="base64"),
@@ -266,10 +292,19 @@ EGRESS = given(
     required=("policy",),
 )
 METADATA = {"type": ["object", "null"], "description": f"Any object, up to {model.METADATA_BYTES // 1024} KiB, kept and shown."}
+TOPICS: Schema = {
+    "description": "The topics that it may publish to, by name or by `prefix*`: null for one of Kafka's, or the URL that stands for it.",
+    "type": ["object", "null"],
+    "maxProperties": model.MOST_TOPICS,
+    "additionalProperties": {"type": ["string", "null"], "format": "uri", "pattern": URL_PATTERN},
+    "propertyNames": {"pattern": r"^([A-Za-z0-9._-]+\*?|\*)$", "maxLength": model.TOPIC_LENGTH + 1},
+    "examples": [{"orders": None, "shop.*": None, "audit": "https://example.com/audit"}],
+}
 _CHANGES: dict[str, Schema] = {
     "active": truth("While it is false, adds are refused, and what is stored waits."),
     "limits": of("Limits"),
     "egress": or_null(of("Egress")),
+    "topics": TOPICS,
     "metadata": METADATA,
 }
 SCOPES = array("What the key is good for.", {"type": "string", "enum": list(Scope)}, minItems=1, maxItems=wire.FIELDS)
@@ -348,7 +383,7 @@ _SERIES: dict[str, Schema] = {
     "identity-headers": {"type": "object", "description": "Headers in which each occurrence is told who it is."},
     "next-occurrence": or_null(instant("When the next one is.")),
     "method": text("The requests' method.", enum=list(model.METHODS)),
-    "url": text("Where they are sent.", format="uri"),
+    "url": text("Where they are sent: a URL, or the address of their destination."),
     "created-at": instant("When it was made."),
     "changed-at": instant("When it was last changed."),
     "finished-at": or_null(instant("When it ended.")),
@@ -431,15 +466,33 @@ SCHEMAS: dict[str, Schema] = {
     "Event": told("An event without its body.", _SUMMARY),
     "EventWithRequest": told("An event, and what is sent.", {**_SUMMARY, **_REQUEST}, optional=frozenset({"event", "event-base64"})),
     "EventChanges": given(
-        "What is to be different; what is left out stays as it is.", _CHANGED, allOf=[_ONE_INSTANT, _ONE_BODY], examples=[{"delay": 60}]
+        "What is to be different; what is left out stays as it is.",
+        _CHANGED,
+        allOf=[_ONE_INSTANT, _ONE_AIM, _ONE_BODY],
+        examples=[{"delay": 60}],
     ),
     "EventDetails": told("Everything about an event.", _DETAILS, optional=frozenset({"event", "event-base64"})),
+    "Destination": DESTINATION,
+    "Archive": {"type": "string", "contentMediaType": "application/zip", "description": "A zip archive with script.sh at its root."},
+    "Batches": told("The batches of an application.", {"batches": array("In the order of their ids.", of("ScriptBatch"))}),
+    "ScriptBatch": told(
+        "A script that can be run.",
+        {
+            "application-id": APPLICATION_ID,
+            "batch-id": BATCH_ID,
+            "active": truth("Whether it is run."),
+            "sha256": text("The fingerprint of its archive, in hexadecimal."),
+            "size": whole("The length of its archive in bytes.", minimum=0),
+            "created-at": instant("When it came."),
+            "changed-at": instant("When it was changed last."),
+        },
+    ),
     "Attempt": told("One try to deliver.", _ATTEMPT),
     "InstanceChanges": given(
         "What is to be different; what is left out stays as it is.",
         _CHANGED_INSTANCE,
         minProperties=1,
-        allOf=[_ONE_BODY],
+        allOf=[_ONE_AIM, _ONE_BODY],
         examples=[{"event": {"order": 8}}],
     ),
     "Events": told(
@@ -454,8 +507,7 @@ SCHEMAS: dict[str, Schema] = {
     "NewSeries": given(
         "A rule that makes events, and the request to send: one of `cron`, `recurrence` and `every`.",
         _SERIES_FIELDS,
-        required=("url",),
-        allOf=[_WITH_BODY, _ONE_BODY],
+        allOf=[_WITH_AIM, _WITH_BODY, _ONE_BODY],
         examples=[_SERIES_EXAMPLE],
     ),
     "Series": told("A series, without the body that it sends.", _SERIES),
@@ -516,6 +568,7 @@ SCHEMAS: dict[str, Schema] = {
             "active": truth("Whether it takes and sends events."),
             "limits": of("Limits"),
             "egress": or_null(of("Egress")),
+            "topics": TOPICS,
             "metadata": {"type": "object", "description": "What was kept with it."},
             "created-at": instant("When it was made."),
         },

@@ -199,7 +199,7 @@ def _name(field: str, fields: Mapping[str, Any]) -> str:
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
-    url: wire.Url
+    url: wire.Url | None = None
     application_id: str | None = None
     series_id: Annotated[str, AfterValidator(check_series_id)] | None = None
     name: str | None = None
@@ -256,7 +256,8 @@ def read_series(document: Any, path: Mapping[str, str]) -> WrittenSeries:
     """
     fields, places, errors = _opened(document, path)
     written = read_rule(_part(fields, RuleDocument), errors, places)
-    errors += (fault(places, steps, detail) for steps, detail in wire.missing_event(fields))
+    missing = (*wire.missing_aim(fields), *wire.missing_event(fields))
+    errors += (fault(places, steps, detail) for steps, detail in missing)
     shape = _shaped(SeriesDocument, {name: value for name, value in fields.items() if name not in RuleDocument.fields()}, errors, places)
     if errors or written is None or shape is None:
         raise InvalidDocument(errors)
@@ -305,7 +306,8 @@ def _new_series(shape: SeriesDocument, written: WrittenRule) -> NewSeries:
         name=shape.name,
         description=shape.description,
         metadata=shape.metadata or {},
-        url=shape.url,
+        url=shape.url or "",
+        destination=shape.destination,
         payload=shape.payload,
         method=shape.method or "POST",
         headers=shape.request_headers or (),
@@ -487,6 +489,7 @@ def series_details(series: Series) -> dict[str, Any]:
     return {
         **series_document(series),
         "request-headers": [f"{name}: {value}" for name, value in content.headers],
+        "destination": wire.destination_document(content.destination),
         **wire.written_payload(content.payload),
         "timeout": seconds(content.timeout_ms),
         "retry": wire.written_retry(content.retry),

@@ -107,7 +107,7 @@ def check(settings: Settings, key_command: str, *, create_tables: bool = False) 
 
 def _open(settings: Settings, **how: Any) -> Scheduler:
     service, (url, _) = settings.service, config.database_url(settings)
-    how["late_after_ms"] = int(service.late_after_seconds * 1000)
+    how |= {"late_after_ms": int(service.late_after_seconds * 1000), "any_topic": not config.authenticates(service)}
     return Scheduler.open(url, settings=settings.database, limits=limits_of(service), registers=config.registers(service), **how)
 
 

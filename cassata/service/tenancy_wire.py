@@ -12,6 +12,7 @@ from cassata.model import (
     EGRESS_ENTRIES,
     KEY_NAME_LENGTH,
     LIMIT_RANGES,
+    MOST_TOPICS,
     Application,
     Breaker,
     Egress,
@@ -23,6 +24,7 @@ from cassata.model import (
     check_egress_entry,
     check_limit,
     check_secret,
+    check_topics,
 )
 from cassata.service.wire import (
     FIELDS,
@@ -58,7 +60,7 @@ OPERATORS_SCOPES = frozenset({Scope.ADMIN})
 
 LIMITS = {hyphenated(name.removesuffix("_ms")): name for name in LIMIT_RANGES}
 """Limits by the names that clients write. Durations are in seconds there."""
-OPERATORS_FIELDS = frozenset({"active", "limits", "egress"})
+OPERATORS_FIELDS = frozenset({"active", "limits", "egress", "topics"})
 """What only an operator may set of an application."""
 EGRESS_FIELDS = frozenset({"policy", "allow"})
 
@@ -104,6 +106,20 @@ def _egress(value: Any) -> Egress | Literal["default"]:
     if "policy" not in value:
         raise Faults([(("policy",), "is required")])
     return Egress(EgressPolicy(value["policy"]), tuple(value.get("allow") or ()))
+
+
+def _topics(value: Any) -> dict[str, str | None] | Literal["default"]:
+    if value is None:
+        return "default"
+    found = dict(_each(read_object(value).items(), _topic)) if len(read_object(value)) <= MOST_TOPICS else value
+    return dict(check_topics(found))
+
+
+def _topic(name: str, url: Any) -> tuple[str, str | None]:
+    if url is not None and not isinstance(url, str):
+        raise ValueError(f"must be null, for a topic of Kafka, or the URL that stands for it, not {kind_of(url)}")
+    check_topics({name: url})
+    return name, url
 
 
 def _egress_field(name: str, value: Any) -> None:
@@ -159,6 +175,7 @@ class ChangesDocument(Shape):
     active: bool = True
     limits: Annotated[Any, BeforeValidator(_limits)] = Field(default_factory=dict)
     egress: Annotated[Any, BeforeValidator(_egress)] = None
+    topics: Annotated[Any, BeforeValidator(_topics)] = None
     metadata: Annotated[Any, BeforeValidator(read_metadata)] = None
 
     def changes(self) -> Changes:
@@ -227,6 +244,7 @@ def application_document(application: Application) -> dict[str, Any]:
         "active": application.active,
         "limits": {written: _written_limit(name, application.limits.get(name)) for written, name in LIMITS.items()},
         "egress": application.egress and {"policy": application.egress.policy.value, "allow": list(application.egress.allow)},
+        "topics": application.topics,
         "metadata": application.metadata,
         "created-at": instant(application.created_at),
     }

@@ -23,6 +23,7 @@ from cassata.model import (
     METADATA_BYTES,
     Attempt,
     Cursor,
+    Destination,
     Event,
     Filter,
     Headers,
@@ -321,6 +322,16 @@ def _header_fault(header: tuple[str, str] | str) -> str | None:
     return None
 
 
+def _destination(value: Any) -> Destination | None:
+    """Read {"type": "kafka", ...}: what else there is in it is judged by its type, when it is stored."""
+    if value is None:
+        return None
+    document = read_object(few_fields(value))
+    if "type" not in document:
+        raise ValueError("needs a type, such as 'kafka'")
+    return Destination(document["type"], {name: content for name, content in document.items() if name != "type"})
+
+
 def few_fields(value: Any) -> Any:
     """Raise ValueError for an object with so many fields that naming each would take long."""
     if isinstance(value, dict) and len(value) > FIELDS:
@@ -390,6 +401,7 @@ class RequestDocument(Shape):
     timeout: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_timeout_ms)] | None = None
     retry: Annotated[RetryDocument | None, BeforeValidator(few_fields)] = None
     max_lateness: Annotated[int, BeforeValidator(milliseconds), AfterValidator(check_max_lateness_ms)] | None = None
+    destination: Annotated[Destination | None, BeforeValidator(_destination)] = None
 
     @property
     def payload(self) -> bytes | None:
@@ -401,7 +413,7 @@ class EventDocument(RequestDocument):
 
     application_id: Annotated[str, AfterValidator(check_application_id)]
     event_id: Annotated[str, AfterValidator(check_event_id)] | None = None
-    url: Url
+    url: Url | None = None
     expiry: Expiry | None = None
     delay: Delay | None = None
 
@@ -418,6 +430,7 @@ Place = tuple[str, str]
 """Where a field stands: ("pointer", "/eventId") in the body, or ("parameter", "event-id") in the path."""
 
 _FIELDS = EventDocument.fields()
+_ONE_AIM = "cannot be given together with a url: leave one of the two out"
 _ONE_OF_TWO = "cannot be given together with an expiry: leave one of the two out"
 _NEW_EVENT_FIELDS = {
     "payload": "event",
@@ -456,6 +469,19 @@ class Change(Placed):
     fields: Mapping[str, Any]
 
 
+def destination_document(destination: Destination | None) -> dict[str, Any] | None:
+    return None if destination is None else destination.document
+
+
+def missing_aim(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    """Say what is wrong with where something is to go: exactly one of two fields tells it."""
+    if fields.get("destination") is None:
+        if fields.get("url") is None:
+            yield ("url",), "is required, unless there is a destination"
+    elif fields.get("url") is not None:
+        yield ("destination",), _ONE_AIM
+
+
 def read_change(document: Any) -> Change:
     """Read what is to be different in an event. Raises InvalidDocument naming everything that is wrong."""
     if not isinstance(document, dict):
@@ -464,12 +490,14 @@ def read_change(document: Any) -> Change:
     places: dict[str, Place] = {}
     errors: list[dict[str, str]] = []
     fields = renamed(document, places, errors)
-    for name in ("url", "expiry", "delay"):
+    for name in ("url", "expiry", "delay", "destination"):
         if name in fields and fields[name] is None:
             del fields[name]
             errors.append(fault(places, (name,), "cannot be null: leave it out, and it stays as it is"))
     if {"expiry", "delay"} <= fields.keys():
         errors.append(fault(places, ("delay",), _ONE_OF_TWO))
+    if {"url", "destination"} <= fields.keys():
+        errors.append(fault(places, ("destination",), _ONE_AIM))
     errors += (fault(places, steps, detail) for steps, detail in _two_bodies(fields))
     try:
         shape = ChangeDocument.model_validate(fields)
@@ -478,7 +506,10 @@ def read_change(document: Any) -> Change:
         raise InvalidDocument(errors) from None
     if errors:
         raise InvalidDocument(errors)
-    return Change(places, {name: value for field, name, value in _request_fields(shape) if field in shape.model_fields_set})
+    changes = {name: value for field, name, value in _request_fields(shape) if field in shape.model_fields_set}
+    if changes.keys() & {"url", "destination"}:  # the one takes the place of the other
+        changes = {"url": "", "destination": None, **changes}
+    return Change(places, changes)
 
 
 def read_event(document: Any, *, path: Mapping[str, str] | None = None, own: str | None = None) -> Written:
@@ -542,6 +573,7 @@ def with_path(fields: dict[str, Any], path: Mapping[str, str], places: dict[str,
 
 
 def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
+    yield from missing_aim(fields)
     yield from missing_event(fields)
     given = [name for name in ("expiry", "delay") if fields.get(name) is not None]
     if not given:
@@ -552,7 +584,8 @@ def _missing(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
 
 def missing_event(fields: Mapping[str, Any]) -> Iterator[tuple[Steps, str]]:
     method = fields.get("method") or "POST"
-    if not {"event", "event-base64"} & fields.keys() and isinstance(method, str) and method in METHODS_WITH_BODY:
+    needs_one = fields.get("destination") is None and isinstance(method, str) and method in METHODS_WITH_BODY
+    if needs_one and not {"event", "event-base64"} & fields.keys():
         yield ("event",), f'is required for {method}: write "" for an empty body'
     yield from _two_bodies(fields)
 
@@ -631,7 +664,8 @@ def _new_event(shape: EventDocument) -> NewEvent:
 
 def _request_fields(shape: EventDocument | ChangeDocument) -> Iterator[tuple[str, str, Any]]:
     """Tell of each field that both have what it is called in NewEvent, and what it holds."""
-    yield "url", "url", shape.url
+    yield "url", "url", shape.url or ""
+    yield "destination", "destination", shape.destination
     yield "expiry", "due_at", shape.expiry
     yield "delay", "delay_ms", shape.delay
     yield "event" if shape.event_base64 is None else "event_base64", "payload", shape.payload
@@ -825,6 +859,7 @@ def details(event: Event, attempts: Sequence[Attempt]) -> dict[str, Any]:
 def _with_request(event: Event) -> dict[str, Any]:
     return {
         **summary(event),
+        "destination": destination_document(event.destination),
         "request-headers": [f"{name}: {value}" for name, value in event.headers],
         **written_payload(event.payload),
         "timeout": seconds(event.timeout_ms),

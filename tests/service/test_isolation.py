@@ -28,13 +28,15 @@ from cassata.series import NewSeries
 from cassata.service import create_app
 from cassata.service.auth import Route, is_for_people
 from cassata.tenants import Changes
+from tests.archives import zipped
 
 pytestmark = pytest.mark.tenants
 
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs"}
 CANARY = "canary-of-the-shop"
+ARCHIVE = zipped({"script.sh": "echo hello"})
 INSTANCE = "s0_20300317T174640Z"
-TABLES = ("applications", "api_keys", "events", "attempts", "series", "operations")
+TABLES = ("applications", "api_keys", "events", "attempts", "series", "operations", "batches")
 
 
 SIMPLE_BODIES: dict[str, Any] = {
@@ -113,6 +115,8 @@ class House:
 
     def ask(self, call: Call, asker: Asker, application_id: str = "shop", event_id: str | None = None) -> TestResponse:
         path = call.path(application_id, event_id or "e0", self.victim)
+        if call.endpoint == "put_batch":
+            return self.http.put(path, headers=asker.headers, query_string=asker.query, data=ARCHIVE, content_type="application/zip")
         body = call.body(application_id, next(self.numbers))
         return self.http.open(path, method=call.method, headers=asker.headers, json=body, query_string=asker.query)
 
@@ -125,6 +129,7 @@ class House:
         self.scheduler.tenants.change("shop", Changes(active=True, metadata={"note": CANARY}))
         due = {"due_at": 1_900_000_000_000, "payload": CANARY.encode()}
         self.scheduler.put(NewEvent("shop", f"http://{CANARY}.example/", event_id="e0", **due))
+        self.scheduler.batches.put("shop", CANARY, ARCHIVE)
         with contextlib.suppress(UnknownSeries):
             self.scheduler.timetable.delete("shop", "s0")
         rule = Rule(every_ms=60_000, start_at=1_900_000_000_000)
@@ -143,6 +148,7 @@ class Call:
     def path(self, application_id: str, event_id: str, prefix: str) -> str:
         ids = {"application_id": application_id, "event_id": event_id, "prefix": prefix, "series_id": "s0", "instance_id": INSTANCE}
         ids["operation_id"] = "op"
+        ids["batch_id"] = CANARY
         return re.sub("<([a-z_]+)>", lambda found: ids[found[1]], self.rule)
 
     @property
@@ -284,7 +290,8 @@ def test_a_foreign_application_is_decided_on_before_any_table_is_looked_into(hou
     def look(*_: object, **__: object) -> None:
         raise AssertionError("the database was asked")
 
-    for room in (house.scheduler._transactions, house.scheduler.tenants._transactions, house.scheduler.timetable._transactions):
+    rooms = (house.scheduler, house.scheduler.tenants, house.scheduler.timetable, house.scheduler.batches)
+    for room in [room._transactions for room in rooms]:
         monkeypatch.setattr(room, "read", look)
         monkeypatch.setattr(room, "write", look)
     for call in calls(house.app):

@@ -58,6 +58,7 @@ def test_an_application_can_be_made_and_found(http: FlaskClient) -> None:
         "active": True,
         "limits": {**NO_LIMITS, "horizon": 1.5, "adds-per-second": 0.5},
         "egress": {"policy": "public", "allow": []},
+        "topics": None,
         "metadata": {"team": ["x"]},
         "created-at": created.json["created-at"],
     }

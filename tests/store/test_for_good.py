@@ -15,6 +15,7 @@ from cassata.errors import (
     LimitReached,
     SeriesExists,
     SeriesFinished,
+    UnknownEvent,
     UnknownSeries,
 )
 from cassata.model import NewEvent, Status
@@ -189,6 +190,21 @@ def test_an_occurrence_may_last_longer_than_the_others(scheduler: Scheduler) -> 
 
     assert [instance.ends_at and instance.ends_at - instance.due_at for instance in found] == [45 * MINUTE, 30 * MINUTE, 30 * MINUTE]
     assert scheduler.event("shop", first)[0].duration_ms == 45 * MINUTE
+
+
+def test_an_exception_that_was_put_off_goes_when_its_occurrence_does(scheduler: Scheduler, clock: ManualClock) -> None:
+    table = scheduler.timetable
+    table.create(new_series())
+    kept, gone = (occurrence_id("x", NOON + minutes * MINUTE) for minutes in (2, 3))
+    for instance in (kept, gone):
+        table.change_instance("shop", "x", instance, {"due_at": NOON + 60 * MINUTE})
+    clock.instant += 10 * MINUTE
+
+    table.replace(new_series(rule=Rule(every_ms=2 * MINUTE, start_at=NOON)))
+
+    assert scheduler.event("shop", kept)[0].status is Status.PENDING
+    with pytest.raises(UnknownEvent):
+        scheduler.event("shop", gone)
 
 
 def test_instances_are_told_with_what_their_events_send_if_that_is_asked(scheduler: Scheduler) -> None:

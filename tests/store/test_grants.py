@@ -132,6 +132,9 @@ def test_series_are_the_services_to_keep_and_the_workers_to_advance(users: Users
     service, worker = (Scheduler.open(users.url(user)) for user in ("service", "worker"))
     every_second = NewSeries("shop", Rule(every_ms=1_000), "http://127.0.0.1/", series_id="s")
     service.timetable.create(every_second)
+    service.timetable.create(replace(every_second, series_id="v"), final=True)
+    service.timetable.cancel("shop", "v")
+    service.add_once(new_event("once"))
     service.timetable.create(replace(every_second, series_id="t", overlap=Overlap.SKIP))
 
     assert worker.timetable.advance().fired > 1

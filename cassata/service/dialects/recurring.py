@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from flask import Response, request
-from pydantic import BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 from cassata import recurrence
@@ -33,7 +33,20 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import UNFINISHED, Event, Filter, Headers, NewEvent, RetryOn, RetryOptions, Scope, Status, check_series_id
+from cassata.model import (
+    UNFINISHED,
+    Destination,
+    Event,
+    Filter,
+    Headers,
+    NewEvent,
+    RetryOn,
+    RetryOptions,
+    Scope,
+    Status,
+    check_series_id,
+    check_topic,
+)
 from cassata.recurrence import Occurrence, Rule
 from cassata.scheduler import Scheduler
 from cassata.series import CatchUp, Content, Instance, NewSeries, Series, SeriesStatus
@@ -79,12 +92,6 @@ def refusal(described: Mapping[str, Any], error: Exception) -> Response:
 # --- what clients write --------------------------------------------------------------------------------------------------
 
 
-def _id(value: str) -> str:
-    if recurrence.original_of(value) is not None:
-        raise ValueError("must not end in an instant, as the id of an instance does")
-    return check_series_id(value)
-
-
 def _decoded(value: Any) -> bytes:
     if not isinstance(value, str):
         raise ValueError(f"must be a string of base64, not {wire.kind_of(value)}")
@@ -99,7 +106,7 @@ def _or_none(value: Any) -> Any:
     return None if value == "" else value
 
 
-Optional = Annotated[str | None, BeforeValidator(_or_none)]
+Text = Annotated[str | None, BeforeValidator(_or_none)]
 
 
 class EventDocument(Shape):
@@ -109,12 +116,12 @@ class EventDocument(Shape):
 
     scheduled_at: str
     payload: Annotated[bytes, BeforeValidator(_decoded)]
-    destination_topic: str
-    timezone: Annotated[str, BeforeValidator(lambda value: value or "UTC")] = "UTC"
-    id: Optional = None
-    ends_at: Optional = None
-    recurrence: Optional = None
-    recurrence_id: Optional = None
+    destination_topic: Annotated[str, AfterValidator(check_topic)]
+    timezone: Annotated[str, BeforeValidator(lambda value: "UTC" if _or_none(value) is None else value)] = "UTC"
+    id: Text = None
+    ends_at: Text = None
+    recurrence: Text = None
+    recurrence_id: Text = None
     occurrence: int | None = None
     retry: int | None = None
     status: Literal["SCHEDULED"] | None = None
@@ -145,14 +152,15 @@ class Written:
             "payload": self.payload,
             "headers": _described(self.payload),
             "duration_ms": self.duration_ms,
+            "retry": THREE_ATTEMPTS,
         }
 
     def event(self, application_id: str, event_id: str) -> NewEvent:
-        return NewEvent(application_id, due_at=self.begins_at, event_id=event_id, retry=THREE_ATTEMPTS, **self.asked)
+        return NewEvent(application_id, due_at=self.begins_at, event_id=event_id, **self.asked)
 
     def series(self, application_id: str, series_id: str) -> NewSeries:
         rule = Rule(recurrence=self.recurrence, timezone=self.timezone, start_at=self.begins_at)
-        return NewSeries(application_id, rule, series_id=series_id, retry=THREE_ATTEMPTS, catch_up=CatchUp.ALL, **self.asked)
+        return NewSeries(application_id, rule, series_id=series_id, catch_up=CatchUp.ALL, **self.asked)
 
 
 def read(document: Any, path_id: str | None = None) -> Written:
@@ -216,13 +224,13 @@ def _described(payload: bytes) -> Headers:
     return ()
 
 
-# TO BE JOINED with branch `plugins`: {"destination": Destination("topic", {"topic": topic})}, and back.
 def _destined(topic: str) -> dict[str, Any]:
-    return {"url": f"http://topic.invalid/{quote(topic)}"}
+    return {"url": f"topic:{topic}", "destination": Destination("topic", {"topic": topic})}  # the address of one, in place of any other
 
 
-def _topic_of(content: Event | Content) -> str:
-    return unquote(urlsplit(content.url).path[1:])
+def _topic_of(content: Event | Content) -> str | None:
+    """Return where it goes: what was added otherwise may know of no topic."""
+    return content.destination.details.get("topic") if content.destination else None
 
 
 # --- what they are told --------------------------------------------------------------------------------------------------
@@ -347,7 +355,7 @@ class Calls:
             raise _invalid("recurrence", "belongs to the recurring event: an instance has none")
         if written.recurrence_id not in {None, series_id}:
             raise _invalid("recurrenceId", "is not that of the recurring event in the address")
-        changes = {"due_at": written.begins_at, "retry": THREE_ATTEMPTS, **written.asked}
+        changes = {"due_at": written.begins_at, **written.asked}
         changed = self._timetable.change_instance(application, series_id, instance_id, changes)
         series = self._timetable.get(application, series_id)
         return answer({**_instance(series, changed), "payload": base64.b64encode(written.payload).decode()})
@@ -436,8 +444,10 @@ class Calls:
 
 
 def _checked(event_id: str) -> str:
+    if _series_of(event_id) is not None:
+        raise _invalid("id", "must not end in an instant, as the id of an instance does")
     try:
-        return _id(event_id)
+        return check_series_id(event_id)
     except ValueError as error:
         raise _invalid("id", str(error)) from error
 
