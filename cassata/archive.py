@@ -5,9 +5,11 @@ What a zip file says of itself cannot be trusted: names lead elsewhere, and a fe
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -50,24 +52,16 @@ def _files(archive: bytes) -> Iterator[tuple[PurePosixPath, bool, Iterator[bytes
     """Yield each file's place, whether it is a program, and its content, which has to be read before the next one."""
     if len(archive) > MOST_BYTES:
         raise InvalidArchive(f"is {len(archive):,} bytes long; at most {MOST_BYTES:,} are accepted")
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-            members = _checked(opened.infolist())
-            for path, member in members.items():
-                yield path, bool(member.external_attr >> 16 & 0o111), _content(opened, member)
-    except InvalidArchive:
-        raise
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, ValueError) as error:
-        raise InvalidArchive(f"is no zip archive that can be read: {error}") from error
-    except Exception as error:  # zlib's own, and whatever else a damaged archive leads to
-        if type(error).__module__ != "zlib":
-            raise
-        raise InvalidArchive(f"is damaged: {error}") from error
+    with _explained():
+        opened = zipfile.ZipFile(io.BytesIO(archive))
+        members = _checked(opened.infolist())
+    for path, member in members.items():
+        yield path, bool(member.external_attr >> 16 & 0o111), _content(opened, member)
 
 
 def _content(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
     left = member.file_size
-    with opened.open(member) as file:
+    with _explained(), opened.open(member) as file:
         while piece := file.read(_STEP_BYTES):
             left -= len(piece)
             if left < 0:
@@ -75,6 +69,19 @@ def _content(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes
             yield piece
     if left:
         raise InvalidArchive(f"holds less of {member.filename!r} than it says")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise InvalidArchive for whatever a damaged archive leads to. What is done with its content raises what it raises."""
+    try:
+        yield
+    except InvalidArchive:
+        raise
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, ValueError) as error:
+        raise InvalidArchive(f"is no zip archive that can be read: {error}") from error
+    except zlib.error as error:
+        raise InvalidArchive(f"is damaged: {error}") from error
 
 
 def _checked(members: list[zipfile.ZipInfo]) -> dict[PurePosixPath, zipfile.ZipInfo]:

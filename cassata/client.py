@@ -111,12 +111,13 @@ _KINDS: dict[int, type[ClientError]] = {
 class NewEvent:
     """One event to schedule: exactly one of `at` (with a time zone) and `delay` (seconds or a timedelta).
 
+    It goes to `url`, or to a `destination` such as {"type": "kafka", "topic": "orders"}.
     `payload`: text is sent as it is, bytes must be UTF-8, None means no body, anything else is sent as JSON. `timeout`,
     `max_lateness` and the durations in `retry` ("count", "initial", "multiplier", "maximum", "on") are seconds.
     """
 
     application_id: str
-    url: str
+    url: str | None = None
     at: datetime | None = None
     delay: timedelta | float | None = None
     payload: Any = None
@@ -126,6 +127,7 @@ class NewEvent:
     timeout: float | None = None
     retry: Mapping[str, float | str] | None = None
     max_lateness: float | None = None
+    destination: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it. Raises ValueError for what cannot be written."""
@@ -146,6 +148,7 @@ _WRITTEN = {
     "timeout": "timeout",
     "retry": "retry",
     "max_lateness": "max-lateness",
+    "destination": "destination",
 }
 """What the fields of an event are called in a document."""
 
@@ -169,6 +172,7 @@ class Changes(TypedDict, total=False):
     delay: timedelta | float
     payload: Any
     url: str
+    destination: Mapping[str, Any]
     method: str | None
     headers: Mapping[str, str | Sequence[str]] | Sequence[str] | None
     timeout: float | None
@@ -239,7 +243,7 @@ class NewSeries:
     """
 
     application_id: str
-    url: str
+    url: str | None = None
     cron: str | None = None
     recurrence: str | Sequence[str] | None = None
     every: timedelta | float | str | None = None
@@ -263,15 +267,18 @@ class NewSeries:
     timeout: float | None = None
     retry: Mapping[str, float | str] | None = None
     max_lateness: timedelta | float | None = None
+    destination: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
         """Write it as the service reads it."""
-        required = {"application-id": self.application_id, "series-id": self.series_id, "url": self.url, "method": self.method}
+        required = {"application-id": self.application_id, "series-id": self.series_id, "method": self.method}
         return (
             required
             | self.rule()
             | _given(
                 {
+                    "url": self.url,
+                    "destination": self.destination and dict(self.destination),
                     "name": self.name,
                     "description": self.description,
                     "metadata": self.metadata,
@@ -729,6 +736,29 @@ class Client:
         """Have an operation change no more events. Raises NotFound, and Conflict if it is done."""
         return self._read_as(_operation, self._call("DELETE", _path("bulk", application_id, operation_id)))
 
+    # --- batches -------------------------------------------------------------------------------------------------------
+
+    def put_batch(self, application_id: str, batch_id: str, archive: bytes) -> Mapping[str, Any]:
+        """Put a script here, or another archive in its place; return what the service tells of it. Needs an operator's key.
+
+        Raises InvalidRequest for what is no zip archive with script.sh at its root.
+        """
+        path, headers = _path("batches", application_id, batch_id), {"Content-Type": "application/zip"}
+        return self._read_as(dict, self._call("PUT", path, archive, headers=headers))
+
+    def batches(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the batches of an application, as the service tells of them. Raises NotFound."""
+        return self._read_as(lambda found: list(found["batches"]), self._call("GET", _path("batches", application_id)))
+
+    def set_batch_active(self, application_id: str, batch_id: str, active: bool) -> Mapping[str, Any]:
+        """Let a batch be run, or not. Raises NotFound."""
+        path = _path("batches", application_id, batch_id, "enable" if active else "disable")
+        return self._read_as(dict, self._call("POST", path))
+
+    def delete_batch(self, application_id: str, batch_id: str) -> None:
+        """Delete a batch. Raises NotFound."""
+        self._call("DELETE", _path("batches", application_id, batch_id))
+
     # --- series --------------------------------------------------------------------------------------------------------
 
     def schedule_series(self, series: NewSeries, *, version: int | None = None) -> Series:
@@ -854,7 +884,7 @@ class Client:
         return self.retrying(self._send, method, path, body, query, headers or {})
 
     def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
-        headers = {**headers, "Content-Type": "application/json"} if body is not None else headers
+        headers = {"Content-Type": "application/json", **headers} if body is not None else headers
         try:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False

@@ -411,7 +411,7 @@ class WorkerMetrics(Metrics):
 def _class_of(outcome: Outcome) -> str:
     if outcome.error is not None:
         return outcome.error.value
-    code = outcome.status_code or 0
+    code = outcome.status_code or (200 if outcome.succeeded else 0)
     return CLASSES[code // 100 - 2] if 200 <= code < 600 else "5xx"  # RFC 9110 section 15: what cannot be placed is one
 
 

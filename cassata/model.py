@@ -658,6 +658,11 @@ class Outcome:
     retry_after_ms: int | None = None
     succeeded: bool = False
 
+    @property
+    def is_delivered(self) -> bool:
+        code = self.status_code
+        return self.error is None and (self.succeeded or (code is not None and 200 <= code < 300))
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

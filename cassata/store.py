@@ -525,7 +525,8 @@ def _may_lead_to(host: str) -> ColumnElement[bool]:
     if re.fullmatch(r"\[.*|[0-9.]+(:[0-9]+)?", host):
         return func.substr(E.url, func.instr(E.url, "://") + 3, 1).in_(list("0123456789["))
     name = host.partition(":")[0]
-    return or_(*(func.lower(E.url).startswith(f"{scheme}://{name}", autoescape=True) for scheme in ("http", "https")))
+    beginnings = (f"http://{name}", f"https://{name}", f"{name}:")  # the last one: of what is no URL
+    return or_(*(func.lower(E.url).startswith(beginning, autoescape=True) for beginning in beginnings))
 
 
 def further(conn: Connection, lane: Lane, after: Cursor | None, most: int) -> Cursor | None:

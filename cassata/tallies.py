@@ -42,7 +42,7 @@ class Tallies:
         minute = now // MINUTE_MS
         # Lists that C counts: this is done for every delivery.
         attempts = Counter([(outcome.delivery.application, _ATTEMPTS) for outcome in outcomes])
-        delivered = Counter([(outcome.delivery.application, _DELIVERED) for outcome in outcomes if _is_delivered(outcome)])
+        delivered = Counter([(outcome.delivery.application, _DELIVERED) for outcome in outcomes if outcome.is_delivered])
         lateness = Counter(
             [
                 (outcome.delivery.application, _LATENESS + bisect_left(LATENESS_MS, outcome.started_at - outcome.delivery.due_at))
@@ -80,10 +80,6 @@ class Tallies:
         with self._lock:
             for row in rows:
                 self._counts[row["application"], row["measure"], row["minute"]] += row["events"]
-
-
-def _is_delivered(outcome: Outcome) -> bool:
-    return outcome.error is None and outcome.status_code is not None and 200 <= outcome.status_code < 300
 
 
 def percentile(classes: Sequence[int], share: float) -> float | None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "event": ("cassata.cli.event", "Add, look at, list, change, retry, delete, import and export events."),
     "bulk": ("cassata.cli.bulk", "Cancel, retry, send again and reschedule many events at a time."),
     "series": ("cassata.cli.series", "Make, look at, pause and cancel series, which make events by a rule."),
+    "batch": ("cassata.cli.batch", "Upload, list, enable, disable, run and delete batches, which are scripts."),
     "import": ("cassata.cli.moving", "Move what waits in another scheduler over, while that one still runs."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),

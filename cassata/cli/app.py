@@ -34,6 +34,8 @@ def settings_options(command: Command) -> Command:
             click.option("--limit", "limits", multiple=True, metavar="NAME=VALUE", help="A limit of its own; NAME= is the default again."),
             click.option("--egress", type=click.Choice(EGRESS), help="Where its requests may go."),
             click.option("--allow", multiple=True, metavar="CIDR_OR_HOST", help="What --egress list allows; may be repeated."),
+            click.option("--topic", "topics", multiple=True, metavar="NAME[=URL]", help="What it may publish to: a name, or prefix*."),
+            click.option("--topics", "no_topics", type=click.Choice(["none", "default"]), help="To nothing, or as configured."),
             click.option("--metadata", metavar="JSON", help="An object to keep with it."),
         ]
     ):
@@ -67,7 +69,7 @@ def create(application_id: str, output: str, config: Path | None, database_url: 
 @output_option
 @database_option
 def update(application_id: str, output: str, config: Path | None, database_url: str | None, **options: Any) -> None:
-    """Change limits, egress or metadata; what is not named stays as it is."""
+    """Change limits, egress, topics or metadata; what is not named stays as it is."""
     from cassata.service import tenancy_wire
 
     with in_words():
@@ -102,7 +104,7 @@ def list_applications(output: str, config: Path | None, database_url: str | None
     if output == "json":
         print_json(documents)
     else:
-        print_table(["application-id", "active", "limits", "egress", "metadata", "created-at"], documents)
+        print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], documents)
 
 
 @app.command()
@@ -200,7 +202,14 @@ def seal_secrets(config: Path | None, database_url: str | None) -> None:
 # --- what is written, and shown ------------------------------------------------------------------------------------------
 
 
-def _document(limits: Sequence[str], egress: str | None, allow: Sequence[str], metadata: str | None) -> dict[str, Any]:
+def _document(
+    limits: Sequence[str],
+    egress: str | None,
+    allow: Sequence[str],
+    topics: Sequence[str],
+    no_topics: str | None,
+    metadata: str | None,
+) -> dict[str, Any]:
     """Write the options as a client of the service would."""
     if allow and egress != EgressPolicy.LIST:
         raise click.UsageError("--allow goes with --egress list.")
@@ -209,6 +218,12 @@ def _document(limits: Sequence[str], egress: str | None, allow: Sequence[str], m
         document["limits"] = dict(_limit(limit) for limit in limits)
     if egress:
         document["egress"] = None if egress == "default" else {"policy": egress, "allow": list(allow)}
+    if topics and no_topics:
+        raise click.UsageError("Give only one of --topic and --topics.")
+    if topics:
+        document["topics"] = {name: url or None for name, _, url in (topic.partition("=") for topic in topics)}
+    if no_topics:
+        document["topics"] = None if no_topics == "default" else {}
     if metadata is not None:
         document["metadata"] = _value("--metadata", metadata)
     return document

@@ -99,6 +99,11 @@ def _yaml(sections: dict[str, dict[str, Any]]) -> str:
     for section, keys in sections.items():
         lines.append(f"{section}:")
         for key, value in keys.items():
-            plain, comment = (value["value"], f"  # {value['origin']}") if isinstance(value, dict) else (value, "")
+            plain, comment = (value["value"], f"  # {value['origin']}") if _is_told(value) else (value, "")
             lines.append(f"  {key}: {json.dumps(plain, ensure_ascii=False)}{comment}")
     return "\n".join(lines)
+
+
+def _is_told(value: Any) -> bool:
+    """Whether a value stands with its origin; a setting may be an object itself."""
+    return isinstance(value, dict) and value.keys() == {"value", "origin"}

@@ -57,6 +57,23 @@ class Instant(click.ParamType[datetime]):
         return instant
 
 
+class Object(click.ParamType[dict[str, Any]]):
+    """A JSON object."""
+
+    name = "object"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            document = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(document, dict):
+            self.fail(f"{value!r} is not a JSON object", param, ctx)
+        return document
+
+
 class Reported(click.Group):
     """Says what the service refused in one line each, and exits with 1. `words`: what the places of a request are called here."""
 
@@ -83,6 +100,7 @@ _WORDS = {
     "/retry/count": "--retry-count",
     "/retry/on": "--retry-on",
     "/timeout": "--timeout",
+    "/destination": "--destination",
     "/url": "URL",
     "application-id": "--app",
     "event-id": "--id",
@@ -181,8 +199,14 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
     ctx.obj = ctx.with_resource(Client(service, key=key, retries=retries))
 
 
+destination_option = click.option(
+    "--destination", type=Object(), metavar="JSON", help="""Where it goes instead: '{"type": "kafka", "topic": "orders"}'."""
+)
+
+
 @event.command()
-@click.argument("url")
+@click.argument("url", required=False)
+@destination_option
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset.")
 @click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d.")
@@ -199,7 +223,8 @@ def event(ctx: click.Context, service: str, key: str | None, retries: int) -> No
 @click.pass_obj
 def add(
     client: Client,
-    url: str,
+    url: str | None,
+    destination: Mapping[str, Any] | None,
     application_id: str,
     at: datetime | None,
     delay: timedelta | None,
@@ -214,7 +239,9 @@ def add(
     max_lateness: timedelta | None,
     output: str,
 ) -> None:
-    """Schedule a request to URL."""
+    """Schedule a request to URL, or something else to a --destination."""
+    if (url is None) == (destination is None):
+        raise click.UsageError("Give one of URL and --destination.")
     if (at is None) == (delay is None):
         raise click.UsageError("Give one of --at and --in.")
     if payload is not None and payload_file is not None:
@@ -231,6 +258,7 @@ def add(
         timeout=None if timeout is None else timeout.total_seconds(),
         retry=retry_of(retry_count, retry_on),
         max_lateness=None if max_lateness is None else max_lateness.total_seconds(),
+        destination=destination,
     )
     _show(client.schedule(new), output)
 
@@ -292,6 +320,7 @@ def change_options(command: Command) -> Command:
             click.option("--at", type=Instant(), help="When to send it: seconds since 1970, or ISO 8601 with an offset."),
             click.option("--in", "delay", type=Delay(), help="How long from now: 30 (seconds), 5m, 1h30m, 2d."),
             click.option("--url", help="Where to send it."),
+            destination_option,
             click.option("--payload", help="The body, sent as it is."),
             click.option("--payload-file", type=click.File("rb"), help="A file that holds the body; - is standard input."),
             click.option(
@@ -327,6 +356,8 @@ def changes_of(*, resets: Sequence[str], **options: Any) -> Changes:
     """Return what is to be different, as `Client.change` takes it."""
     if options["at"] is not None and options["delay"] is not None:
         raise click.UsageError("Give only one of --at and --in.")
+    if options["url"] is not None and options["destination"] is not None:
+        raise click.UsageError("Give only one of --url and --destination.")
     if options["payload"] is not None and options["payload_file"] is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     changes = _changes(**options) | {"headers" if name == "header" else name.replace("-", "_"): None for name in resets}

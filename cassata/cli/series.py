@@ -11,7 +11,18 @@ from typing import Any, BinaryIO
 import click
 
 from cassata.cli.app import in_words, print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, change_options, changes_of, output_option, retry_of, service_options, text_of
+from cassata.cli.event import (
+    Delay,
+    Instant,
+    Reported,
+    change_options,
+    changes_of,
+    destination_option,
+    output_option,
+    retry_of,
+    service_options,
+    text_of,
+)
 from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, RetryOn, new_event_id
 
@@ -31,6 +42,7 @@ WORDS = {
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
     "/retry/on": "--retry-on",
+    "/destination": "--destination",
     "/url": "the URL",
     "instance-id": "--instance",
     "application-id": "--app",
@@ -89,7 +101,8 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 
 
 @series.command()
-@click.argument("url")
+@click.argument("url", required=False)
+@destination_option
 @click.option("--app", "application_id", required=True, envvar="CASSATA_APPLICATION", show_envvar=True, help="Its application.")
 @click.option("--id", "series_id", help="Its id, unique in its application.  [default: a new one]")
 @rule_options
@@ -121,7 +134,8 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 def add(
     client: Client,
     /,
-    url: str,
+    url: str | None,
+    destination: Mapping[str, Any] | None,
     series_id: str | None,
     payload: str | None,
     payload_file: BinaryIO | None,
@@ -130,7 +144,9 @@ def add(
     output: str,
     **given: Any,
 ) -> None:
-    """Make a series that sends a request to URL, again and again."""
+    """Make a series that sends a request to URL, or something else to a --destination, again and again."""
+    if (url is None) == (destination is None):
+        raise click.UsageError("Give one of URL and --destination.")
     if payload is not None and payload_file is not None:
         raise click.UsageError("Give only one of --payload and --payload-file.")
     version = if_version if version is None else version
@@ -139,6 +155,7 @@ def add(
     retry, timeout = retry_of(given.pop("retry_count"), given.pop("retry_on")), given.pop("timeout")
     new = NewSeries(
         url=url,
+        destination=destination,
         series_id=series_id or new_event_id(),
         payload=text_of(payload_file) if payload_file else payload,
         headers=given.pop("headers") or None,
@@ -310,8 +327,11 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
     known = series.document
     if "payload" not in given and known.get("event-base64"):
         raise click.ClickException("the series sends what is no text: give --payload")
+    aim = {"destination": known["destination"]} if known.get("destination") else {"url": known["url"]}
+    if given.keys() & {"url", "destination"}:
+        aim = {}
     sent = {
-        "url": known["url"],
+        **aim,
         "method": known["method"],
         "payload": known.get("event"),
         "headers": known["request-headers"] or None,

@@ -28,7 +28,7 @@ _PUT_OFF = frozenset({429, 503})
 _NOBODY_TAKES_IT = ("unknown-application", "application-inactive")
 _ENDED = frozenset(status.name for status in FINISHED)
 _IDS = ("application-id", "event-id")
-_REQUEST = (*_IDS, "url", "method", "expiry", "request-headers", "event", "event-base64", "timeout", "retry", "max-lateness")
+_REQUEST = (*_IDS, "url", "destination", "method", "expiry", "request-headers", "event", "event-base64", "timeout", "retry", "max-lateness")
 """What an exported event has, if anything; and its status."""
 
 
@@ -418,7 +418,9 @@ def _export(
 
 def _exported(event: Mapping[str, Any]) -> dict[str, Any]:
     request = {name: event[name] for name in _REQUEST if event.get(name)}
-    if request["method"] in METHODS_WITH_BODY and "event-base64" not in request:
+    if "destination" in request:
+        del request["url"]  # which follows from it
+    elif request["method"] in METHODS_WITH_BODY and "event-base64" not in request:
         request.setdefault("event", "")
     if "retry" in request:
         request["retry"] = {name: value for name, value in request["retry"].items() if value is not None}

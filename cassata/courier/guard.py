@@ -1,8 +1,9 @@
 """Runs one script, and sees to it that nothing of it is left: a program of its own, which imports nothing of Cassata.
 
-On the file descriptor that its argument names comes one line of JSON, {"command": [...], "environment": {...}, "limits": {...}}; then
-nothing, until whoever holds the other end lets go of it, or dies. Then, and when the script has ended, everything that it has begun is
-killed. The exit code is the script's, 128 and the number of the signal that ended it, or CANNOT_BEGIN.
+On the file descriptor that its argument names comes one line of JSON: {"command": [...], "environment": {...}, "limits": {...},
+"user": [uid, gid] or null}. Then nothing, until whoever holds the other end lets go of it, or dies. Then, and when the script has
+ended, everything that it has begun is killed. The exit code is the script's, 128 and the number of the signal that ended it, or
+CANNOT_BEGIN.
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ def _become(job: dict[str, object]) -> None:
             kind = getattr(resource, name)
             _, hard = resource.getrlimit(kind)
             resource.setrlimit(kind, (value, value) if hard == resource.RLIM_INFINITY else (min(value, hard), min(value, hard)))
+        if user := job["user"]:
+            os.setgroups([])
+            os.setgid(user[1])  # type: ignore[index]
+            os.setuid(user[0])  # type: ignore[index]
         command: list[str] = job["command"]  # type: ignore[assignment]
         os.execve(command[0], command, job["environment"])  # type: ignore[arg-type]  # noqa: S606  no shell is what is wanted
     except BaseException as error:  # noqa: BLE001  this is a fork: nothing may go on from here

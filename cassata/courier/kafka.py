@@ -34,6 +34,8 @@ _NOT_THEIRS = frozenset(
 )
 _CALLBACKS = frozenset({"error_cb", "stats_cb", "throttle_cb", "logger", "oauth_cb", "delivery.timeout.ms"})
 _PROPERTY = re.compile(r'property:? "([\w.]+)"')
+SECRET_LENGTH = 4
+"""A shorter value is no secret, and would be found everywhere."""
 _POLL_SECONDS = 0.2
 _FLUSH_SECONDS = 1.0
 _FINAL = frozenset(
@@ -153,11 +155,19 @@ class Sender:
             "error_cb": self._heard,
         }
         try:
-            return confluent_kafka.Producer(properties, logger=logging.getLogger("cassata.kafka"))
+            return confluent_kafka.Producer(properties, logger=self._logger())
         except Exception as error:  # noqa: BLE001  its words may quote a password
             named = _PROPERTY.search(str(error))
             about = f": look at {named[1]}" if named else f" ({type(error).__name__})"
             raise TypeMissing(f"worker.kafkaProperties are not what librdkafka accepts{about}") from None
+
+    def _logger(self) -> logging.Logger:
+        """Return where librdkafka logs. It quotes properties; here none of their values is told."""
+        values = [str(value) for value in self._worker.kafka_properties.values() if isinstance(value, str) and len(value) >= SECRET_LENGTH]
+        logger = logging.Logger("cassata.kafka")
+        logger.parent = logging.getLogger()
+        logger.addFilter(lambda record: _without(record, values))
+        return logger
 
     def _poll(self) -> None:
         while not self._closing.is_set():
@@ -193,3 +203,11 @@ class Sender:
             if self._producer is producer:
                 telemetry.emit("kafka producer made anew", level="warning", error=name)
                 self._producer = self._made()
+
+
+def _without(record: logging.LogRecord, values: list[str]) -> bool:
+    said = record.getMessage()
+    for value in values:
+        said = said.replace(value, "***")
+    record.msg, record.args = said, ()
+    return True

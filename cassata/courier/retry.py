@@ -61,7 +61,7 @@ class RetryPolicy:
 
     def verdict(self, outcome: Outcome) -> Verdict:
         """Judge one attempt. The event's own retry options, where it has some, come before the policy's."""
-        if _is_delivered(outcome):
+        if outcome.is_delivered:
             return Verdict(Status.COMPLETED)
         rule = self._rule_for(outcome)
         state = _state(rule, outcome)
@@ -97,11 +97,6 @@ def _state(rule: tenacity.Retrying, outcome: Outcome) -> tenacity.RetryCallState
     state.attempt_number = outcome.delivery.number
     state.set_result(outcome)
     return state
-
-
-def _is_delivered(outcome: Outcome) -> bool:
-    code = outcome.status_code
-    return outcome.error is None and (outcome.succeeded or (code is not None and 200 <= code < 300))
 
 
 def may_pass(outcome: Outcome) -> bool:

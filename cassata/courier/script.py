@@ -245,10 +245,6 @@ class Runner:
 
     def _begun(self, folder: Path, body: int, leash: int) -> subprocess.Popen[bytes]:
         """Start what watches the script. It has no environment, and is the first of a session."""
-        as_user: dict[str, Any] = {}
-        if self._user is not None:
-            known = pwd.getpwnam(self._user)
-            as_user = {"user": known.pw_uid, "group": known.pw_gid, "extra_groups": []}
         # -I: nothing of the folder it starts in, and of the environment, is imported. As text, since not everybody may read ours.
         return subprocess.Popen(  # noqa: S603  no word of it is anybody's but ours
             [sys.executable, "-I", "-S", "-c", self._guard, str(leash)],
@@ -260,7 +256,6 @@ class Runner:
             env={"PATH": PATH, "LANG": "C.UTF-8"},
             start_new_session=True,
             umask=0o077,
-            **as_user,
         )
 
     def _job(self, delivery: Delivery, folder: Path) -> dict[str, Any]:
@@ -280,7 +275,7 @@ class Runner:
             "CASSATA_BATCH": str(details["batch"]),
         }
         command = [shell, archive.SCRIPT, *(details.get("arguments") or ())]
-        return {"command": command, "environment": environment, "limits": dict(LIMITS)}
+        return {"command": command, "environment": environment, "limits": dict(LIMITS), "user": self._user_ids()}
 
     def _listen(self, delivery: Delivery, process: subprocess.Popen[bytes], written: Written, until: float) -> bool:
         """Read what is written until its end; say whether time was over before that."""
@@ -322,11 +317,17 @@ class Runner:
         except Exception as error:  # noqa: BLE001  the script matters more than what it has written
             telemetry.emit("output not kept", level="warning", event_id=delivery.event_id, error=type(error).__name__)
 
+    def _user_ids(self) -> tuple[int, int] | None:
+        """Who the script is to be, if not who the worker is: whoever watches it stays that."""
+        if self._user is None:
+            return None
+        known = pwd.getpwnam(self._user)
+        return known.pw_uid, known.pw_gid
+
     def _give_away(self, folder: Path) -> None:
-        if self._user is not None:
-            known = pwd.getpwnam(self._user)
+        if ids := self._user_ids():
             for place in (folder, *folder.rglob("*")):
-                os.chown(place, known.pw_uid, known.pw_gid, follow_symlinks=False)
+                os.chown(place, *ids, follow_symlinks=False)
 
 
 def _write_job(hold: int, job: dict[str, Any]) -> None:

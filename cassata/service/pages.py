@@ -77,6 +77,9 @@ def shown_headers(headers: Headers) -> list[tuple[str, str]]:
 
 def curl(event: Event, *, hides_body: bool) -> str:
     """Write the request of an event as a command for a shell. Values of headers that are likely to be secrets are left out."""
+    if event.destination is not None:
+        written = json.dumps(event.destination.document, ensure_ascii=False)
+        return shlex.join(["cassata", "event", "add", "--app", event.application_id, "--in", "0", "--destination", written])
     words = ["curl", "-X", event.method, event.url]
     for name, value in shown_headers(event.headers):
         words += ["-H", f"{name}: {value}"]

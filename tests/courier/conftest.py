@@ -18,13 +18,24 @@ from cryptography.x509.oid import NameOID
 
 from cassata.courier import Courier, CourierSettings
 from cassata.courier.curl import CurlCourier
+from cassata.courier.mixed import MixedCourier
 from cassata.courier.pool import PoolCourier
+from cassata.model import Destination, Outcome
 from tests.courier.names import Resolver
 from tests.courier.receivers import Behaviour, Receiver
-from tests.courier.sending import MakeCourier
+from tests.courier.sending import MakeCourier, delivery
 
 
-@pytest.fixture(params=[CurlCourier, PoolCourier], ids=["curl", "pool"])
+def mixed_courier(settings: CourierSettings) -> MixedCourier:
+    """One that has had something else to deliver before, so that all of it is there."""
+    made = MixedCourier(settings, lambda delivery, _started_at: Outcome(delivery, 0, 0, succeeded=True))
+    made.submit(delivery("kafka:x", destination=Destination("kafka", {})), started_at=1)
+    while made.busy:
+        made.poll(1)
+    return made
+
+
+@pytest.fixture(params=[CurlCourier, PoolCourier, mixed_courier], ids=["curl", "pool", "mixed"])
 def make_courier(request: pytest.FixtureRequest) -> Iterator[MakeCourier]:
     """A function: a courier of each kind with these settings."""
     made: list[Courier] = []

@@ -294,6 +294,23 @@ def test_an_instance_is_at_the_same_time_on_the_clocks_in_summer_and_winter(clie
     assert [each["id"][-16:] for each in found] == ["20301020T070000Z", "20301027T080000Z", "20301103T080000Z"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("RRULE:FREQ=MINUTELY;INTERVAL=15;COUNT=3", ["10:00:00", "10:15:00", "10:30:00"]),
+        ("RRULE:FREQ=MINUTELY;UNTIL=20300415T010200Z", ["10:00:00", "10:01:00", "10:02:00"]),
+        ("rrule:freq=secondly;interval=30;until=20300415T100100", ["10:00:00", "10:00:30", "10:01:00"]),
+    ],
+)
+def test_a_rule_may_count_off_minutes_and_seconds(client: Client, rule: str, told: list[str]) -> None:
+    answered = client.ok("POST", "/events", ten_days(recurrence=rule), 201)
+
+    assert answered["recurrence"] == rule
+    found = client.instances(SERIES)
+    assert [each["scheduledAt"] for each in found] == [f"2030-04-15T{time}" for time in told]
+    assert [each["occurrence"] for each in found] == [0, 1, 2]
+
+
 def test_an_instance_becomes_another_one_by_itself(client: Client, scheduler: Scheduler) -> None:
     client.ok("POST", "/events", ten_days(), 201)
     changed = client.instances(SERIES)[2] | {"scheduledAt": "2030-04-17T12:00:00", "endsAt": "2030-04-17T13:00:00", "payload": "AP8="}
@@ -454,7 +471,11 @@ def test_few_instances_with_long_payloads_fill_a_page(client: Client) -> None:
         ({"endsAt": "2030-04-15T09:59:59"}, "endsAt: must not be before scheduledAt"),
         ({"endsAt": "2039-04-15T09:59:59"}, "endsAt: must be between"),
         ({"recurrence": "FREQ=SOMETIMES"}, "recurrence: "),
-        ({"recurrence": "RRULE:FREQ=SECONDLY"}, "recurrence: "),
+        ({"recurrence": "RRULE:FREQ=SECONDLY;INTERVAL=0"}, "recurrence: "),
+        ({"recurrence": "RRULE:FREQ=MINUTELY;COUNT=3;COUNT=4"}, "recurrence: "),
+        ({"recurrence": "RRULE:FREQ=MINUTELY;COUNT=99999"}, "recurrence: "),
+        ({"recurrence": "RRULE:FREQ=MINUTELY;UNTIL=20301399T000000Z"}, "recurrence: "),
+        ({"recurrence": "RRULE:FREQ=MINUTELY;BYHOUR=3"}, "recurrence: "),
         ({"recurrence": 5}, "recurrence: must be a string"),
         ({"id": "a/b"}, "id: must be 1 to 111 characters"),
         ({"id": instance_id(15)}, "id: must not end in an instant"),

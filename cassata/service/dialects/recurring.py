@@ -9,9 +9,10 @@ import base64
 import binascii
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlencode
@@ -69,11 +70,20 @@ _FIELDS = {
     "due_at": "scheduledAt",
     "start_at": "scheduledAt",
     "duration_ms": "endsAt",
+    "every_ms": "recurrence",
+    "until_at": "recurrence",
+    "count": "recurrence",
     "url": "destinationTopic",
     "destination": "destinationTopic",
     "application_id": "Cassata-Application",
 }
 """What fields of ours are called there, where they have another name."""
+
+
+_PERIODS_MS = {"SECONDLY": 1_000, "MINUTELY": 60_000}
+_EVENLY = re.compile(
+    r"RRULE:(FREQ=(?:SECONDLY|MINUTELY)(?:;(?:INTERVAL=[0-9]{1,6}|COUNT=[0-9]{1,6}|UNTIL=[0-9]{8}T[0-9]{6}Z?))*)", re.IGNORECASE
+)
 
 
 def make(scheduler: Scheduler, settings: Service) -> Dialect:  # noqa: ARG001 - as every dialect is made
@@ -159,7 +169,8 @@ class Written:
         return NewEvent(application_id, due_at=self.begins_at, event_id=event_id, **self.asked)
 
     def series(self, application_id: str, series_id: str) -> NewSeries:
-        rule = Rule(recurrence=self.recurrence, timezone=self.timezone, start_at=self.begins_at)
+        rule = _evenly(self.recurrence or "", self.timezone) or Rule(recurrence=self.recurrence)
+        rule = replace(rule, timezone=self.timezone, start_at=self.begins_at)
         return NewSeries(application_id, rule, series_id=series_id, catch_up=CatchUp.ALL, **self.asked)
 
 
@@ -187,6 +198,17 @@ def read(document: Any, path_id: str | None = None) -> Written:
         recurrence=shape.recurrence,
         recurrence_id=shape.recurrence_id,
     )
+
+
+def _evenly(text: str, zone: str) -> Rule | None:
+    """Read a rule that only counts off minutes or seconds, which to us is no rule of days but a fixed distance; None for any other."""
+    found = _EVENLY.fullmatch(text.strip())
+    parts = dict(part.split("=", 1) for part in found[1].upper().split(";")) if found else {}
+    if not parts or len(parts) != text.count("="):
+        return None  # one of them is there twice
+    until, distance_ms = parts.get("UNTIL"), _PERIODS_MS[parts["FREQ"]] * int(parts.get("INTERVAL", 1))
+    count = int(parts["COUNT"]) if "COUNT" in parts else None
+    return Rule(every_ms=distance_ms, count=count, until_at=None if until is None else _instant("recurrence", until, zone))
 
 
 def _instant(name: str, text: str, zone: str) -> int:
