@@ -26,10 +26,12 @@ from cassata import recurrence
 from cassata.config import Service
 from cassata.errors import (
     DuplicateEvent,
+    EventFinished,
     InvalidEvent,
     PayloadTooLarge,
     RecurrenceError,
     SeriesExists,
+    SeriesFinished,
     UnknownEvent,
     UnknownInstance,
     UnknownSeries,
@@ -94,9 +96,19 @@ def refusal(described: Mapping[str, Any], error: Exception) -> Response:
     """Tell what went wrong as {"code", "message"}: the status of the answer, and all that is to be put right."""
     faults = [f"{fault.get('pointer', fault.get('parameter', '')).lstrip('/')}: {fault['detail']}" for fault in described.get("errors", ())]
     message = "; ".join(fault.removeprefix(": ") for fault in faults) or described["detail"] or described["title"]
-    if isinstance(error, UnknownEvent | UnknownSeries | UnknownInstance):
-        message = "There is no event with this id."
-    return answer({"code": described["status"], "message": message}, described["status"])
+    return answer({"code": described["status"], "message": _said(error) or message}, described["status"])
+
+
+def _said(error: Exception) -> str | None:
+    """Say in the words of this contract what our own say of series and their occurrences."""
+    match error:
+        case UnknownEvent() | UnknownSeries() | UnknownInstance():
+            return "There is no event with this id."
+        case DuplicateEvent(identical=identical) | SeriesExists(identical=identical):
+            return f"There is an event with this id already, with {'the same' if identical else 'other'} content: an id is used once."
+        case EventFinished() | SeriesFinished():
+            return "The event has ended, and stays as it ended: schedule another one, with another id."
+    return None
 
 
 # --- what clients write --------------------------------------------------------------------------------------------------
