@@ -865,8 +865,6 @@ def check_host(value: str) -> str:
     """Accept a host, or a host and a port, and return it as `destination_of` names it, without a port where none is given; and the
     address of what is no HTTP request.
     """
-    if _ADDRESS.fullmatch(value) and not value.rpartition(":")[2].isdecimal() and not value.startswith(("http:", "https:")):
-        return value[:DESTINATION_LENGTH]
     written = f"[{value}]" if value.count(":") > 1 and not value.startswith("[") else value
     found = _HOST.fullmatch(written)
     try:
@@ -874,6 +872,8 @@ def check_host(value: str) -> str:
             raise ValueError("is no host")
         check_url(f"http://{written}/")
     except ValueError as error:
+        if _ADDRESS.fullmatch(value) and len(value) <= DESTINATION_LENGTH and not value.startswith(("http:", "https:")):
+            return value
         raise ValueError("must be a host such as hooks.example.com, or a host and a port such as hooks.example.com:8080") from error
     destination = destination_of(f"http://{written}/")
     return destination if found["port"] else destination.rpartition(":")[0]

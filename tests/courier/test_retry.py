@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -43,10 +44,18 @@ def test_any_other_code_fails_at_once(code: int) -> None:
     assert (verdict.status, verdict.wait_ms) == (Status.FAILED, None)
 
 
+def test_what_knows_no_codes_says_by_itself_that_it_went_well() -> None:
+    assert RetryPolicy().verdict(replace(outcome(None), succeeded=True)).status is Status.COMPLETED
+    assert RetryPolicy().verdict(replace(outcome(None, ErrorKind.TIMEOUT), succeeded=True)).status is Status.SERVICE_UNAVAILABLE
+
+
 @pytest.mark.parametrize("error", [error for error in ErrorKind if error not in NO_OUTCOMES])
 @pytest.mark.parametrize("code", [None, 200, 404, 503])
 def test_an_error_decides_before_the_code(error: ErrorKind, code: int | None) -> None:
-    hopeless = error in {ErrorKind.BLOCKED_ADDRESS, ErrorKind.UNSENDABLE, ErrorKind.TOO_LATE}
+    hopeless = error in {
+        *(ErrorKind.BLOCKED_ADDRESS, ErrorKind.UNSENDABLE, ErrorKind.TOO_LATE),
+        *(ErrorKind.REFUSED, ErrorKind.SCRIPT_FAILED),
+    }
 
     assert RetryPolicy().verdict(outcome(code, error)).status is (Status.FAILED if hopeless else Status.SERVICE_UNAVAILABLE)
 

@@ -148,7 +148,8 @@ def test_show_writes_yaml_and_json_that_can_be_read_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dotted", sorted(config.CREDENTIALS))
 def test_show_hides_everything_that_may_hold_a_password(dotted: str, how: list[str]) -> None:
     variable = f"CASSATA_{dotted.replace('.', '__').upper()}"
-    for url in ("http://user:canary@h.example:1/", "mysql://u@h.example/x?ssl_key_password=canary&my_secret=canary"):
+    urls = ("http://user:canary@h.example:1/", "mysql://u@h.example/x?ssl_key_password=canary&my_secret=canary")
+    for url in ('{"h.example": canary, "sasl.password": canary}',) if dotted.endswith("Properties") else urls:
         output = invoke("config", "show", *how, env={variable: url})[1]
         assert "canary" not in output
         assert "h.example" in output

@@ -13,7 +13,7 @@ from cassata import config, worker
 from cassata.cli import demo
 from cassata.cli.config import ROLES
 from cassata.client import DEFAULT_URL
-from cassata.courier import CourierSettings, curl
+from cassata.courier import CourierSettings, mixed
 from cassata.courier.retry import RetryPolicy
 from cassata.errors import ConfigError
 from cassata.model import Limits
@@ -223,7 +223,7 @@ def test_a_shipped_file_is_read_as_it_stands_and_says_its_defaults(role: str) ->
 
 
 def test_a_default_that_stands_in_two_places_is_the_same_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curl, "CurlCourier", lambda settings: settings)
+    monkeypatch.setattr(mixed, "MixedCourier", lambda settings, _others: settings)
     monkeypatch.setattr(Scheduler, "open", lambda _url, **asked: asked)
     opened: Any = worker.open_scheduler(config.Settings(), create_tables=False)
     service = config.Service()
