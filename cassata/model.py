@@ -128,6 +128,7 @@ class Limits:
     deliveries_per_second: float | None = None
     max_in_flight_per_host: int | None = None
     max_lateness_ms: int | None = None
+    kept_ms: int | None = None
 
 
 LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
@@ -140,6 +141,7 @@ LIMIT_RANGES: Mapping[str, tuple[float, float]] = {
     "deliveries_per_second": (0.001, 1_000_000),
     "max_in_flight_per_host": (1, 100_000),
     "max_lateness_ms": (1_000, 36_500 * 86_400_000),
+    "kept_ms": (60_000, 36_500 * 86_400_000),
 }
 """The smallest and the largest value of each limit."""
 WHOLE_LIMITS = frozenset(LIMIT_RANGES) - {"adds_per_second", "deliveries_per_second"}

@@ -8,7 +8,7 @@ has ended is as old as its end or, if that is later, the instant at which it was
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -49,6 +49,10 @@ class Retention:
         everything = (self.completed_ms, self.failed_ms, self.cancelled_ms, self.attempts_ms, self.payload_ms)
         return {ms for ms in everything if ms is not None}
 
+    def within(self, kept_ms: int | None) -> Retention:
+        """Return what holds for an application that has what has ended kept for so long (None: it says nothing)."""
+        return self if kept_ms is None else replace(self, completed_ms=kept_ms, failed_ms=kept_ms, cancelled_ms=kept_ms)
+
     def of(self, status: Status) -> int | None:
         return {Status.COMPLETED: self.completed_ms, Status.FAILED: self.failed_ms, Status.CANCELLED: self.cancelled_ms}.get(status)
 
@@ -74,11 +78,12 @@ class Pruned:
 
 
 class Stretch(NamedTuple):
-    """The events of an application that were due between two instants (ms)."""
+    """The events of an application that were due between two instants (ms), and for how long they are kept."""
 
     application: int
     begin: int
     end: int
+    kept: Retention
 
 
 @dataclass(slots=True)
@@ -114,16 +119,18 @@ class Pruning:
     def begin(self) -> None:
         """Begin a pass. Nothing is under way then if nothing is ever to be removed."""
         now = self._transactions.read(self._clock.now)
-        applications = self._transactions.read(store.application_numbers)
-        stretches = [(begin, end) for begin, end in self._ranges(now) if end > begin]
-        self._stretches = [Stretch(number, *bounds) for number in reversed(applications) for bounds in stretches]
+        applications = self._transactions.read(store.kept_by_application)
+        stretches = (self._stretches_of(number, self._retention.within(own), now) for number, own in reversed(applications))
+        self._stretches = [stretch for some in stretches for stretch in some]
         self._passes += 1
         self._began_at = now
         self._place = None
         self.total = Pruned()
 
-    def _ranges(self, now: int) -> list[tuple[int, int]]:
-        ages = self._retention.ages
+    def _stretches_of(self, application: int, kept: Retention, now: int) -> list[Stretch]:
+        return [Stretch(application, begin, end, kept) for begin, end in self._ranges(kept.ages, now) if end > begin]
+
+    def _ranges(self, ages: set[int], now: int) -> list[tuple[int, int]]:
         if not ages:
             return []
         if self._passes % WHOLE_PASSES == 0:
@@ -136,9 +143,9 @@ class Pruning:
         after = self._place or Cursor(stretch.begin, 0)
         rows = self._transactions.read(lambda conn: store.aged(conn, stretch.application, after, stretch.end, EXAMINED))
         done = Pruned(examined=len(rows))
-        candidates = self._transactions.read(lambda conn: self._judged(conn, rows)).all()
+        candidates = self._transactions.read(lambda conn: self._judged(conn, rows, stretch.kept)).all()
         for first in range(0, len(candidates), REMOVED):
-            done.add(self._removed(candidates[first : first + REMOVED]))
+            done.add(self._removed(candidates[first : first + REMOVED], stretch.kept))
         self._place = Cursor(rows[-1].due_at, rows[-1].id) if len(rows) == EXAMINED else None
         if self._place is None:
             self._stretches.pop()
@@ -154,12 +161,12 @@ class Pruning:
             self.step()
         return self.total
 
-    def _removed(self, ids: Collection[int]) -> Pruned:
+    def _removed(self, ids: Collection[int], kept: Retention) -> Pruned:
         if self._dry_run:
-            return self._transactions.read(lambda conn: self._counted(conn, ids))
+            return self._transactions.read(lambda conn: self._counted(conn, ids, kept))
 
         def work(conn: Connection, _tries: int) -> Pruned:
-            doomed = self._judged(conn, store.lock_aged(conn, ids))
+            doomed = self._judged(conn, store.lock_aged(conn, ids), kept)
             attempts = store.remove_attempts(conn, doomed.attempts) if doomed.attempts else 0
             if doomed.payloads:
                 store.remove_payloads(conn, doomed.payloads, self._clock.now(conn))
@@ -169,24 +176,24 @@ class Pruning:
 
         return self._transactions.write(work)
 
-    def _counted(self, conn: Connection, ids: Collection[int]) -> Pruned:
-        doomed = self._judged(conn, store.aged_by_row(conn, ids))
+    def _counted(self, conn: Connection, ids: Collection[int], kept: Retention) -> Pruned:
+        doomed = self._judged(conn, store.aged_by_row(conn, ids), kept)
         return Pruned(events=len(doomed.events), attempts=store.count_attempts(conn, doomed.attempts), payloads=len(doomed.payloads))
 
-    def _judged(self, conn: Connection, rows: Sequence[Aged]) -> Doomed:
+    def _judged(self, conn: Connection, rows: Sequence[Aged], kept: Retention) -> Doomed:
         """Say what is to go. An event goes with its log and its payload, which then are not counted."""
         now = self._clock.now(conn)
         ended = [(row, now - max(row.finished_at, row.due_at)) for row in rows if row.finished_at is not None]
-        old = {row.id for row, age in ended if _is_over(age, self._retention.of(Status(row.status)))}
+        old = {row.id for row, age in ended if _is_over(age, kept.of(Status(row.status)))}
         needed = store.still_needed(conn, [row for row, _ in ended if row.id in old])
         doomed = Doomed(events=[row.id for row, _ in ended if row.id in old - needed])
         gone = set(doomed.events)
         for row, age in ended:
             if row.id in gone:
                 continue
-            if _is_over(age, self._retention.attempts_ms):
+            if _is_over(age, kept.attempts_ms):
                 doomed.attempts.append(row.id)
-            if row.has_payload and _is_over(age, self._retention.payload_ms):
+            if row.has_payload and _is_over(age, kept.payload_ms):
                 doomed.payloads.append(row.id)
         return doomed
 

@@ -275,6 +275,10 @@ class Scheduler:
     def close(self) -> None:
         self._engines.dispose()
 
+    def now(self) -> int:
+        """Tell the time (ms) by the clock that decides what is due."""
+        return self._transactions.read(self.clock.now)
+
     def check_ready(self) -> None:
         """Raise DatabaseUnavailable or one of DatabaseUnfit's kinds unless events can be added now."""
         self._transactions.read(database.check_version)

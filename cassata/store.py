@@ -344,7 +344,9 @@ def find(conn: Connection, application: int, event_id: str, *, with_payload: boo
 def application_with_event(conn: Connection, event_id: str) -> str | None:
     """Tell whose event has that id; where several applications have one, whose is the oldest. It costs one dive per application."""
     joined = applications.join(events, and_(E.application == applications.c.id, E.event_id == event_id))
-    return conn.execute(select(applications.c.application_id).select_from(joined).order_by(E.id).limit(1)).scalar()
+    question = select(E.id, applications.c.application_id).select_from(joined)
+    found = conn.execute(_hinted(question, "events_event_id")).all()  # asked for in order, it might go through all events
+    return min(map(tuple, found))[1] if found else None
 
 
 def find_all(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], Row[Any]]:
@@ -556,8 +558,8 @@ def applications_with_series(conn: Connection, first: str, before: str, limit: i
     """Tell the (application, series) ids whose latter lies between two, the last one not included; the oldest first."""
     s = series.c
     joined = applications.join(series, and_(s.application == applications.c.id, s.series_id >= first, s.series_id < before))
-    rows = conn.execute(select(applications.c.application_id, s.series_id).select_from(joined).order_by(s.id).limit(limit))
-    return [(row.application_id, row.series_id) for row in rows]
+    rows = conn.execute(select(s.id, applications.c.application_id, s.series_id).select_from(joined).limit(limit))
+    return [(application_id, series_id) for _, application_id, series_id in sorted(map(tuple, rows))]
 
 
 def series_number(conn: Connection, application: int, series_id: str) -> int | None:
@@ -876,8 +878,10 @@ def remove_payloads(conn: Connection, ids: Collection[int], now: int) -> None:
     conn.execute(update(events).where(E.id.in_(sorted(ids))).values(payload=None, payload_removed_at=now))
 
 
-def application_numbers(conn: Connection) -> list[int]:
-    return list(conn.execute(select(A.id).order_by(A.id)).scalars())
+def kept_by_application(conn: Connection) -> list[tuple[int, int | None]]:
+    """Tell of each application (its number) for how long (ms) it has what has ended kept, if it says so."""
+    rows = conn.execute(select(A.id, A.limits).order_by(A.id))
+    return [(row.id, json.loads(row.limits).get("kept_ms") if row.limits else None) for row in rows]
 
 
 # --- the agenda and the claim ------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ EVENTS_AT_ONCE = 1_000
 """So many series are advanced, and so many events made, in one transaction."""
 ROWS_AT_ONCE = 1_000
 PAGE_BYTES = 4 * 1024 * 1024
-ALIKE = 100
-"""So many series are looked at whose ids begin with the same 48 bits: they would have to be made for it."""
+ALIKE = 1_000
+"""So many series are looked at that have the same id, or one that begins with the same 48 bits: they would have to be made for it."""
 LATE_AFTER_MS = 60_000
 LATEST_LOOKED_AT = 5
 
@@ -153,7 +153,8 @@ class Timetable:
 
     def application_of(self, series_id: str) -> str:
         """Say whose series has that id; where several applications have one, whose is the oldest. Raises UnknownSeries."""
-        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, f"{series_id}\0", 1))
+        beyond = f"{series_id}!"  # which comes before whatever an id may go on with; spaces and less are padding to MariaDB
+        found = self._transactions.read(lambda conn: store.applications_with_series(conn, series_id, beyond, ALIKE))
         if not found:
             raise UnknownSeries
         return found[0][0]
@@ -369,7 +370,7 @@ class Timetable:
         def work(conn: Connection) -> list[Event]:
             application = self._number(conn, application_id)
             series = self._read(store.find_series(conn, application, series_id), application_id, self._clock.now(conn))
-            first, before = (series.content.event_id(max(0, min(at, LATEST_INSTANT))) for at in (begin, end))
+            first, before = (series.content.event_id(max(0, min(-(-at // 1000) * 1000, LATEST_INSTANT))) for at in (begin, end))
             rows = store.newest_occurrences(conn, application, series.number, first, before, limit)
             return [store.to_event(row, application_id, self._clock.now(conn) - LATE_AFTER_MS) for row in rows]
 

@@ -119,6 +119,13 @@ def reschedule(
     _begin(client, NewOperation(application_id, "reschedule", at=at, shift=shift, **wanted), yes, wait, output)
 
 
+@bulk.command()
+@_begins
+def remove(client: Client, application_id: str, yes: bool, wait: bool, output: str, **wanted: Any) -> None:
+    """Remove what has ended, for good, with its log."""
+    _begin(client, NewOperation(application_id, "remove", **wanted), yes, wait, output)
+
+
 @bulk.command(name="list")
 @click.argument("application_id", metavar="APP")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")

@@ -23,7 +23,7 @@ SPOKEN = [name for name in ("goscheduler", "recurring", "jobs") if find_spec(f"c
 ADDRESSES = {"/cassata": "", "/goscheduler": "goscheduler", "/events": "recurring", "/v1": "jobs"}
 Start = Callable[..., Running]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-SPEAKING = {"CASSATA_SERVICE_DIALECTS": json.dumps(SPOKEN)}
+SPEAKING = {"CASSATA_SERVICE__DIALECTS": ",".join(SPOKEN)}
 
 
 def demonstrations() -> list[tuple[str, str]]:

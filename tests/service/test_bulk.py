@@ -93,8 +93,8 @@ def test_a_shift_is_a_duration_with_a_sign(http: FlaskClient, written: object, s
 @pytest.mark.parametrize(
     ("fields", "pointer", "said"),
     [
-        ({"action": None}, "/action", "must be one of cancel, retry, reconcile, reschedule"),
-        ({"action": "delete"}, "/action", "must be one of cancel, retry, reconcile, reschedule"),
+        ({"action": None}, "/action", "must be one of cancel, retry, reconcile, reschedule, remove"),
+        ({"action": "delete"}, "/action", "must be one of cancel, retry, reconcile, reschedule, remove"),
         ({"filter": None}, "/filter", "must be an object, not null"),
         ({"filter": []}, "/filter", "must be an object, not an array"),
         ({"filter": {}}, "/filter", "must not be empty: say which events are meant"),

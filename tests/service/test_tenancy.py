@@ -27,6 +27,7 @@ NO_LIMITS = dict.fromkeys(
         "deliveries-per-second",
         "max-in-flight-per-host",
         "max-lateness",
+        "kept",
     ]
 )
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()

@@ -123,6 +123,27 @@ def test_what_waits_is_counted_by_index_and_no_further_than_asked(filled: tuple[
         assert "filesort" not in str(inner["Extra"])
 
 
+def test_an_id_alone_costs_one_dive_for_each_application(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        assert scheduler.application_of("e7") == "app-7"
+
+    ((statement, parameters),) = [(s, p) for s, p in seen if "events" in s]
+    step = next(step for step in explain(engines, statement, parameters) if step["table"] == "events")
+    assert (step["key"], step["type"], int(step["rows"])) == ("events_event_id", "eq_ref", 1), step
+
+
+def test_runs_are_read_backwards_without_sorting(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
+    engines, scheduler, _ = filled
+    with statements(engines) as seen:
+        scheduler.timetable.runs("app-0", "s0", 0, NOON * 2)
+
+    ((statement, parameters),) = [(s, p) for s, p in seen if "FROM events" in s]
+    (step,) = explain(engines, statement, parameters)
+    assert (step["key"], step["type"]) == ("events_event_id", "range"), step
+    assert "filesort" not in str(step["Extra"])
+
+
 def test_a_series_is_paused_without_looking_at_its_past(filled: tuple[database.Engines, Scheduler, ManualClock]) -> None:
     engines, scheduler, clock = filled
     scheduler.timetable.create(NewSeries("app-1", Rule(every_ms=60_000, start_at=clock.instant), "http://127.0.0.1/", series_id="long"))

@@ -57,6 +57,20 @@ def test_what_ended_long_enough_ago_goes_and_its_log_with_it(scheduler: Schedule
         scheduler.event("shop", "old")
 
 
+def test_an_application_may_have_a_time_of_its_own(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    for application_id, days in (("short", 1), ("long", 30), ("usual", None)):
+        scheduler.tenants.put(application_id, limits={"kept_ms": days and days * DAYS})
+        add(scheduler, "e", application_id=application_id)
+    deliver(hand)
+
+    clock.advance(1 * DAYS)
+    assert prune(scheduler, Retention()).events == 1
+    clock.advance(6 * DAYS)
+    assert prune(scheduler).events == 1
+
+    assert [application_id for application_id in ("short", "long", "usual") if there(scheduler, application_id)] == ["long"]
+
+
 def test_each_end_has_a_time_of_its_own(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
     add(scheduler, "completed", "cancelled")
     scheduler.cancel("shop", "cancelled")

@@ -6,7 +6,6 @@ What differs from it is told in docs/dialects/goscheduler.md.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -138,6 +137,9 @@ class Calls:
             return answer({"statusMessage": "Fail"}, 404)
         return answer({"statusMessage": "Success", "status": "Success", "code": 200})
 
+    def _now(self) -> int:
+        return self._scheduler.now() // 1000
+
     # --- applications --------------------------------------------------------------------------------------------------
 
     def register(self) -> Response:
@@ -223,7 +225,7 @@ class Calls:
         app = wire.app_of(application)
         if not app.active:
             raise Refused(400, wire.DEACTIVATED, f"app Id {app.app_id} is deactivated")
-        if found := ",".join(wire.faults(asked, app, self._scheduler.limiter.of(application), _now())):
+        if found := ",".join(wire.faults(asked, app, self._scheduler.limiter.of(application), self._now())):
             raise Fault(found)
         return app
 
@@ -295,7 +297,7 @@ class Calls:
         except UnknownEvent:
             series_id, original_at = wire.run_of(event_id)
             series = self._timetable.get(application_id, series_id)
-            instances = self._timetable.instances(application_id, series_id, max(original_at, _now() * 1000), original_at + 1, limit=1)
+            instances = self._timetable.instances(application_id, series_id, max(original_at, self._now() * 1000), original_at + 1, limit=1)
             if not instances or instances[0].status is not None or series.status is not SeriesStatus.ACTIVE:
                 raise
             return Found(self._app(application_id), series=series, instance=instances[0])
@@ -305,7 +307,7 @@ class Calls:
     def app_schedules(self, application_id: str) -> Response:
         app, args = self._app(application_id), request.args
         size = wire.read_size(args.get("size"), USUAL_SIZE, LARGEST_SIZE)
-        window = wire.read_window(args.get("start_time"), args.get("end_time"), LIST_DAYS, _now())
+        window = wire.read_window(args.get("start_time"), args.get("end_time"), LIST_DAYS, self._now())
         status = args.get("status", "")
         meant = wire.MEANT.get(status, Filter(wire.KEPT))
         cursors = Cursors(self._tenants.keyed_hash, app.app_id, meant)
@@ -335,9 +337,9 @@ class Calls:
         assert found.series is not None
         match request.args.get("when"):
             case "future":
-                documents, last = self._to_come(found.series, found.app, _now() * 1000, token, None, size)
+                documents, last = self._to_come(found.series, found.app, self._now() * 1000, token, None, size)
             case "past":
-                documents, last = self._made(found.series, found.app, _now() * 1000, token, size)
+                documents, last = self._made(found.series, found.app, self._now() * 1000, token, size)
             case _:
                 documents, last = self._all_runs(found.series, found.app, token, size)
         if not documents:
@@ -349,7 +351,7 @@ class Calls:
         self, series: Series, app: App, now: int, after: int | None, until: int | None, size: int
     ) -> tuple[list[dict[str, Any]], int | None]:
         """List the next runs, the nearest first, and say after which instant there are more."""
-        begin, end = (now if after is None else after + 1), (until or wire.FAR)
+        begin, end = (now if after is None else after) + 1, (until or wire.FAR)
         found = self._timetable.instances(app.app_id, series.series_id, begin, end, limit=size + 1) if _fires(series) else []
         shown = [instance for instance in found[:size] if instance.status is None or instance.status in wire.KEPT]
         last = found[size - 1].original_at if len(found) > size else None
@@ -357,7 +359,7 @@ class Calls:
 
     def _made(self, series: Series, app: App, now: int, before: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
         """List the runs that there have been, the newest first, and say before which instant there are more."""
-        end = now if before is None else min(before, now)
+        end = now + 1 if before is None else min(before, now + 1)  # what is to happen in this very second is past
         found = self._timetable.runs(app.app_id, series.series_id, 0, end, limit=size + 1)
         payload = series.content.payload or b""
         shown = [wire.event_document(event, app, payload=payload) for event in found[:size] if not wire.is_gone(event)]
@@ -365,7 +367,7 @@ class Calls:
 
     def _all_runs(self, series: Series, app: App, before: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
         """List those of the next minutes and those that there have been, the newest first."""
-        now = _now() * 1000
+        now = self._now() * 1000
         soon: list[dict[str, Any]] = []
         if before is None:
             soon = self._to_come(series, app, now, None, now + SOON_MS, LARGEST_SIZE)[0][::-1][:size]
@@ -419,17 +421,13 @@ class Calls:
         app = self._app(application_id)
         if action.lower() not in _ACTIONS:
             raise Refused(400, wire.INVALID_ACTION, f"action type {_cut(action)} is invalid")
-        window = wire.read_window(request.args.get("start_time"), request.args.get("end_time"), ACTION_DAYS, _now())
+        window = wire.read_window(request.args.get("start_time"), request.args.get("end_time"), ACTION_DAYS, self._now())
         status = request.args.get("status", "")
-        meant = _meant(status, window)
+        meant = _meant(status, window, self._now())
         begun = [self._scheduler.operations.begin(new) for new in _steps(_ACTIONS[action.lower()], app, meant)] if meant else []
         remarks = f"{action.lower()} initiated successfully for app: {app.app_id}, timeRange: {window}, status: {_cut(status)}"
         headers = {"Cassata-Operation-Id": ", ".join(each.operation_id for each in begun)}
         return answer(envelope(200, 0, remarks=remarks), headers=headers)
-
-
-def _now() -> int:
-    return int(time.time())
 
 
 def _cut(text: str) -> str:
@@ -470,11 +468,11 @@ def _steps(actions: Sequence[Action], app: App, meant: Filter) -> Iterator[NewOp
             yield NewOperation(app.app_id, action, replace(meant, statuses=statuses))
 
 
-def _meant(status: str, window: wire.Window) -> Filter | None:
+def _meant(status: str, window: wire.Window, now: int) -> Filter | None:
     """Return which schedules an action is for; None where it can be for none. What waits is a MISS only some time after it was due."""
     meant = window.of(wire.MEANT.get(status, Filter(wire.KEPT)))
     if status == Word.MISS:
-        meant = replace(meant, due_until=min(meant.due_until or 0, _now() * 1000 - LATE_AFTER_MS))
+        meant = replace(meant, due_until=min(meant.due_until or 0, now * 1000 - LATE_AFTER_MS))
     return meant if (meant.due_from or 0) < (meant.due_until or 0) else None
 
 

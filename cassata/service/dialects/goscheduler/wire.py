@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeGuard
 
-from cassata import model, recurrence
+from cassata import model, plugins, recurrence
 from cassata.errors import UnknownEvent
 from cassata.model import (
     METHODS,
@@ -17,6 +17,7 @@ from cassata.model import (
     UNFINISHED,
     Application,
     Attempt,
+    Destination,
     ErrorKind,
     Event,
     Filter,
@@ -29,7 +30,7 @@ from cassata.model import (
     check_url,
 )
 from cassata.recurrence import Rule
-from cassata.series import Instance, NewSeries, Series, SeriesStatus
+from cassata.series import Content, Instance, NewSeries, Series, SeriesStatus
 
 SCHEDULE_ID = "Schedule-Id"
 PARENT_ID = "Parent-Schedule-Id"
@@ -85,7 +86,7 @@ class _Setting(NamedTuple):
 
 SETTINGS: Mapping[str, _Setting] = {
     "futureScheduleCreationPeriod": _Setting(1, 36_500, "future schedule creation period", "horizon_ms", DAY_MS),
-    "firedScheduleRetentionPeriod": _Setting(1, 36_500, "fired schedule retention period"),
+    "firedScheduleRetentionPeriod": _Setting(1, 36_500, "fired schedule retention period", "kept_ms", DAY_MS),
     "payloadSize": _Setting(1, 8 * 1024 * 1024, "payload size", "payload_bytes"),
     "httpRetries": _Setting(1, 101, "http retries"),
     "httpTimeout": _Setting(*TIMEOUT_RANGE_MS, "http timeout"),
@@ -330,15 +331,14 @@ def _request(callback: Mapping[str, Any]) -> dict[str, Any]:
     headers = _headers(_object(details.get("headers"), "headers"))
     if kind == "http":
         return {"url": details.get("url", ""), "method": details.get("method", ""), "headers": headers}
-    destination = getattr(model, "Destination", None)  # other destinations than HTTP come with the branch `plugins`
-    if destination is None:
-        raise Fault(f"unknown callback type: {kind}", UNREADABLE)
+    if kind == AIRBUS:  # an event's name stood for a topic there, and so it does here: which one, or which URL, operators say
+        return {"headers": headers, "destination": Destination("topic", {"topic": _of_type(details, "eventName", str, "")})}
+    if kind not in plugins.names():
+        raise Fault(f"unknown callback type: {kind[:MESSAGE_CHARACTERS]}", UNREADABLE)
     try:
-        if kind == AIRBUS:
-            return {"url": "", "headers": headers, "destination": destination("topic", {"topic": _of_type(details, "eventName", str, "")})}
-        return {"url": "", "headers": headers, "destination": destination(kind, {**details, "headers": None})}
-    except ValueError:
-        raise Fault(f"unknown callback type: {kind}", UNREADABLE) from None
+        return {"headers": headers, "destination": Destination(kind, {name: value for name, value in details.items() if name != "headers"})}
+    except ValueError as error:
+        raise Fault(f"callback {error}") from None
 
 
 AIRBUS = "airbus"
@@ -458,14 +458,14 @@ def _times(time: int) -> dict[str, int]:
     return {"scheduleTime": time, "scheduleGroup": time - time % 60}
 
 
-def _callback(asked: Any, without: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+def _callback(asked: Event | Content, without: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
     headers = {name: value for name, value in asked.headers if name.lower() not in without}
-    destination = getattr(asked, "destination", None)
-    if destination is None:
+    if asked.destination is None:
         return {"type": "http", "details": {"url": asked.url, "method": asked.method, "headers": headers}}
-    if destination.type == "topic":
-        return {"type": AIRBUS, "details": {"eventName": destination.details.get("topic"), "appName": "", "headers": headers}}
-    return {"type": destination.type, "details": {**destination.details, "headers": headers}}
+    kind, details = asked.destination.type, asked.destination.details
+    if kind == "topic":
+        return {"type": AIRBUS, "details": {"eventName": details["topic"], "headers": headers}}
+    return {"type": kind, "details": {**details, "headers": headers} if headers else dict(details)}
 
 
 _LONGEST_HISTORY = 5
