@@ -22,7 +22,7 @@ from cassata.config import Service
 from cassata.model import Status
 from cassata.moving import goscheduler
 from cassata.scheduler import Scheduler
-from cassata.service import create_app, wire
+from cassata.service import create_app
 from tests.conftest import wait_until
 from tests.service.ancestors import HOUR, GoScheduler, Jobs, Recurring, schedule_id, serving
 from tests.service.conftest import Middleman
@@ -378,7 +378,6 @@ def test_a_job_that_cannot_be_is_refused_with_the_reason(run: Run, dts: Jobs, dt
 
 # --- the recurring-event scheduler -----------------------------------------------------------------------------------------
 
-needs_destinations = pytest.mark.skipif("destination" not in wire.EventDocument.fields(), reason="joined with the branch `plugins`")
 ONCE = {
     "id": "8b82e04b-7764-430b-bc49-0393235f8927",
     "scheduledAt": "2030-03-09T17:43:00Z",
@@ -423,7 +422,6 @@ def instance(day: int, index: int, **facts: Any) -> dict[str, Any]:
     }
 
 
-@needs_destinations
 def test_an_event_that_waits_is_moved_by_what_made_it(
     run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler
 ) -> None:
@@ -456,7 +454,6 @@ def word(status: Status | None) -> str | None:
     return None if status is None else status.name
 
 
-@needs_destinations
 def test_a_series_is_moved_with_its_exceptions(run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler) -> None:
     recurring.statuses = {SERIES: "SCHEDULED"}
     recurring.instances = {
@@ -479,7 +476,6 @@ def test_a_series_is_moved_with_its_exceptions(run: Run, recurring: Recurring, r
     assert run("recurring", "-", "--from", recurring_url, stdin=json.dumps(RECURRING)).stdout == "0 moved, 1 there already\n"
 
 
-@needs_destinations
 def test_of_a_recurring_event_whose_rule_nobody_knows_the_instances_are_moved(
     run: Run, recurring: Recurring, recurring_url: str, sqlite_scheduler: Scheduler
 ) -> None:
@@ -531,7 +527,6 @@ def test_schedules_go_through_the_dialect_and_are_told_alike(run: Run, another: 
         assert asked_of(sqlite_scheduler, "goscheduler", path) == asked_of(another, "goscheduler", path)
 
 
-@needs_destinations
 def test_events_go_through_the_dialect_recurring_and_are_told_alike(run: Run, another: Scheduler, sqlite_scheduler: Scheduler) -> None:
     app = create_app(another, Service(dialects=["recurring"]))
     http = app.test_client()
