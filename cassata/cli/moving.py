@@ -18,10 +18,10 @@ import click
 from cassata.cli.app import print_json
 from cassata.cli.event import Instant, Reported, output_option
 from cassata.cli.meter import Meter, counted
-from cassata.cli.transfer import HELD_SECONDS, replace_file
-from cassata.client import BATCH_BYTES, DEFAULT_URL, Client, ClientError, Conflict, NotFound, Outdated
+from cassata.cli.transfer import HELD_SECONDS, NOBODY_TAKES_IT, PUT_OFF, replace_file
+from cassata.client import BATCH_BYTES, DEFAULT_URL, Client, ClientError, Conflict, NotFound, Outdated, Series
 from cassata.errors import CassataError
-from cassata.model import BATCH_LENGTH
+from cassata.model import BATCH_LENGTH, Status
 from cassata.moving import Left, Part, Pending, Why, goscheduler, jobs, recurring
 from cassata.moving.source import Source
 from cassata.service import series_wire, wire
@@ -29,7 +29,6 @@ from cassata.service import series_wire, wire
 Command = Callable[..., Any]
 FAR_DAYS = 366
 PAST = timedelta(hours=1)
-_PUT_OFF = frozenset({429, 503})
 
 
 # --- adding --------------------------------------------------------------------------------------------------------------
@@ -103,20 +102,40 @@ class Mover:
         self._tell(f"refused: {id_}: {reason}")
 
     def _add(self, events: Sequence[Pending]) -> None:
+        cancelled = self._cancelled(events)
+        self._tally.there += len(cancelled)
+        events = [event for event in events if (event.application_id, event.id) not in cancelled]
         held = 0
         while events:
             results = self._results(events)
-            put_off = [event for event, result in zip(events, results, strict=True) if result["status-code"] in _PUT_OFF]
+            _check_anybody_takes_them(results)
+            put_off = [event for event, result in zip(events, results, strict=True) if result["status-code"] in PUT_OFF]
             for event, result in zip(events, results, strict=True):
-                if result["status-code"] not in _PUT_OFF:
+                if result["status-code"] not in PUT_OFF:
                     self._count(event.id, result)
             held = held + 1 if len(put_off) == len(events) else 0
             events = put_off
             if put_off:
-                problem = next(result["problem"] for result in results if result["status-code"] in _PUT_OFF)
+                problem = next(result["problem"] for result in results if result["status-code"] in PUT_OFF)
                 if held >= HELD_SECONDS:
                     raise click.ClickException(f"{put_off[0].id}: {_detail(problem)} Start again to go on from there.")
                 time.sleep(min(problem.get("retry-after", 1), HELD_SECONDS))
+
+    def _cancelled(self, events: Sequence[Pending]) -> set[tuple[str, str]]:
+        """Return those that an import has added before and somebody has cancelled since: their ids could be taken once more."""
+        if self._client is None or not events:
+            return set()
+        found = set()
+        for application_id in sorted({event.application_id for event in events}):
+            ours = [event for event in events if event.application_id == application_id]
+            ids = {event.id for event in ours}
+            instants = [wire.read_instant(event.document["expiry"]) for event in ours]
+            span = [datetime.fromtimestamp(at / 1000, UTC) for at in (min(instants), max(instants) + 1)]
+            there = self._client.iter_events(
+                application_id, status=Status.CANCELLED, expiry_from=span[0], expiry_until=span[1], page_length=BATCH_LENGTH
+            )
+            found |= {(application_id, event.event_id) for event in there if event.event_id in ids}
+        return found
 
     def _results(self, events: Sequence[Pending]) -> Sequence[Mapping[str, Any]]:
         if self._client is not None:
@@ -137,7 +156,10 @@ class Mover:
             self._count(item.id, _judged(lambda document: series_wire.read_series(document, {}), item.document))
             return
         try:
-            is_there = self._is_there(self._client, item)
+            known = self._known(self._client, item)
+            if known is not None and (known.version > 1 or known.status == "CANCELLED"):
+                self._tally.there += 1  # somebody has seen to it here since an import has added it
+                return
             series = self._client.add_series_document(item.document)
             if item.is_paused and series.version == 1 and series.status == "ACTIVE":
                 self._client.pause_series(item.application_id, item.id, version=1)
@@ -150,15 +172,14 @@ class Mover:
                 raise
             self._refuse(item.id, _detail(error.problem) if error.problem else str(error))
         else:
-            self._tally.there += is_there
-            self._tally.moved += not is_there
+            self._tally.there += known is not None
+            self._tally.moved += known is None
 
-    def _is_there(self, client: Client, item: Pending) -> bool:
+    def _known(self, client: Client, item: Pending) -> Series | None:
         try:
-            client.series(item.application_id, item.id)
+            return client.series(item.application_id, item.id)
         except NotFound:
-            return False
-        return True
+            return None
 
     def _except(self, client: Client, item: Pending, instance_id: str, change: Mapping[str, Any] | None) -> None:
         """Make an instance differ from the rest, unless it does already."""
@@ -173,6 +194,14 @@ class Mover:
                 client.change_instance_document(item.application_id, item.id, instance_id, change)
         except (Conflict, NotFound) as error:
             self._refuse(instance_id, str(error))
+
+
+def _check_anybody_takes_them(results: Sequence[Mapping[str, Any]]) -> None:
+    """Give up where all of them are for nobody: so would be the others."""
+    problems = [result.get("problem", {}) for result in results]
+    kinds = {problem.get("type", "").rpartition(":")[2] for problem in problems}
+    if len(results) > 1 and len(kinds) == 1 and kinds <= set(NOBODY_TAKES_IT):
+        raise click.ClickException(f"{_detail(problems[0])} Put that right, and start again to go on from there.")
 
 
 def _judged(read: Callable[[Any], Any], document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -100,6 +100,40 @@ def test_a_second_import_adds_nothing(run: Run, old: GoScheduler, old_url: str) 
     assert run("goscheduler", "--from", old_url).stdout == "0 moved, 4 there already\n"
 
 
+def test_what_was_cancelled_or_changed_here_stays_so_when_the_import_is_repeated(
+    run: Run, old: GoScheduler, old_url: str, sqlite_scheduler: Scheduler
+) -> None:
+    for number in range(3):
+        old.schedule(number, NOW + DAY)
+    old.cron(8, "0 0 * * *")
+    old.cron(9, "0 0 * * *")
+    run("goscheduler", "--from", old_url)
+    sqlite_scheduler.cancel("shop", schedule_id(1))
+    sqlite_scheduler.change("shop", schedule_id(2), {"url": "http://elsewhere.example/"})
+    sqlite_scheduler.timetable.cancel("shop", schedule_id(8))
+    sqlite_scheduler.timetable.pause("shop", schedule_id(9))
+
+    assert run("goscheduler", "--from", old_url).stdout == "0 moved, 5 there already\n"
+    statuses = {event.event_id: event.status for event in sqlite_scheduler.events("shop", limit=1_000).events}
+    assert statuses[schedule_id(1)] is Status.CANCELLED
+    assert sqlite_scheduler.event("shop", schedule_id(2))[0].url == "http://elsewhere.example/"
+    assert [sqlite_scheduler.timetable.get("shop", schedule_id(n)).status.name for n in (8, 9)] == ["CANCELLED", "PAUSED"]
+
+
+def test_an_application_that_takes_nothing_ends_an_import_before_it_refuses_everything(
+    run: Run, old: GoScheduler, old_url: str, sqlite_scheduler: Scheduler
+) -> None:
+    for number in range(3):
+        old.schedule(number, NOW + DAY)
+    sqlite_scheduler.tenants.put("shop", active=False)
+
+    done = run("goscheduler", "--from", old_url)
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "deactivated" in done.stderr
+    assert "start again" in done.stderr
+
+
 def test_what_has_ended_stays_and_what_was_missed_is_told_and_moved_if_that_is_wanted(
     run: Run, old: GoScheduler, old_url: str, sqlite_scheduler: Scheduler
 ) -> None:
