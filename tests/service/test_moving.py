@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from cassata.cli.moving import import_
 from cassata.config import Service
-from cassata.model import Status
+from cassata.model import Scope, Status
 from cassata.moving import goscheduler
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
@@ -34,8 +34,8 @@ DAY = 24 * HOUR
 
 @pytest.fixture
 def run(service_url: str) -> Run:
-    def run(*words: str, stdin: str | None = None) -> Result:
-        env = {"CASSATA_SERVICE_URL": service_url, "CASSATA_APPLICATION": "", "CASSATA_KEY": ""}
+    def run(*words: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
+        env = {"CASSATA_SERVICE_URL": service_url, "CASSATA_APPLICATION": "", "CASSATA_KEY": ""} | (env or {})
         return CliRunner().invoke(import_, [*words[:1], "--rate", "1000", *words[1:]], input=stdin, env=env)
 
     return run
@@ -118,6 +118,23 @@ def test_what_was_cancelled_or_changed_here_stays_so_when_the_import_is_repeated
     assert statuses[schedule_id(1)] is Status.CANCELLED
     assert sqlite_scheduler.event("shop", schedule_id(2))[0].url == "http://elsewhere.example/"
     assert [sqlite_scheduler.timetable.get("shop", schedule_id(n)).status.name for n in (8, 9)] == ["CANCELLED", "PAUSED"]
+
+
+def test_a_key_moves_nothing_into_an_application_that_is_not_its_own(
+    run: Run, old: GoScheduler, old_url: str, sqlite_scheduler: Scheduler
+) -> None:
+    sqlite_scheduler.tenants.put("other")
+    sqlite_scheduler.tenants.put("shop")
+    _, token = sqlite_scheduler.tenants.create_key("other", scopes=frozenset(Scope))
+    for number in range(3):
+        old.schedule(number, NOW + DAY)
+    old.cron(9, "0 0 * * *")
+
+    done = run("goscheduler", "--from", old_url, env={"CASSATA_KEY": token})
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert stored(sqlite_scheduler) == []
+    assert sqlite_scheduler.timetable.series("shop") == []
 
 
 def test_an_application_that_takes_nothing_ends_an_import_before_it_refuses_everything(
