@@ -16,6 +16,8 @@ from cassata.moving.source import Source, SourceError
 PAGE_LENGTH = 250
 TOPIC = "scheduled-jobs"
 """Where a job goes that says nothing else: an operator says of the application what that stands for."""
+RETRIES = 3
+"""How often a run that has failed is tried again, of a job that says nothing of it."""
 WAITING = frozenset({"UNSPECIFIED", "PENDING", "SCHEDULED", "RUNNING", "RETRYING"})
 PAUSED = "PAUSED"
 ONCE_SECONDS = 60
@@ -111,7 +113,7 @@ def _request(job_id: str, job: Document, asked: Asked) -> dict[str, Any]:
     metadata = job.get("metadata") or {}
     sent = {"JobID": job_id, "Name": job.get("name") or "", "Metadata": metadata}
     numbers: Sequence[tuple[str, Any]] = (
-        ("retry", {"count": job["max_retries"]} if job.get("max_retries") else None),
+        ("retry", {"count": job.get("max_retries") or RETRIES}),
         ("timeout", job.get("timeout")),
         ("priority", job.get("priority")),
     )

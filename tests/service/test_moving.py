@@ -369,8 +369,12 @@ TO_URL = ("--job-url", "http://receiver.example/jobs")
 
 def test_a_job_becomes_a_series_that_sends_what_identifies_it(run: Run, dts: Jobs, dts_url: str, sqlite_scheduler: Scheduler) -> None:
     dts.job(1, maxRetries=4, timeout=30)
+    dts.job(2)
 
-    assert run("jobs", "--from", dts_url, *TO_URL, "--timezone", "Asia/Tokyo").stdout == "1 moved\n"
+    assert run("jobs", "--from", dts_url, *TO_URL, "--timezone", "Asia/Tokyo").stdout == "2 moved\n"
+    usual = sqlite_scheduler.timetable.get("jobs", schedule_id(2)).content.retry
+    assert usual is not None
+    assert usual.count == 3
     series = sqlite_scheduler.timetable.get("jobs", schedule_id(1))
     assert (series.rule.cron, series.rule.timezone, series.content.url) == ("*/5 * * * *", "Asia/Tokyo", "http://receiver.example/jobs")
     assert json.loads(series.content.payload or b"") == {"JobID": schedule_id(1), "Name": "Job 1", "Metadata": {"key": "value"}}
