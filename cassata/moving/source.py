@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class Source:
         try:
             response = self._session.get(self.url + path, params=query, timeout=TIMEOUT_SECONDS, allow_redirects=False)
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise _Unready(f"no answer from {self.url}: {error}") from error
+            raise _Unready(f"no answer from {self.url}: {_reason(error)}") from error
         except requests.RequestException as error:
             raise SourceError(f"{self.url} cannot be asked: {error}") from error
         return _read(response)
@@ -94,6 +95,11 @@ def _read(response: requests.Response) -> Answer:
         return Answer(response.json(), response.links.get("next", {}).get("url"))
     except requests.JSONDecodeError as error:
         raise SourceError(f"{where} answered {response.status_code}, and no JSON") from error
+
+
+def _reason(error: requests.RequestException) -> str:
+    """Return the end of what requests says, which wraps it two or three times."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error).rpartition(": ")[2]).strip("\"')")
 
 
 def _words(response: requests.Response) -> str:
