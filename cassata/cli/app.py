@@ -60,7 +60,7 @@ def create(application_id: str, output: str, config: Path | None, database_url: 
     with in_words():
         written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": application_id, **_document(**options)})
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
+        _show_application(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
 
 
 @app.command()
@@ -75,7 +75,7 @@ def update(application_id: str, output: str, config: Path | None, database_url: 
     with in_words():
         changes = tenancy_wire.read(tenancy_wire.ChangesDocument, _document(**options)).changes()
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
+        _show_application(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
 
 
 @app.command()
@@ -87,7 +87,7 @@ def get(application_id: str, output: str, config: Path | None, database_url: str
     from cassata.service import tenancy_wire
 
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.application(application_id)), output)
+        _show_application(tenancy_wire.application_document(tenants.application(application_id)), output)
 
 
 @app.command(name="list")
@@ -104,7 +104,7 @@ def list_applications(output: str, config: Path | None, database_url: str | None
     if output == "json":
         print_json(documents)
     else:
-        print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], documents)
+        print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], list(map(_in_brief, documents)))
 
 
 @app.command()
@@ -130,7 +130,7 @@ def _set_active(application_id: str, active: bool, output: str, config: Path | N
     from cassata.tenants import Changes
 
     with opened_tenants(config, database_url) as tenants:
-        show(tenancy_wire.application_document(tenants.change(application_id, Changes(active=active))), output)
+        _show_application(tenancy_wire.application_document(tenants.change(application_id, Changes(active=active))), output)
 
 
 # --- signing secrets -----------------------------------------------------------------------------------------------------
@@ -265,6 +265,18 @@ def _in_words(pointer: str, detail: str) -> str:
         if pointer.startswith(place):
             return f"{word}{pointer.removeprefix(place) if place.endswith('/') else ''}: {detail}"
     return f"--{pointer.removeprefix('/')}: {detail}"
+
+
+def _show_application(document: Document, output: str) -> None:
+    show(document if output == "json" else _in_brief(document), output)
+
+
+def _in_brief(document: Document) -> Document:
+    """Write topics as they are given here: what stands for one behind its name."""
+    topics = document["topics"]
+    if topics is None:
+        return document
+    return {**document, "topics": [name if url is None else f"{name}={url}" for name, url in topics.items()] or ["none"]}
 
 
 def show(document: Document, output: str) -> None:
