@@ -209,7 +209,10 @@ _BESIDE = re.compile("0[0-9a-f]{15}")
 
 def _uuid(text: str) -> UUID:
     """Read a UUID as it is usually written: one that is written otherwise would be another id."""
-    read = UUID(text)
+    try:
+        read = UUID(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no UUID") from None
     if str(read) != text:
         raise ValueError(f"{text!r} is no UUID in its usual form")
     return read

@@ -217,7 +217,9 @@ destination_option = click.option(
 @click.option("--id", "event_id", default=new_event_id, show_default="a new one", help="Its id, unique in its application.")
 @click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m.")
 @click.option("--retry-count", type=int, help="How often to try again.")
-@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
+@click.option(
+    "--retry-on", type=click.Choice([word.value for word in RetryOn]), help="Try again after what may pass, or after any answer but a 2xx."
+)
 @click.option("--max-lateness", type=Delay(), help="How late it may still be sent.")
 @output_option
 @click.pass_obj
@@ -329,7 +331,11 @@ def change_options(command: Command) -> Command:
             click.option("--method", type=click.Choice(METHODS, case_sensitive=False)),
             click.option("--timeout", type=Delay(), help="How long the whole request may take: 30 (seconds), 5m."),
             click.option("--retry-count", type=int, help="How often to try again."),
-            click.option("--retry-on", type=click.Choice(list(RetryOn)), help="After what may pass, or after any answer but a 2xx."),
+            click.option(
+                "--retry-on",
+                type=click.Choice([word.value for word in RetryOn]),
+                help="After what may pass, or after any answer but a 2xx.",
+            ),
             click.option("--max-lateness", type=Delay(), help="How late it may still be sent."),
             click.option(
                 "--reset", "resets", multiple=True, type=click.Choice(RESETS), help="As if it had never been given; may be repeated."

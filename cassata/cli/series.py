@@ -42,6 +42,7 @@ WORDS = {
     "/request-headers": "--header",
     "/retry/count": "--retry-count",
     "/retry/on": "--retry-on",
+    "/identity-headers": "--identity-header",
     "/destination": "--destination",
     "/url": "the URL",
     "instance-id": "--instance",
@@ -112,7 +113,9 @@ def series(ctx: click.Context, service: str, key: str | None, retries: int) -> N
 @click.option("--method", type=click.Choice(METHODS, case_sensitive=False), default="POST", show_default=True)
 @click.option("--timeout", type=Delay(), help="How long a whole request may take.")
 @click.option("--retry-count", type=int, help="How often to try again.")
-@click.option("--retry-on", type=click.Choice(list(RetryOn)), help="Try again after what may pass, or after any answer but a 2xx.")
+@click.option(
+    "--retry-on", type=click.Choice([word.value for word in RetryOn]), help="Try again after what may pass, or after any answer but a 2xx."
+)
 @click.option("--max-lateness", type=Delay(), help="What is later than that is not sent any more.")
 @click.option("--catch-up", type=click.Choice(["latest", "all", "none"]), help="What is made of instants that no worker was there for.")
 @click.option("--catch-up-window", metavar="TIME", help="How far back that goes.")

@@ -39,6 +39,7 @@ from cassata.service.wire import (
     read_duration,
     read_instant,
     read_metadata,
+    read_object,
     read_query,
     seconds,
 )
@@ -196,6 +197,15 @@ def _name(field: str, fields: Mapping[str, Any]) -> str:
 # --- a series ----------------------------------------------------------------------------------------------------------
 
 
+def _names(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    for name, header in read_object(few_fields(value)).items():
+        if not isinstance(header, str):
+            raise ValueError(f"must name a header for {name!r}, not {kind_of(header)}")
+    return value  # type: ignore[no-any-return]
+
+
 class SeriesDocument(RequestDocument):
     """A series as a client writes it, but for its rule."""
 
@@ -209,7 +219,7 @@ class SeriesDocument(RequestDocument):
     catch_up_window: Annotated[int, BeforeValidator(read_duration)] | None = None
     overlap: Literal["allow", "skip"] | None = None
     jitter: Annotated[int, BeforeValidator(read_duration)] | None = None
-    identity_headers: Annotated[dict[str, str] | None, BeforeValidator(few_fields)] = None
+    identity_headers: Annotated[dict[str, str] | None, BeforeValidator(_names)] = None
 
     @classmethod
     def fields(cls) -> frozenset[str]:

@@ -61,6 +61,17 @@ def test_events_are_counted_changed_and_told_of(run: Run, sqlite_scheduler: Sche
 
 
 @pytest.mark.usefixtures("working")
+def test_what_has_ended_is_removed(run: Run, sqlite_scheduler: Scheduler) -> None:
+    assert run("remove", "shop", "--from", "0", "--yes").stdout == "nothing to remove\n"
+    assert run("cancel", "shop", "--untried", "--from", "0", "--yes").stdout == "cancel: 5 events changed\n"
+
+    assert run("remove", "shop", "--tried", "--yes").stdout == "nothing to remove\n"
+    assert run("remove", "shop", "--from", "0", "--yes").stdout == "remove: 5 events changed\n"
+
+    assert sqlite_scheduler.events("shop").events == []
+
+
+@pytest.mark.usefixtures("working")
 @pytest.mark.parametrize(
     ("option", "due_at"),
     [

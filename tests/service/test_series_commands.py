@@ -39,6 +39,19 @@ def add(run: Run, *words: str) -> Result:
 # --- commands ------------------------------------------------------------------------------------------------------------
 
 
+def test_what_tells_an_occurrence_apart_and_when_it_is_tried_again_can_be_chosen(run: Run) -> None:
+    options = ("--identity-header", "event=X-Run", "--identity-header", "series=X-Series", "--retry-on", "any", "--retry-count", "2")
+    assert add(run, *EVERY, "--payload", "x", *options).exit_code == 0
+
+    shown = json.loads(run("show", "shop", "s1", "-o", "json").stdout)
+
+    assert shown["identity-headers"] == {"event": "X-Run", "series": "X-Series"}
+    assert (shown["retry"]["on"], shown["retry"]["count"]) == ("any", 2)
+    assert add(run, *EVERY, "--payload", "x", "--identity-header", "nix").stderr.startswith(
+        "Error: --identity-header: 'nix' is no identity"
+    )
+
+
 def test_a_series_can_be_added_shown_listed_paused_run_and_cancelled(run: Run) -> None:
     added = add(run, *EVERY, "--payload", '{"a": 1}', "--header", "A: b", "--name", "quarters", "--jitter", "5s", "-o", "json")
     assert added.exit_code == 0, added.output
