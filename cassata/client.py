@@ -815,6 +815,11 @@ class Client:
         path = _path("series", series.application_id, series.series_id)
         return self._read_as(_series, self._call("PUT", path, series.document(), headers=_if_match(version)))
 
+    def add_series_document(self, document: Mapping[str, Any]) -> Series:
+        """Make a series that is written as the service reads it, as `schedule_series` does."""
+        path = _path("series", document["application-id"], document["series-id"])
+        return self._read_as(_series, self._call("PUT", path, dict(document)))
+
     def preview(self, series: NewSeries, *, begin: datetime | None = None, limit: int = 10) -> list[Occurrence]:
         """Return the next instants of a series that need not be stored. Raises InvalidRequest for a rule that cannot be."""
         document = series.rule() | _given({"from": begin and begin.isoformat(), "limit": limit})
@@ -872,6 +877,10 @@ class Client:
         """Change one instance that is still to be sent, as `change` does an event. Raises the same."""
         path = _instance_path(application_id, series_id, instance_id)
         return self._read_as(_instance, self._call("PATCH", path, _changes_document(changes), headers=_if_match(version)))
+
+    def change_instance_document(self, application_id: str, series_id: str, instance_id: str, document: Mapping[str, Any]) -> Instance:
+        """Change one instance as is written as the service reads it. Raises what `change_instance` does."""
+        return self._read_as(_instance, self._call("PATCH", _instance_path(application_id, series_id, instance_id), dict(document)))
 
     def cancel_instance(self, application_id: str, series_id: str, instance_id: str, *, version: str | None = None) -> Instance:
         """Let one instance not be sent. Raises Outdated if its event is not at `version` any more."""

@@ -94,6 +94,7 @@ class Service(Section):
     dialects: list[Literal["goscheduler", "recurring", "jobs"]] = []
     jobs_url: str | None = None
     grpc_port: Annotated[int, Field(ge=1, le=65_535)] = 50054
+    cors_origins: list[Annotated[str, Field(pattern=r"^https?://[^/\s*]+$")]] = []
 
 
 class Worker(Section):

@@ -511,6 +511,32 @@ def upgrade(url: str, settings: config.Database | None = None) -> str:
         engines.dispose()
 
 
+def downgrade(url: str, version: str, settings: config.Database | None = None) -> str | None:
+    """Bring the tables back to an older version ("base": none at all), and return it. What only the newer ones can hold is lost.
+
+    Raises ConfigError for a version that is none, or is newer. No process may run on them meanwhile.
+    """
+    engines = open_engines(url, settings)
+    try:
+        with explained(), engines.write.connect() as connection, _upgrade_lock(connection):
+            now = table_version(connection)
+            if version != "base" and (now is None or version > now or version not in _versions()):
+                raise ConfigError(f"there is no version {version!r} before {now}: known are base, {', '.join(_versions())}")
+            _run_migrations(connection, back_to=version)
+            connection.commit()
+            left = table_version(connection)
+            connection.rollback()
+            return left
+    finally:
+        engines.dispose()
+
+
+def _versions() -> list[str]:
+    from alembic.script import ScriptDirectory
+
+    return sorted(script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+
+
 def make_tables(engines: Engines) -> str:
     """Do the work of `upgrade` on engines that are there already; make an SQLite file, and its folder, for its owner alone."""
     if engines.write.dialect.name == "sqlite":
@@ -537,14 +563,17 @@ def _make_file(file: Path) -> None:
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _run_migrations(connection: Connection) -> None:
+def _run_migrations(connection: Connection, *, back_to: str | None = None) -> None:
     from alembic import command  # a third of a second to import, and hardly ever needed
     from alembic.util.exc import CommandError
 
     settings = alembic_config()
     settings.attributes["connection"] = connection
     try:
-        command.upgrade(settings, "head")
+        if back_to is None:
+            command.upgrade(settings, "head")
+        else:
+            command.downgrade(settings, back_to)
     except CommandError as error:
         raise TablesTooNew from error
 

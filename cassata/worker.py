@@ -698,6 +698,30 @@ class Wakeup:
         return asked
 
 
+QUIET_SECONDS = 2.0
+"""A worker that ends by itself does so once it has had nothing in hand for so long: several looks at what is due."""
+
+
+class UntilQuiet(Wakeup):
+    """Asks a process to stop as soon as nothing is due any more that it could send."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        super().__init__()
+        self._process = process
+        self._quiet_since = time.monotonic()
+        self._has_asked = False
+
+    def wait(self, seconds: float) -> int:
+        asked = super().wait(seconds)
+        now = time.monotonic()
+        if self._process.hands()[0]:
+            self._quiet_since = now
+        if asked or self._has_asked or now - self._quiet_since < QUIET_SECONDS:
+            return asked
+        self._has_asked = True
+        return 1
+
+
 def _heard(_number: int, _frame: FrameType | None) -> None:
     """Do nothing: the byte on the pipe is what is acted on."""
 
@@ -964,6 +988,14 @@ def run(settings: Settings, *, create_tables: bool = False, on_ready: Callable[[
     with measured(settings, scheduler, process):
         _announce(on_ready, settings)
         return process.run(wakeup)
+
+
+def tick(settings: Settings, *, create_tables: bool = False) -> int:
+    """Send all that is due, and end; return the exit code. For whoever has a clock that calls. Raises what `run` raises."""
+    scheduler = open_scheduler(settings, create_tables=create_tables)
+    raise_descriptor_limit(settings.worker)
+    process = WorkerProcess(settings, scheduler)
+    return process.run(UntilQuiet(process))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from keyword import iskeyword
 from typing import Any
 
 import click
@@ -19,6 +20,7 @@ COMMANDS = {
     "batch": ("cassata.cli.batch", "Upload, list, enable, disable, run and delete batches, which are scripts."),
     "job": ("cassata.cli.job", "Make, look at, list, change and delete jobs, as DTS-Go has them."),
     "grpc": ("cassata.cli.control", "Start, stop and look at the gRPC service of the dialect jobs."),
+    "import": ("cassata.cli.moving", "Move what waits in another scheduler over, while that one still runs."),
     "app": ("cassata.cli.app", "Make, look at and change applications."),
     "key": ("cassata.cli.key", "Make, list and revoke the keys by which the service is asked."),
     "top": ("cassata.cli.watch", "Show what is due, late, sent and failed, and who is at work."),
@@ -43,7 +45,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(
+            importlib.import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        )
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

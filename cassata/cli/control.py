@@ -329,3 +329,14 @@ def group_for(role: str, sentence: str) -> click.Group:
 service = group_for("service", "Start, stop and look at the HTTP service.")
 grpc = group_for("grpc", "Start, stop and look at the gRPC service of the dialect jobs.")
 worker = group_for("worker", "Start, stop and look at the worker, which sends what is due.")
+
+
+@worker.command()
+@start_options("worker")
+def tick(**options: Any) -> None:
+    """Send all that is due, and end: for a clock of your own that calls, such as cron."""
+    from cassata import worker as work
+
+    asked = plan("worker", {**options, "processes": 1})
+    telemetry.configure_logging(asked.settings.logging.level, asked.settings.logging.format)
+    sys.exit(work.tick(asked.settings, create_tables=asked.create_tables))

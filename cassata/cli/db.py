@@ -73,6 +73,24 @@ def upgrade(config: Path | None, database_url: str | None, output: str) -> None:
 
 
 @db.command()
+@click.argument("target", metavar="VERSION")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@database_option
+@output_option
+def downgrade(target: str, yes: bool, config: Path | None, database_url: str | None, output: str) -> None:
+    """Bring the tables back to an older VERSION, such as 0005; `base` removes them.
+
+    What only the newer ones can hold is lost. Stop every service and worker before.
+    """
+    from cassata import database
+
+    url, settings = settings_of(config, database_url)
+    if not yes:
+        click.confirm(f"This removes what version {target} of the tables cannot hold. Go on?", abort=True, err=True)
+    _tell_version(database.downgrade(url, target, settings.database) or "base", output)
+
+
+@db.command()
 @database_option
 @click.option("--dry-run", is_flag=True, help="Count what would be removed, and remove nothing.")
 @output_option

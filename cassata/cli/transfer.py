@@ -23,8 +23,8 @@ from cassata.model import BATCH_LENGTH, FINISHED
 
 HELD_SECONDS = 60
 """So many times in a row a part is repeated that the service puts off, a second or more each time."""
-_PUT_OFF = frozenset({429, 503})
-_NOBODY_TAKES_IT = ("unknown-application", "application-inactive")
+PUT_OFF = frozenset({429, 503})
+NOBODY_TAKES_IT = ("unknown-application", "application-inactive")
 _ENDED = frozenset(status.name for status in FINISHED)
 _IDS = ("application-id", "event-id")
 _REQUEST = (
@@ -223,7 +223,7 @@ def _results(client: Client, lines: Sequence[Line]) -> Iterator[tuple[Line, Mapp
         _check_anybody_takes_them(lines, results)
         put_off = []
         for line, result in zip(lines, results, strict=True):
-            if result["status-code"] in _PUT_OFF:
+            if result["status-code"] in PUT_OFF:
                 put_off.append((line, result))
             else:
                 yield line, result
@@ -239,7 +239,7 @@ def _results(client: Client, lines: Sequence[Line]) -> Iterator[tuple[Line, Mapp
 def _check_anybody_takes_them(lines: Sequence[Line], results: Sequence[Mapping[str, Any]]) -> None:
     """Give up where a whole part is for nobody: so would be the others."""
     kinds = {result.get("problem", {}).get("type", "").rpartition(":")[2] for result in results}
-    if len(kinds) == 1 and kinds <= set(_NOBODY_TAKES_IT) and len(results) > 1:
+    if len(kinds) == 1 and kinds <= set(NOBODY_TAKES_IT) and len(results) > 1:
         raise click.ClickException(f"lines {lines[0].number} to {lines[-1].number}: {_detail(results[0]['problem'])}")
 
 

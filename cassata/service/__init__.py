@@ -14,7 +14,7 @@ from cassata import config
 from cassata.config import Service
 from cassata.metrics import ServiceMetrics
 from cassata.scheduler import Scheduler
-from cassata.service import dialects, health, problems
+from cassata.service import cors, dialects, health, problems
 from cassata.service.api import Api
 from cassata.service.auth import Gate
 from cassata.service.batches import BatchCalls
@@ -48,6 +48,7 @@ def create_app(
     monitoring = Monitoring(metrics or ServiceMetrics(scheduler))
     monitoring.measure(app)
     app.before_request(_check_query)
+    cors.allow(app, settings.cors_origins)
     app.extensions["gate"] = gate = Gate(scheduler.tenants, required=config.authenticates(settings))
     gate.stand_before(app)
     gate.guard(app, Api(scheduler, traces=traces).routes)

@@ -57,6 +57,29 @@ def test_a_fresh_schema_equals_a_migrated_one(empty_url: str) -> None:
     engines.dispose()
 
 
+def test_tables_go_back_version_by_version_and_forth_again(empty_url: str) -> None:
+    engines = database.open_engines(empty_url)
+    database.upgrade(empty_url)
+    newest = facts_of(engines)
+    versions = [f"{number:04}" for number in range(int(schema.VERSION) - 1, 0, -1)]
+
+    for version in versions:
+        assert database.downgrade(empty_url, version) == version
+    assert database.downgrade(empty_url, "base") is None
+
+    assert database.upgrade(empty_url) == schema.VERSION
+    assert facts_of(engines) == newest
+    engines.dispose()
+
+
+def test_there_is_no_going_back_to_what_is_no_older_version(empty_url: str) -> None:
+    database.upgrade(empty_url)
+    database.downgrade(empty_url, "0004")
+    for version in ("0005", "0000", "nonsense"):
+        with pytest.raises(ConfigError, match="there is no version"):
+            database.downgrade(empty_url, version)
+
+
 def test_an_sqlite_file_and_what_lies_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
     file = tmp_path / "cassata.db"
     before = os.umask(0)
