@@ -35,7 +35,7 @@ def test_each_demonstration_works_as_printed(sqlite_url: str, service_process: S
     service = service_process(sqlite_url, env=SPEAKING)
     shown = demonstrations()
     assert {dialect for dialect, _ in shown} == set(ADDRESSES.values())
-    for dialect, block in shown:
+    for _, block in shown:
         command = block.replace("curl -X", "curl -sS --fail-with-body -X").replace("http://127.0.0.1:8085", service.url)
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
