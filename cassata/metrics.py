@@ -44,7 +44,7 @@ BACKLOG_SECONDS = 5.0
 BACKLOG_SHARE = 0.02
 """What waits is counted anew after so many seconds, or later, so that counting takes no more than this share of the time."""
 BEAT_SECONDS = 1.0
-FOLDER_PREFIX = "cassata-metrics-"
+FOLDER_PREFIX = "cassata-figures-"
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 LOCK_TRIES = 40
 LOCK_SECONDS = 0.005

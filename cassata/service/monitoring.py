@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from flask import Flask, Response, g, request
@@ -35,5 +36,6 @@ class Monitoring:
 
     def _end(self, response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule else None
-        self._metrics.answered(request.method, route, response.status_code, time.monotonic() - g.began_at)
+        with contextlib.suppress(OSError):  # the folder of the figures may be full, or gone: the answer is not to be lost with them
+            self._metrics.answered(request.method, route, response.status_code, time.monotonic() - g.began_at)
         return response

@@ -83,7 +83,7 @@ def test_whichever_process_of_a_service_is_asked_tells_the_sum_of_all_and_of_tho
 
 
 def folders(pid: int) -> list[Path]:
-    return [path for path in Path("/tmp").glob(f"cassata-metrics-{pid}-*") if path.is_dir()]
+    return [path for path in Path("/tmp").glob(f"cassata-figures-{pid}-*") if path.is_dir()]
 
 
 def test_a_worker_tells_the_sum_of_its_processes_and_of_those_that_died(

@@ -104,6 +104,8 @@ def test_a_worker_with_a_thread_that_hangs_does_not_say_that_it_is_well(
     assert not working._hangs()
     working._threads[0].went_round_at -= worker.STUCK_SECONDS + 1
     assert working._hangs()
+    for thread in working._threads:
+        thread._courier.close()
     scheduler.close()
 
 

@@ -186,8 +186,8 @@ def test_what_waits_is_not_counted_anew_for_everybody_who_asks(bench: Bench) -> 
 
 def test_a_folder_that_a_killed_process_left_is_removed_and_none_that_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "cassata-metrics-1-left").mkdir()
-    elsewhere, link = tmp_path / "elsewhere", tmp_path / "cassata-metrics-2-link"
+    (tmp_path / "cassata-figures-1-left").mkdir()
+    elsewhere, link = tmp_path / "elsewhere", tmp_path / "cassata-figures-2-link"
     elsewhere.mkdir()
     link.symlink_to(elsewhere)
 
