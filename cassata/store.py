@@ -1862,7 +1862,7 @@ def _expect(changed: int, expected: int, what: str) -> None:
 
 # --- what applications are told of the lives of their events ------------------------------------------------------------
 
-O, ST = outbox.c, streams.c  # noqa: E741
+M, ST = outbox.c, streams.c
 _TOLD = (
     E.id,
     E.application,
@@ -1907,12 +1907,12 @@ def insert_messages(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None
 
 def messages(conn: Connection, application: int, limit: int) -> Sequence[Row[Any]]:
     """Read the first messages of an application. There is no place to go on from: what has a lower number may be committed later."""
-    question: Select[Any] = select(O.id, O.message, O.created_at).where(O.application == application).order_by(O.id).limit(limit)
+    question: Select[Any] = select(M.id, M.message, M.created_at).where(M.application == application).order_by(M.id).limit(limit)
     return conn.execute(question).all()
 
 
 def delete_messages(conn: Connection, ids: Collection[int]) -> int:
-    return conn.execute(delete(outbox).where(O.id.in_(_IDS)), {"ids": sorted(ids)}).rowcount
+    return conn.execute(delete(outbox).where(M.id.in_(_IDS)), {"ids": sorted(ids)}).rowcount
 
 
 def unsent(conn: Connection, now: int) -> list[int]:
@@ -1926,9 +1926,9 @@ def unsent(conn: Connection, now: int) -> list[int]:
 
 def _with_messages(conn: Connection) -> Sequence[int]:
     if conn.dialect.name == "sqlite":  # as for the agenda: no loose index scan here
-        dive = exists().where(O.application == A.id)
+        dive = exists().where(M.application == A.id)
         return conn.execute(select(A.id).where(dive)).scalars().all()
-    return [row[0] for row in conn.execute(select(O.application, func.min(O.id)).group_by(O.application))]
+    return [row[0] for row in conn.execute(select(M.application, func.min(M.id)).group_by(M.application))]
 
 
 def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> dict[int, tuple[int, int]]:
@@ -1937,7 +1937,7 @@ def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> di
     """
     found = {}
     for number in _with_messages(conn)[:MOST_BACKLOGS] if numbers is None else numbers:
-        some = select(O.id).where(O.application == number).limit(most).subquery()
+        some = select(M.id).where(M.application == number).limit(most).subquery()
         count = conn.execute(select(func.count()).select_from(some)).scalar_one()
         if first := messages(conn, number, 1):
             found[number] = count, first[0].created_at

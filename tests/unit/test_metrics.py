@@ -322,7 +322,7 @@ def test_an_application_of_the_name_of_the_others_is_told_with_them() -> None:
 
         def backlog(self, _named: int, _most: int) -> Backlog:
             counts = {metrics.OTHER: {Status.PENDING: 2}, OTHERS: {Status.PENDING: 3}}
-            return Backlog(counts, {metrics.OTHER: 2_000, OTHERS: 1_000}, {metrics.OTHER: 1, OTHERS: 1})
+            return Backlog(counts, {metrics.OTHER: 2_000, OTHERS: 1_000}, {metrics.OTHER: 1, OTHERS: 1}, {})
 
     text = ServiceMetrics(Named()).text().decode()  # type: ignore[arg-type]
     lines = [line for line in text.splitlines() if 'application="other"' in line]
