@@ -263,7 +263,8 @@ class Operations:
             chosen = [event for event in chosen if event.id not in needed]
         if chosen:
             _act(conn, row.id, search, chosen, now)
-            self._outbox.write_of(conn, row.application, _TOLD_AS[search.action], _told_of(chosen, search))
+            if milestone := _TOLD_AS.get(search.action):  # how what is removed has ended was told when it did
+                self._outbox.write_of(conn, row.application, milestone, _told_of(chosen, search))
         over = [event.id for event in chosen if event.followed and event.status != Status.PROCESSING]
         judged = chains.settle(conn, over, now) if over and search.action is Action.CANCEL else Judged()
         self._outbox.write_judged(conn, judged)
