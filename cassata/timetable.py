@@ -437,8 +437,9 @@ class Timetable:
             if row is None:
                 store.insert_events(conn, [columns | {"request_hash": store.EXCEPTION_HASH, "fence": 1}])
             else:
-                # A retry that waits stays where it is, unless the event is to be sent at another time.
-                wake_at = row.wake_at if columns["due_at"] == row.due_at else columns["wake_at"]
+                # A retry that waits stays where it is, unless the event is to be sent at another time. What came after another one
+                # and has been released still says so: unless it is blocked, that does not keep it asleep.
+                wake_at = row.wake_at if columns["due_at"] == row.due_at else max(columns["due_at"], now)
                 store.change_event(conn, row.id, changed, columns["due_at"], wake_at)
             stored = _found(store.find(conn, application, instance_id))
             self._outbox.write(conn, application, Milestone.CREATED if row is None else Milestone.CHANGED, [stored])

@@ -149,3 +149,17 @@ def test_a_circle_a_foreign_series_and_a_rule_beside_it_are_refused(hand: Hand) 
     assert (changed.content.after, changed.content.url) == (AfterSeries("first", On.ALWAYS, input=True), "http://127.0.0.1/other")
     with pytest.raises(InvalidSeries):
         hand.scheduler.timetable.replace(NewSeries("shop", MINUTE, "http://127.0.0.1/hook", series_id="third"))
+
+
+def test_an_occurrence_that_was_released_may_be_put_off_and_is_sent_then(hand: Hand) -> None:
+    series(hand, "first")
+    series(hand, "second", "first")
+    advance(hand, 60_000)
+    hand.answer(hand.claim_one())
+    hand.fail(hand.claim_one())
+    name = f"second_{STAMPS[0]}"
+
+    hand.scheduler.timetable.change_instance("shop", "second", name, {"due_at": hand.scheduler.now() + 5_000})
+
+    hand.clock.advance(5_000)
+    assert hand.claim_one().event_id == name
