@@ -174,7 +174,7 @@ def test_the_worker_that_ends_an_event_claims_what_it_has_released_in_the_same_t
 
     recorded, claimed = hand.scheduler.record_and_claim([outcome(delivery)], [delivery.application], 10, hand.terms)
 
-    assert (recorded.judged.released, recorded.judged.wakes) == (1, {delivery.application: NOON})
+    assert (len(recorded.judged.released), recorded.judged.wakes) == (1, {delivery.application: NOON})
     assert ids(claimed.deliveries) == ["second"]
 
 
