@@ -174,7 +174,7 @@ def test_the_worker_that_ends_an_event_claims_what_it_has_released_in_the_same_t
 
     recorded, claimed = hand.scheduler.record_and_claim([outcome(delivery)], [delivery.application], 10, hand.terms)
 
-    assert (recorded.judged.released, recorded.judged.wakes) == (1, {delivery.application: NOON})
+    assert (len(recorded.judged.released), recorded.judged.wakes) == (1, {delivery.application: NOON})
     assert ids(claimed.deliveries) == ["second"]
 
 
@@ -548,3 +548,14 @@ def test_judging_nothing_costs_no_statement(hand: Hand, monkeypatch: pytest.Monk
     be_delivered(hand)
     add(hand, "other")
     hand.scheduler.cancel("shop", "other")
+
+
+def test_what_was_cancelled_makes_room_only_for_what_is_added(hand: Hand) -> None:
+    add(hand, "e1")
+    hand.scheduler.cancel("shop", "e1")
+
+    for before in ("nobody", "e1"):
+        with pytest.raises(InvalidEvent):
+            add(hand, "e1", before, On.ALWAYS)
+
+    assert status(hand, "e1") is Status.CANCELLED
