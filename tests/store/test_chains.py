@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import threading
@@ -422,6 +423,22 @@ def test_any_payload_can_be_handed_on_beside(hand: Hand, payload: bytes | None, 
     document = handed(hand, Output(b"", 0), payload=payload)
     del document["previous"]
     assert document == written
+
+
+@pytest.mark.parametrize(
+    "payload", [b"[%b1e9]" % (b"1e9," * 1_900_000), b'"' * 5_000_000, b"\0" * 5_000_000], ids=["json", "text", "bytes"]
+)
+def test_the_longest_payload_can_be_handed_on_whatever_it_is(hand: Hand, payload: bytes) -> None:
+    hand.scheduler.tenants.create("shop", Changes(limits={"payload_bytes": 8 * 1024 * 1024}))
+    add(hand, "first")
+    add(hand, "second", "first", input=True, payload=payload)
+
+    hand.answer(hand.claim_one(), output=Output(b"\0" * OUTPUT_BYTES, OUTPUT_BYTES))
+
+    document = json.loads(hand.claim_one().payload or b"")
+    assert (
+        document.get("event") == json.loads(payload) if payload.startswith(b"[") else base64.b64decode(document["event-base64"]) == payload
+    )
 
 
 def test_bytes_are_handed_on_in_base64_and_what_was_cut_says_so(hand: Hand) -> None:
