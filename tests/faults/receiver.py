@@ -30,7 +30,10 @@ HOLD_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request, as the destination saw it. `answer` is the status it sent, 0 for no proper one, None while it is silent."""
+    """One request, as the destination saw it. `answer` is the status it sent, 0 for no proper one, None while it is silent.
+
+    `begun_at` is when its worker began it, as its signature says (s).
+    """
 
     webhook_id: str
     application_id: str
@@ -40,6 +43,7 @@ class Arrival:
     at_ms: int
     answer: int | None = None
     answered_ms: int | None = None
+    begun_at: int = 0
 
     @property
     def is_delivered(self) -> bool:
@@ -83,7 +87,8 @@ class Log:
         number = next(self._numbers)
         names = {"webhook_id": "webhook-id", "application_id": "cassata-application-id", "event_id": "cassata-event-id"}
         seen: dict[str, Any] = {name: headers.get(header, "") for name, header in names.items()}
-        self._write(number=number, attempt=int(headers.get("cassata-attempt", 0)), path=path, at_ms=at_ms, **seen)
+        seen |= {"attempt": int(headers.get("cassata-attempt", 0)), "begun_at": int(headers.get("webhook-timestamp", 0))}
+        self._write(number=number, path=path, at_ms=at_ms, **seen)
         return number
 
     def answered(self, number: int, status: int) -> None:
