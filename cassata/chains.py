@@ -27,6 +27,8 @@ WIDEST = 200
 MOST_BELOW = 20_000
 """Of a chain that breaks off so many steps, and events, are looked at together, unless it is broad anyway."""
 TOLD_ONE_BY_ONE = 20
+MOST_ESCAPED = 65_536
+"""Text of which so many bytes more have to be escaped than base64 would add is handed on as that."""
 
 _Item = TypeVar("_Item")
 
@@ -210,16 +212,23 @@ def kept_output(conn: Connection, event: int, answered: store.Answered) -> tuple
 
 
 def _input(own: bytes | None, previous: Mapping[str, Any]) -> bytes:
-    return json.dumps({**_own(own), "previous": previous}).encode()
+    return b'{%b, "previous": %b}' % (_own(own), json.dumps(previous).encode())
 
 
-def _own(payload: bytes | None) -> dict[str, Any]:
+def _own(payload: bytes | None) -> bytes:
+    """Write an event's own payload as a member of an object. JSON stays as it is, byte for byte: written anew it might be several times
+    as long, and no database takes what is longer than a statement may be.
+    """
     if payload is None:
-        return {"event": None}
+        return b'"event": null'
     try:
-        return {"event": json.loads(payload, parse_constant=_no_constant, parse_float=_finite)}
+        json.loads(payload.decode(), parse_constant=_no_constant, parse_float=_finite)
+        return b'"event": %b' % payload
     except (ValueError, RecursionError):
-        return _written(Output(payload, len(payload)), "event")
+        written = json.dumps(_written(Output(payload, len(payload)), "event"), ensure_ascii=False).encode()
+    if len(written) > len(payload) * 4 // 3 + MOST_ESCAPED:
+        written = json.dumps({"event-base64": base64.b64encode(payload).decode()}).encode()
+    return written[1:-1]
 
 
 def _no_constant(name: str) -> None:

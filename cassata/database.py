@@ -487,7 +487,7 @@ def _check_server(connection: Connection, payload_bytes: int) -> None:
     mariadb = "mariadb" in version.lower()
     if _version_numbers(version) < ((10, 6) if mariadb else (8, 0)):
         raise DatabaseUnfit(f"the server is {version}: Cassata needs MySQL 8.0 or MariaDB 10.6, for SKIP LOCKED")
-    needed = max(4 * 1024 * 1024, 2 * payload_bytes + 64 * 1024)  # a statement may hold every byte escaped
+    needed = max(4 * 1024 * 1024, 2 * payload_bytes + 1024 * 1024)  # every byte may be escaped, and an answer be handed on beside it
     if packet < needed:
         raise DatabaseUnfit(f"the server's max_allowed_packet is {packet}: set it to {needed} or more, so that payloads fit")
     if isolation != "READ-COMMITTED":

@@ -865,12 +865,15 @@ class Scheduler:
             news = [new if index in refused else self._aimed(conn, new, tenants, index, refused) for index, new in enumerate(news)]
         keys = self._keys(conn, {index: new for index, new in enumerate(news) if index not in refused}, tenants, now)
         chained = [index for index in keys if news[index].after]
-        there = self._there(conn, news, keys) if (looking or chained) and keys else {}
-        before = self._before(conn, [_key_before(news[index].after, keys[index]) for index in chained]) if chained else {}
+        there, cancelled = self._there(conn, news, keys) if (looking or chained) and keys else ({}, {})
+        wanted = {_key_before(news[index].after, keys[index]) for index in chained} - cancelled.keys()
+        before = store.find_all(conn, wanted) if wanted else {}  # none of them ends before these are there, as they are locked
         rows: list[dict[str, Any]] = []
         added: list[Added] = []
         for index, new in enumerate(news):
             added.append(refused.get(index) or _place(new, keys[index], there, before, rows, now))
+        if replaced := [id_ for key, id_ in cancelled.items() if key in there]:
+            store.remove_cancelled(conn, replaced)
         if rows:
             store.insert_events(conn, rows)
             self._tell_created(conn, rows, tenants.values())
@@ -903,10 +906,6 @@ class Scheduler:
             except InvalidEvent as error:
                 refused[index] = error
         return new
-
-    def _before(self, conn: Connection, keys: Collection[Key]) -> dict[Key, Row[Any]]:
-        """Lock the events after which others are to come: none of them ends before these are there."""
-        return store.find_all(conn, set(keys))
 
     def _link(
         self,
@@ -974,16 +973,15 @@ class Scheduler:
         if refusal and (problems := [problem for problem in refusal.problems if problem.field in changes]):
             raise type(refusal)(problems)
 
-    def _there(self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]) -> dict[Key, tuple[Event, bytes]]:
-        """Return the events that have these keys already, with their fingerprints; cancelled ones make room."""
+    def _there(
+        self, conn: Connection, news: Sequence[NewEvent], keys: Mapping[int, Key]
+    ) -> tuple[dict[Key, tuple[Event, bytes]], dict[Key, int]]:
+        """Return the events that have these keys already, with their fingerprints; and the rows of cancelled ones, which make room."""
         found = store.find_all(conn, set(keys.values()))
-        cancelled = [row.id for row in found.values() if row.status == Status.CANCELLED]
-        if cancelled:
-            store.remove_cancelled(conn, cancelled)
         names = {key[0]: news[index].application_id for index, key in keys.items()}
-        return {
-            key: (self._event(conn, row, names[key[0]]), row.request_hash) for key, row in found.items() if row.status != Status.CANCELLED
-        }
+        cancelled = {key: row.id for key, row in found.items() if row.status == Status.CANCELLED}
+        there = {key: (self._event(conn, row, names[key[0]]), row.request_hash) for key, row in found.items() if key not in cancelled}
+        return there, cancelled
 
     # --- the steps of record and claim ---------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
     union_all,
     update,
@@ -1580,9 +1581,13 @@ def insert_links(conn: Connection, new: Collection[Link]) -> None:
     conn.execute(insert(links), rows)
 
 
+_FOLLOWED_ANEW: ColumnElement[bool] = case((E.followed == true(), literal_column("2")), else_=true())
+"""On a cluster two nodes may lock the same row. What is written on both is noticed, so this is never what it was before."""
+
+
 def follow(conn: Connection, ids: Collection[int]) -> None:
     """Note of locked events that others wait for them."""
-    conn.execute(update(events).where(_ONE_OF_IDS, E.followed == false()).values(followed=True), {"ids": sorted(ids)})
+    conn.execute(update(events).where(_ONE_OF_IDS).values(followed=_FOLLOWED_ANEW), {"ids": sorted(ids)})
 
 
 def rows_of(conn: Connection, keys: Collection[tuple[int, str]]) -> dict[tuple[int, str], int]:
@@ -1659,7 +1664,7 @@ def abort(conn: Connection, reasons: Mapping[int, str], now: int) -> None:
 
 def followed_ones(conn: Connection, ids: Collection[int]) -> list[int]:
     """Tell which of these events have ended, and are followed."""
-    which = select(E.id).where(_ONE_OF_IDS, E.followed, E.status.in_(sorted(FINISHED)))
+    which = select(E.id).where(_ONE_OF_IDS, E.followed != false(), E.status.in_(sorted(FINISHED)))
     return list(conn.execute(which, {"ids": sorted(ids)}).scalars())
 
 
@@ -1751,9 +1756,10 @@ def lock_claimed(conn: Connection, ids: Collection[int]) -> dict[int, Owned]:
 
 _COMPLETE = (
     update(events)
-    .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING, E.followed == bindparam("has_followers"))
+    .where(_ONE_OF_IDS, E.fence == bindparam("owner"), E.status == Status.PROCESSING)
     .values(status=Status.COMPLETED, wake_at=None, finished_at=bindparam("now"), lost_leases=0, last_status=bindparam("code"))
 )
+_COMPLETE_UNFOLLOWED = _COMPLETE.where(E.followed == false())
 
 
 def complete(conn: Connection, ids: Collection[int], fence: int, status_code: int | None, now: int, *, followed: bool = False) -> int:
@@ -1761,8 +1767,8 @@ def complete(conn: Connection, ids: Collection[int], fence: int, status_code: in
 
     Those that others follow are not among those that nobody does: somebody has to see to the others, too.
     """
-    asked = {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now, "has_followers": followed}
-    return conn.execute(_COMPLETE, asked).rowcount
+    asked = {"ids": sorted(ids), "owner": fence, "code": status_code, "now": now}
+    return conn.execute(_COMPLETE if followed else _COMPLETE_UNFOLLOWED, asked).rowcount
 
 
 _END = (

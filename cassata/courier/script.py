@@ -347,10 +347,10 @@ def _previous(payload: bytes) -> bytes | None:
         return None
     try:
         document = json.loads(payload)
-    except (ValueError, RecursionError):
+        previous = document.get("previous") if isinstance(document, dict) else None
+        return json.dumps(previous, ensure_ascii=False).encode() if isinstance(previous, dict) else None
+    except (ValueError, RecursionError):  # also half of a pair of surrogates, which JSON may escape and UTF-8 cannot hold
         return None
-    previous = document.get("previous") if isinstance(document, dict) else None
-    return json.dumps(previous, ensure_ascii=False).encode() if isinstance(previous, dict) else None
 
 
 def _judged(delivery: Delivery, code: int, is_late: bool, written: Written) -> Outcome:

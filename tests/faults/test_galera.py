@@ -9,16 +9,22 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
+from typing import Any
 
 import pytest
 import urllib3
 
+from cassata.chains import Judged
+from cassata.database import open_engines
+from cassata.model import After, Status
+from cassata.scheduler import Scheduler, Terms
 from tests.conftest import Running, wait_until
 from tests.faults import checker
 from tests.faults.cluster import IN_FLIGHT, Cluster, between, now_ms, stopped
 from tests.faults.galera import SUSPECT_SECONDS, Galera, running_galera
 from tests.faults.receiver import arrivals
+from tests.words import new_event, outcome
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -220,6 +226,35 @@ def test_what_one_node_has_acknowledged_every_other_one_knows_and_can_cancel(
 
 
 # --- all nodes die ----------------------------------------------------------------------------------------------------
+
+
+def test_what_one_node_adds_after_an_event_that_ends_at_another_one_is_judged(
+    galera: Galera, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, adding = (Scheduler(open_engines(galera.url(name, number))) for number in (1, 2))
+    ending.add(new_event("first", due_at=ending.now()))
+    ending.add(new_event("known", after=After("first")))
+    (delivery,) = ending.record_and_claim([], list(ending.agenda()), 10, Terms())[1].deliveries
+    looked, settle = Event(), ending._settle
+
+    def settle_and_wait(*arguments: Any) -> Judged:
+        judged = settle(*arguments)
+        looked.set()
+        added.wait(20)
+        return judged
+
+    monkeypatch.setattr(ending, "_settle", settle_and_wait)
+    added = Event()
+    with ThreadPoolExecutor() as threads:
+        recorded = threads.submit(ending.record, [outcome(delivery)])
+        looked.wait(20)
+        adding.add(new_event("late", after=After("first")))
+        added.set()
+    assert recorded.result().kept == 1
+
+    assert [ending.status("shop", event_id).status for event_id in ("known", "late")] == [Status.PENDING, Status.PENDING]
+    ending.close()
+    adding.close()
 
 
 def test_all_nodes_killed_at_once_lose_nothing_when_the_most_advanced_one_begins(

@@ -110,6 +110,12 @@ def test_the_payload_comes_on_standard_input_and_as_a_file_and_what_came_before_
     assert (running.run(payload=body).excerpt or "").endswith('\n{"status": 200, "body": "x"}')
 
 
+def test_a_payload_of_which_no_file_can_be_made_is_there_without_it(host: Callable[..., Host]) -> None:
+    ended = host("cat previous.json").run(payload=b'{"previous": {"body": "\\ud800"}}')
+
+    assert ended.error is ErrorKind.SCRIPT_FAILED
+
+
 def test_each_run_has_a_folder_of_its_own_which_is_gone_afterwards(host: Callable[..., Host]) -> None:
     running = host("ls; echo left > behind; pwd")
     outcomes = [running.run() for _ in range(2)]

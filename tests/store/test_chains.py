@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import threading
@@ -424,6 +425,22 @@ def test_any_payload_can_be_handed_on_beside(hand: Hand, payload: bytes | None, 
     assert document == written
 
 
+@pytest.mark.parametrize(
+    "payload", [b"[%b1e9]" % (b"1e9," * 1_900_000), b'"' * 5_000_000, b"\0" * 5_000_000], ids=["json", "text", "bytes"]
+)
+def test_the_longest_payload_can_be_handed_on_whatever_it_is(hand: Hand, payload: bytes) -> None:
+    hand.scheduler.tenants.create("shop", Changes(limits={"payload_bytes": 8 * 1024 * 1024}))
+    add(hand, "first")
+    add(hand, "second", "first", input=True, payload=payload)
+
+    hand.answer(hand.claim_one(), output=Output(b"\0" * OUTPUT_BYTES, OUTPUT_BYTES))
+
+    document = json.loads(hand.claim_one().payload or b"")
+    assert (
+        document.get("event") == json.loads(payload) if payload.startswith(b"[") else base64.b64decode(document["event-base64"]) == payload
+    )
+
+
 def test_bytes_are_handed_on_in_base64_and_what_was_cut_says_so(hand: Hand) -> None:
     previous = handed(hand, Output(b"\xff\xfe" * 10, 50_000))["previous"]
     assert (previous["body-base64"], previous["truncated"], "body" in previous) == ("//7//v/+//7//v/+//7//v/+//4=", True, False)
@@ -548,3 +565,14 @@ def test_judging_nothing_costs_no_statement(hand: Hand, monkeypatch: pytest.Monk
     be_delivered(hand)
     add(hand, "other")
     hand.scheduler.cancel("shop", "other")
+
+
+def test_what_was_cancelled_makes_room_only_for_what_is_added(hand: Hand) -> None:
+    add(hand, "e1")
+    hand.scheduler.cancel("shop", "e1")
+
+    for before in ("nobody", "e1"):
+        with pytest.raises(InvalidEvent):
+            add(hand, "e1", before, On.ALWAYS)
+
+    assert status(hand, "e1") is Status.CANCELLED
