@@ -263,7 +263,8 @@ class Operations:
             chosen = [event for event in chosen if event.id not in needed]
         if chosen:
             _act(conn, row.id, search, chosen, now)
-            self._outbox.write_of(conn, row.application, _TOLD_AS[search.action], _told_of(chosen, search))
+            if search.action in _TOLD_AS:
+                self._outbox.write_of(conn, row.application, _TOLD_AS[search.action], _told_of(chosen, search))
         over = [event.id for event in chosen if event.followed and event.status != Status.PROCESSING]
         judged = chains.settle(conn, over, now) if over and search.action is Action.CANCEL else Judged()
         self._outbox.write_judged(conn, judged)
@@ -379,6 +380,7 @@ _TOLD_AS = {
     Action.RECONCILE: Milestone.REPLAYED,
     Action.RESCHEDULE: Milestone.CHANGED,
 }
+"""Of what is removed it has been told already how it ended."""
 
 
 def _told_of(rows: Sequence[Row[Any]], search: Search) -> list[int]:
