@@ -380,6 +380,7 @@ _TOLD_AS = {
     Action.RECONCILE: Milestone.REPLAYED,
     Action.RESCHEDULE: Milestone.CHANGED,
 }
+"""Of what is removed it has been told already how it ended."""
 
 
 def _told_of(rows: Sequence[Row[Any]], search: Search) -> list[int]:

@@ -44,7 +44,7 @@ class Follower:
             self._line(f"-- {attempt.detail}")
             return
         self._tell_output(attempt.number)
-        answer = attempt.status_code if attempt.error is None else f"{attempt.error} ({attempt.detail})"
+        answer = (attempt.status_code or "delivered") if attempt.error is None else f"{attempt.error} ({attempt.detail})"
         self._line(f"-- attempt {attempt.number}: {answer}, {attempt.duration_ms} ms")
         self._written = 0
 

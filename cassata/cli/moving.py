@@ -15,12 +15,13 @@ from typing import Any
 
 import click
 
+from cassata import recurrence
 from cassata.cli.app import print_json
 from cassata.cli.event import Instant, Reported, output_option
 from cassata.cli.meter import Meter, counted
 from cassata.cli.transfer import HELD_SECONDS, NOBODY_TAKES_IT, PUT_OFF, replace_file
 from cassata.client import BATCH_BYTES, DEFAULT_URL, Client, ClientError, Conflict, NotFound, Outdated, Series
-from cassata.errors import CassataError
+from cassata.errors import CassataError, RecurrenceError
 from cassata.model import BATCH_LENGTH, Status
 from cassata.moving import Left, Part, Pending, Why, goscheduler, jobs, recurring
 from cassata.moving.source import Source
@@ -302,6 +303,23 @@ def _common(command: Command) -> Command:
     return checked
 
 
+def _zone(_ctx: click.Context, _option: click.Parameter, name: str) -> str:
+    try:
+        recurrence.local_instant("1970-01-01", name)
+    except RecurrenceError as error:
+        raise click.BadParameter(f"{name!r} {error.problems[0].detail}") from None
+    return name
+
+
+_timezone = click.option(
+    "--timezone",
+    default="UTC",
+    show_default=True,
+    callback=_zone,
+    help="By the clocks of which zone its servers read cron expressions.",
+)
+
+
 def _headers(lines: Sequence[str]) -> dict[str, str]:
     pairs = [line.partition(":") for line in lines]
     if wrong := next((name for name, colon, _ in pairs if not colon or not name.strip()), None):
@@ -315,7 +333,7 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
 @click.option("--since", type=Instant(), help="Only what is due from then on. Otherwise from an hour ago on.")
 @click.option("--until", type=Instant(), help=f"Only what is due before. Otherwise {FAR_DAYS} days from now.")
 @click.option("--missed", is_flag=True, help="Also what should have been sent since then and was not: it is sent at once.")
-@click.option("--timezone", default="UTC", show_default=True, help="By the clocks of which zone its servers read cron expressions.")
+@_timezone
 @click.option("--cron-as-written", is_flag=True, help="Also cron expressions that mean something else here.")
 @click.pass_context
 def from_goscheduler(
@@ -389,7 +407,7 @@ def from_recurring(ctx: click.Context, /, file: str, application_id: str, **opti
 @click.option("--app", "application_id", envvar="CASSATA_APPLICATION", show_envvar=True, default="jobs", show_default=True)
 @click.option("--job-url", metavar="URL", help="Where jobs go whose metadata name neither a url nor a topic.")
 @click.option("--missed", is_flag=True, help="Also the run of a job that should have been and was not: it is sent at once.")
-@click.option("--timezone", default="UTC", show_default=True, help="By the clocks of which zone its servers read cron expressions.")
+@_timezone
 @click.pass_context
 def from_jobs(ctx: click.Context, /, application_id: str, job_url: str | None, missed: bool, timezone: str, **options: Any) -> None:
     """Move jobs out of DTS-Go: those that wait become series under their ids, those that are paused stay so."""

@@ -296,7 +296,7 @@ class Dashboard:
             body=None if hides else body,
             body_note=note,
             headers=pages.shown_headers(event.headers),
-            curl=pages.curl(event, hides_body=hides) if event.payload_removed_at is None else None,
+            command=pages.command(event, hides_body=hides) if event.payload_removed_at is None else None,
             may_retry=event.status in APPLIES_TO[Action.RETRY] and event.payload_removed_at is None,
             may_cancel=event.status not in FINISHED and not event.cancel_requested,
             may_change=event.status in WAITING,

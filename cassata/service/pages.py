@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -78,31 +78,36 @@ def shown_headers(headers: Headers) -> list[tuple[str, str]]:
     return [(name, HIDDEN if _SECRET_HEADER.search(name) else value) for name, value in headers]
 
 
-def curl(event: Event, *, hides_body: bool) -> str:
-    """Write the request of an event as a command for a shell. Values of headers that are likely to be secrets are left out.
+def command(event: Event, *, hides_body: bool) -> str:
+    """Write the request of an event as a command for a shell: curl's, or ours where it goes elsewhere than to a URL. Values of
+    headers that are likely to be secrets are left out.
 
     Who made the event chose all of it, and another one pastes it. So nothing makes curl read a file (`--data-binary @name` does)
     or spread an address (`{a,b}`), and nothing acts upon a terminal: what is no plain text comes by way of base64.
     """
     if event.destination is not None:
         written = json.dumps(event.destination.document)  # ASCII: nothing in it acts upon a terminal
-        return shlex.join(["cassata", "event", "add", "--app", event.application_id, "--in", "0", "--destination", written])
+        words = ["cassata", "event", "add", "--app", event.application_id, "--in", "0", "--destination", written]
+        for name, value in shown_headers(event.headers):
+            words += ["--header", f"{name}: {value}"]
+        return _with_body(words, event, hides_body, as_text="--payload", from_stdin=("--payload-file", "-"))
     words = ["curl", "--globoff", "-X", event.method, event.url]
     for name, value in shown_headers(event.headers):
         words += ["-H", f"{name}: {value}" if value else f"{name};"]  # "name:" would leave it out
     if event.payload is not None and not any(name.lower() == "content-type" for name, _ in event.headers):
         words += ["-H", "Content-Type: application/json"]
     words += ["-H", f"Cassata-Application-Id: {event.application_id}", "-H", f"Cassata-Event-Id: {event.event_id}"]
-    source = ""
-    if event.payload is not None:
-        if hides_body or len(event.payload) > SHOWN_BYTES:
-            words += ["--data-raw", HIDDEN]
-        elif (text := _plain_text(event.payload)) is not None:
-            words += ["--data-raw", text]
-        else:
-            source = f"echo {base64.b64encode(event.payload).decode()} | base64 -d | "
-            words += ["--data-binary", "@-"]
-    return source + " ".join(shlex.quote(word) for word in words)
+    return _with_body(words, event, hides_body, as_text="--data-raw", from_stdin=("--data-binary", "@-"))
+
+
+def _with_body(words: list[str], event: Event, hides_body: bool, *, as_text: str, from_stdin: Sequence[str]) -> str:
+    if event.payload is None:
+        return shlex.join(words)
+    if hides_body or len(event.payload) > SHOWN_BYTES:
+        return shlex.join([*words, as_text, HIDDEN])
+    if (text := _plain_text(event.payload)) is not None:
+        return shlex.join([*words, as_text, text])
+    return f"echo {base64.b64encode(event.payload).decode()} | base64 -d | {shlex.join([*words, *from_stdin])}"
 
 
 def _plain_text(payload: bytes) -> str | None:

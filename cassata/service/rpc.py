@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_reflection.v1alpha import reflection
 
 from cassata import config, process, telemetry
@@ -26,7 +26,7 @@ from cassata.service import problems
 from cassata.service.auth import NOBODY_IN_PARTICULAR, MissingScope, Unauthorized
 from cassata.service.dialects.jobs import NAME
 from cassata.service.dialects.jobs.calls import CALLS, Call, Jobs
-from cassata.service.dialects.jobs.messages import INTERNAL, JobError, code_of
+from cassata.service.dialects.jobs.messages import INTERNAL, INVALID_ARGUMENT, JobError, code_of
 from cassata.service.server import CannotListen, check, limits_of
 from cassata.tenants import KEY_SCHEME
 
@@ -111,14 +111,17 @@ class Handlers:
 
     def _handler(self, call: Call) -> grpc.RpcMethodHandler:
         do: Callable[[str, Any], Message] = getattr(self._jobs, call.name)
+        read: Callable[[bytes], Message] = getattr(proto, call.asked).FromString
 
-        def answer(asked: Message, context: grpc.ServicerContext) -> Message:
+        def answer(asked: bytes, context: grpc.ServicerContext) -> Message:
             try:
                 metadata = {name: str(value) for name, value in context.invocation_metadata()}
                 key = self._caller(metadata)
                 if not key.allows(call.scope):
                     raise MissingScope(call.scope)
-                return do(key.application_id or metadata.get("cassata-application") or NAME, asked)
+                return do(key.application_id or metadata.get("cassata-application") or NAME, read(asked))
+            except DecodeError:
+                code, message = INVALID_ARGUMENT, f"the request is no {call.asked}"
             except JobError as error:
                 code, message = error.code, str(error)
             except CassataError as error:
@@ -130,8 +133,8 @@ class Handlers:
             context.abort(CODES[code], message)
             raise AssertionError  # abort has raised
 
-        read = getattr(proto, call.asked).FromString
-        return grpc.unary_unary_rpc_method_handler(answer, request_deserializer=read, response_serializer=_written)
+        # Read here, not by gRPC: that would call what a client gets wrong a fault of the service, with a traceback in its log.
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_written)
 
     def _caller(self, metadata: Metadata) -> Key:
         scheme, _, token = metadata.get("authorization", "").partition(" ")

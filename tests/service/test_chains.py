@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,6 +171,17 @@ def test_a_chain_is_made_and_followed_on_the_command_line(service_url: str, sqli
     assert run(service_url, "output", "shop", "first").stdout == "all is well"
     assert run(service_url, "output", "shop", "second").exit_code == 1
     assert run(service_url, "follow", "shop", "nobody").exit_code == 1
+
+
+def test_a_delivery_that_has_no_code_is_followed_without_one(service_url: str, sqlite_scheduler: Scheduler) -> None:
+    words = ("add", "--app", "shop", "--in", "0", "--id", "first", "--destination", '{"type": "kafka", "topic": "orders"}')
+    assert run(service_url, *words).exit_code == 0
+    (delivery,) = sqlite_scheduler.record_and_claim((), list(sqlite_scheduler.agenda()), 1, Terms())[1].deliveries
+    sqlite_scheduler.record([replace(outcome(delivery, 200), status_code=None, succeeded=True)])
+
+    followed = run(service_url, "follow", "shop", "first")
+
+    assert (followed.exit_code, followed.stdout) == (0, "-- attempt 1: delivered, 12 ms\nCOMPLETED\n")
 
 
 def test_an_event_that_is_followed_shows_its_output_as_it_grows(service_url: str, sqlite_scheduler: Scheduler) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from werkzeug.test import TestResponse
 
 from cassata import telemetry
 from cassata.config import Service
-from cassata.model import Action, Filter, NewEvent, NewOperation, Scope, Status, Stream, rfc3339
+from cassata.model import Action, Destination, Filter, NewEvent, NewOperation, Scope, Status, Stream, rfc3339
 from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
@@ -27,6 +29,7 @@ from cassata.service import create_app, pages
 from cassata.service.auth import Route
 from cassata.service.sessions import SESSION_COOKIE, VISIT_COOKIE
 from cassata.tenants import Changes
+from tests.archives import zipped
 
 EVIL = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>{{7*7}}"
 LOCALHOST = "http://localhost"
@@ -390,7 +393,7 @@ def test_the_command_sends_what_the_event_holds_and_nothing_else(scheduler: Sche
     with Receiver() as receiver:
         url = f"{receiver.url}/a,b?q=1-3&r=%27;touch%20x"
         scheduler.add(NewEvent("shop", url, event_id="c", delay_ms=3_600_000, payload=payload, headers=headers))
-        command = pages.curl(scheduler.event("shop", "c")[0], hides_body=False)
+        command = pages.command(scheduler.event("shop", "c")[0], hides_body=False)
         ran = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, check=False)
         (got,) = receiver.requests
     assert ran.returncode == 0, ran.stderr
@@ -431,6 +434,23 @@ def test_style_and_script_are_got_without_a_key_and_kept_by_browsers(guarded: Fl
 
 
 # --- what can be done ----------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_goes_elsewhere_shows_where_and_as_a_command_that_adds_the_same(open_app: Flask, scheduler: Scheduler) -> None:
+    details = {"batch": "nightly", "arguments": ["<b>all</b>"], "environment": {"DAYS": "7"}}
+    scheduler.batches.put("shop", "nightly", zipped({"script.sh": "echo"}))
+    script = Destination("script", details)
+    scheduler.add(NewEvent("shop", event_id="s", delay_ms=0, payload=b"it's", destination=script, headers=(("X-Note", "1"),)))
+
+    text = html.unescape(open_app.test_client().get("/ui/app/shop/events/s").text)
+    words = shlex.split(re.findall(r'<pre id="curl-text">(.*?)</pre>', text, re.DOTALL)[0])
+
+    assert '<code class="url">script:nightly</code>' in text
+    for name, value in (("type", "script"), ("batch", "nightly"), ("environment", '{"DAYS": "7"}')):
+        assert f"<dt>{name}</dt><dd><code>{value}</code></dd>" in text
+    assert words[:8] == ["cassata", "event", "add", "--app", "shop", "--in", "0", "--destination"]
+    assert json.loads(words[8]) == {"type": "script", **details}
+    assert words[9:] == ["--header", "X-Note: 1", "--payload", "it's"]
 
 
 def test_an_event_is_cancelled_retried_and_rescheduled(open_app: Flask, scheduler: Scheduler) -> None:

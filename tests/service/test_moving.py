@@ -242,6 +242,14 @@ def test_what_the_service_refuses_is_told_with_the_reason_and_spoils_no_other(ru
     }
 
 
+@pytest.mark.parametrize("scheduler", ["goscheduler", "jobs"])
+def test_a_time_zone_that_there_is_not_is_said_before_anything_is_asked(run: Run, scheduler: str) -> None:
+    done = run(scheduler, "--from", "http://127.0.0.1:9", "--timezone", "Asia/Kalkutta")
+
+    assert done.exit_code == 2
+    assert "'Asia/Kalkutta' is not a time zone of the IANA database" in done.stderr
+
+
 def test_a_dry_run_adds_nothing_and_says_what_would_be_moved(run: Run, old: GoScheduler, old_url: str, sqlite_scheduler: Scheduler) -> None:
     old.schedule(1, NOW + DAY)
     old.schedule(2, NOW + DAY, callback={"type": "http", "details": {"url": "ftp://x", "method": "GET"}})

@@ -124,6 +124,11 @@ def test_an_application_is_made_by_its_first_add_only_where_that_is_allowed(data
     strict.add(new_event())
     strict.close()
 
+    lenient = Scheduler(database.open_engines(database_url), clock=clock)
+    lenient.add(new_event(application_id="bakery"))
+    assert [each.application_id for each in lenient.tenants.applications()] == ["bakery", "shop"]
+    lenient.close()
+
 
 @pytest.mark.parametrize("kind", [Kind.STALE, Kind.CONFLICT])
 def test_an_add_that_has_to_be_begun_again_is_asked_about_again(scheduler: Scheduler, other: Scheduler, kind: Kind) -> None:

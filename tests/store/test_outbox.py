@@ -186,6 +186,19 @@ def test_only_what_is_asked_for_is_told(scheduler: Scheduler, hand: Hand) -> Non
     assert told(scheduler) == [("cancelled", "gone"), ("failed", "bad")]
 
 
+def test_that_what_has_ended_is_removed_is_not_told_since_how_it_ended_was(scheduler: Scheduler, hand: Hand) -> None:
+    scheduler.add(new_event())
+    hand.answer(hand.claim_one())
+    before = told(scheduler)
+
+    scheduler.operations.begin(NewOperation("shop", Action.REMOVE, Filter(due_from=0)))
+    while scheduler.operations.next_wake() is not None:
+        scheduler.operations.step()
+
+    assert scheduler.events("shop").events == []
+    assert told(scheduler) == before
+
+
 def test_work_on_many_events_is_told_of_each(scheduler: Scheduler, hand: Hand) -> None:
     scheduler.add_all([new_event(f"e{number}") for number in range(3)])
     scheduler.add(new_event("theirs", "rival"))

@@ -24,7 +24,8 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXTRAS = "pip install 'cassata[grpc]' brings what jobs needs"
 
 Refusal = Callable[[Mapping[str, Any], Exception], Response]
-"""Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error."""
+"""Writes what went wrong in a dialect's own form: given the problem document that our own calls would answer, and the error. The headers
+that our own calls would answer with are added to its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,12 @@ def _make(name: str) -> Make:
 def spoken_at(app: Flask, path: str) -> Dialect | None:
     """Return the dialect that is spoken at an address, if one is."""
     return next((dialect for dialect in spoken_by(app) if dialect.is_spoken_at(path)), None)
+
+
+def in_a_line(described: Mapping[str, Any]) -> str:
+    """Return all that a problem document tells to put right, for contracts whose errors are one message."""
+    faults = [f"{fault.get('pointer', fault.get('parameter', '')).lstrip('/')}: {fault['detail']}" for fault in described.get("errors", ())]
+    return "; ".join(fault.removeprefix(": ") for fault in faults) or str(described["detail"] or described["title"])
 
 
 def application_of_caller(name: str) -> str:

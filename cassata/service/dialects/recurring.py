@@ -56,7 +56,7 @@ from cassata.series import CatchUp, Content, Instance, NewSeries, Series, Series
 from cassata.service import bodies, series_wire, wire
 from cassata.service.answers import answer
 from cassata.service.auth import Route
-from cassata.service.dialects import Dialect, application_of_caller
+from cassata.service.dialects import Dialect, application_of_caller, in_a_line
 from cassata.service.ids import possible_event
 from cassata.service.wire import InvalidDocument, PayloadOverLimit, Shape
 
@@ -94,9 +94,7 @@ def make(scheduler: Scheduler, settings: Service) -> Dialect:  # noqa: ARG001 - 
 
 def refusal(described: Mapping[str, Any], error: Exception) -> Response:
     """Tell what went wrong as {"code", "message"}: the status of the answer, and all that is to be put right."""
-    faults = [f"{fault.get('pointer', fault.get('parameter', '')).lstrip('/')}: {fault['detail']}" for fault in described.get("errors", ())]
-    message = "; ".join(fault.removeprefix(": ") for fault in faults) or described["detail"] or described["title"]
-    return answer({"code": described["status"], "message": _said(error) or message}, described["status"])
+    return answer({"code": described["status"], "message": _said(error) or in_a_line(described)}, described["status"])
 
 
 def _said(error: Exception) -> str | None:

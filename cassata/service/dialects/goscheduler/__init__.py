@@ -5,14 +5,13 @@ What differs from it is told in docs/dialects/goscheduler.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, NamedTuple
 
 from flask import Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException
 
 from cassata.config import Service
 from cassata.errors import (
@@ -21,7 +20,6 @@ from cassata.errors import (
     DatabaseUnavailable,
     DatabaseUnfit,
     InvalidEvent,
-    LimitReached,
     UnknownApplication,
     UnknownEvent,
     UnknownInstance,
@@ -32,7 +30,7 @@ from cassata.scheduler import LATE_AFTER_MS, Scheduler
 from cassata.series import Instance, Series, SeriesStatus
 from cassata.service import bodies
 from cassata.service.answers import answer
-from cassata.service.auth import Route, Unauthorized, caller, check_own
+from cassata.service.auth import Route, caller, check_own
 from cassata.service.cursors import Cursors
 from cassata.service.dialects import Dialect
 from cassata.service.dialects.goscheduler import wire
@@ -479,7 +477,7 @@ def _meant(status: str, window: wire.Window, now: int) -> Filter | None:
 def refusal(described: Mapping[str, Any], error: Exception) -> Response:
     """Tell what went wrong in GoScheduler's form."""
     status, code, message = _told(described, error)
-    return answer(wire.failure(code, message), status, headers=_headers(error))
+    return answer(wire.failure(code, message), status)
 
 
 def _told(described: Mapping[str, Any], error: Exception) -> tuple[int, int, str]:
@@ -503,16 +501,3 @@ def _told(described: Mapping[str, Any], error: Exception) -> tuple[int, int, str
         case DatabaseUnavailable() | DatabaseUnfit():
             return 500, wire.NOT_FETCHED if request.method == "GET" else wire.NOT_KEPT, str(described["detail"])
     return described["status"], described["status"], str(described["detail"] or described["title"])
-
-
-def _headers(error: Exception) -> dict[str, str]:
-    match error:
-        case Unauthorized():
-            return {"WWW-Authenticate": "Bearer"}
-        case DatabaseUnavailable():
-            return {"Retry-After": "1"}
-        case LimitReached(retry_after_ms=wait_ms):
-            return {"Retry-After": str(max(1, math.ceil(wait_ms / 1000)))}
-        case MethodNotAllowed(valid_methods=methods) if methods:
-            return {"Allow": ", ".join(sorted(methods))}
-    return {}

@@ -17,7 +17,7 @@ from cassata.scheduler import Scheduler
 from cassata.service import bodies
 from cassata.service.answers import answer
 from cassata.service.auth import Route
-from cassata.service.dialects import Dialect, application_of_caller
+from cassata.service.dialects import Dialect, application_of_caller, in_a_line
 from cassata.service.dialects.jobs.calls import CALLS, Jobs
 from cassata.service.dialects.jobs.messages import JobError, code_of, read_message, written
 
@@ -33,14 +33,11 @@ def make(scheduler: Scheduler, settings: Service) -> Dialect:
 
 def refusal(described: Mapping[str, Any], error: Exception) -> Response:  # noqa: ARG001 - as every dialect does it
     """Tell what went wrong as grpc-gateway does."""
-    faults = [f"{fault.get('pointer', fault.get('parameter', '')).lstrip('/')}: {fault['detail']}" for fault in described.get("errors", ())]
-    message = "; ".join(fault.removeprefix(": ") for fault in faults) or described["detail"] or described["title"]
-    return _refused(code_of(described["status"]), message, described["status"], described.get("retry-after"))
+    return _refused(code_of(described["status"]), in_a_line(described), described["status"])
 
 
-def _refused(code: int, message: str, status: int, retry_after: int | None = None) -> Response:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Retry-After": str(retry_after)} if retry_after else None
-    return answer({"code": code, "message": message, "details": []}, status, headers=headers)
+def _refused(code: int, message: str, status: int) -> Response:
+    return answer({"code": code, "message": message, "details": []}, status)
 
 
 class Calls:
