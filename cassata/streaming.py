@@ -24,7 +24,10 @@ from cassata.model import Delivery, Destination, Outcome, Status
 from cassata.outbox import Message, Outbox, Reading
 
 LOOK_SECONDS = 1.0
-"""So often is looked for messages that other processes have written."""
+"""So often is looked for messages that other processes have written, ..."""
+QUIET_LOOK_SECONDS = 5.0
+BUSY_SECONDS = 60.0
+"""... or so often, once there have been none for so long: most installations have no streams, and an idle worker asks little."""
 COMMIT_SECONDS = 0.05
 """What this process has just written is committed after that, nearly always."""
 SLOTS = 64
@@ -140,7 +143,8 @@ class Streamer(threading.Thread):
         self._courier: Courier | None = None
         self._sendings: dict[int, Sending] = {}  # by application
         self._messages: dict[int, Message] = {}  # under way, by their rows
-        self._next_look = 0.0  # monotonic
+        self._next_look = 0.0  # this and the next one are monotonic
+        self._busy_until = 0.0
 
     def run(self) -> None:
         failures = 0
@@ -172,8 +176,11 @@ class Streamer(threading.Thread):
         if time.monotonic() < self._next_look or len(self._sendings) >= MOST_APPLICATIONS:
             return
         self._outbox.news.clear()
-        self._next_look = time.monotonic() + LOOK_SECONDS
         waiting = [number for number in self._outbox.unsent() if number not in self._sendings]
+        now = time.monotonic()
+        if waiting:
+            self._busy_until = now + BUSY_SECONDS
+        self._next_look = now + (LOOK_SECONDS if now < self._busy_until else QUIET_LOOK_SECONDS)
         random.shuffle(waiting)  # so that several processes do not begin with the same
         for number in waiting:
             if len(self._sendings) >= MOST_APPLICATIONS:
