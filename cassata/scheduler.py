@@ -1025,7 +1025,8 @@ class Scheduler:
         """Write that these were delivered. Of those not known to be `followed` none may be, nor become so meanwhile."""
 
         def kind(outcome: Outcome) -> tuple[int, int, bool]:
-            return outcome.delivery.fence, outcome.status_code or 0, outcome.delivery.id in followed  # 0: of a type that knows no codes
+            delivery = outcome.delivery
+            return delivery.fence, outcome.status_code or 0, delivery.id in followed  # 0: of a type that knows no codes
 
         # Most have been claimed once, and answered with 200: they share their fence, and the code.
         for (fence, status_code, is_followed), same in groupby(sorted(outcomes, key=kind), kind):

@@ -2019,7 +2019,7 @@ def to_event(row: Row[Any], application_id: str, late_before: int = 0, payload: 
 
 def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_ms: int | None = None) -> Delivery:
     """Read a row of `lock_due` as it is once `claim` has taken it. `max_lateness_ms` holds where the event has none of its own."""
-    request = _read_request(row)
+    request, followed = _read_request(row), bool(row.followed)
     return Delivery(
         id=row.id,
         fence=row.fence + 1,
@@ -2042,8 +2042,8 @@ def to_delivery(row: Row[Any], application: Application, now: int, max_lateness_
         max_lateness_ms=max_lateness_ms if request.max_lateness_ms is None else request.max_lateness_ms,
         replayed_at=row.replayed_at or 0,
         destination=request.destination,
-        followed=bool(row.followed),
-        keeps_output=bool(row.followed or request.keep_output),
+        followed=followed,
+        keeps_output=followed or request.keep_output,
     )
 
 
@@ -2065,9 +2065,11 @@ def _read_request(row: Row[Any]) -> _Request:
     A row that cannot be read loses its URL, so that it ends as unsendable instead of stopping every claim and list it is in.
     """
     try:
-        options = json.loads(row.options) if row.options else {}
-        retry = RetryOptions(**options["retry"]) if "retry" in options else None
         headers = tuple((name, value) for name, value in json.loads(row.headers)) if row.headers else ()
+        if not row.options:
+            return _Request(row.url, headers)
+        options = json.loads(row.options)
+        retry = RetryOptions(**options["retry"]) if "retry" in options else None
         return _Request(
             row.url,
             headers,
@@ -2079,7 +2081,7 @@ def _read_request(row: Row[Any]) -> _Request:
             After(options["after"]["event_id"], On(options["after"]["on"]), options["after"]["input"]) if "after" in options else None,
             options.get("keep_output", False),
         )
-    except (ValueError, TypeError, AttributeError, InvalidEvent):
+    except (ValueError, TypeError, AttributeError, LookupError, InvalidEvent):
         return _Request("")
 
 
