@@ -375,15 +375,8 @@ class Scheduler:
 
         def work(conn: Connection, _tries: int) -> tuple[Event, Judged]:
             application = self._known_number(conn, application_id)
-            now = self.clock.now(conn)
-            cancelled = store.cancel_waiting(conn, application, event_id, now)
-            if not cancelled:
-                store.request_cancel(conn, application, event_id)
-            row = self._found(conn, application_id, event_id)
-            if cancelled:
-                self.outbox.write(conn, application, Milestone.CANCELLED, [row])
-            judged = self._settle(conn, [row.id], now) if cancelled and row.followed else Judged()
-            return self._event(conn, row, application_id), judged
+            judged = self._cancel(conn, application, event_id)
+            return self._event(conn, self._found(conn, application_id, event_id), application_id), judged or Judged()
 
         event, judged = self._transactions.write(work)
         self._tell_judged(judged)
@@ -399,16 +392,13 @@ class Scheduler:
         """
 
         def work(conn: Connection, _tries: int) -> Judged:
-            application, now = self._known_number(conn, application_id), self.clock.now(conn)
-            cancelled = store.cancel_waiting(conn, application, event_id, now)
-            if not cancelled:
-                store.request_cancel(conn, application, event_id)
+            application = self._known_number(conn, application_id)
+            judged = self._cancel(conn, application, event_id)
+            if judged is not None:
+                return judged
             row = store.lock_event(conn, application, event_id)
             if row is None:
                 raise UnknownEvent
-            if cancelled:
-                self.outbox.write(conn, application, Milestone.CANCELLED, [row])
-                return self._settle(conn, [row.id], now) if row.followed else Judged()
             if row.status in FINISHED and not store.still_needed(conn, [row]):
                 store.remove_events(conn, [row.id])
             return Judged()
@@ -787,6 +777,19 @@ class Scheduler:
     def refresh(self) -> bool:
         """Notice which applications others have changed, if nobody has for a second; say whether there were any."""
         return self._transactions.read(self.tenants.refresh)
+
+    # --- the steps of what clients do ----------------------------------------------------------------------------------
+
+    def _cancel(self, conn: Connection, application: int, event_id: str) -> Judged | None:
+        """Cancel what waits, and return what has become of what came after it. None: it did not wait, and is sent no more after this."""
+        now = self.clock.now(conn)
+        if not store.cancel_waiting(conn, application, event_id, now):
+            store.request_cancel(conn, application, event_id)
+            return None
+        row = store.find(conn, application, event_id, with_payload=False)
+        assert row is not None  # it has just been changed
+        self.outbox.write(conn, application, Milestone.CANCELLED, [row])
+        return self._settle(conn, [row.id], now) if row.followed else Judged()
 
     # --- the steps of add ----------------------------------------------------------------------------------------------
 
