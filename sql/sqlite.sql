@@ -221,7 +221,7 @@ UPDATE alembic_version SET version_num='0005' WHERE alembic_version.version_num 
 
 -- Running upgrade 0005 -> 0006
 
-ALTER TABLE events ADD COLUMN followed BOOLEAN NOT NULL DEFAULT false;
+ALTER TABLE events ADD COLUMN followed BOOL NOT NULL DEFAULT false;
 
 ALTER TABLE events ADD COLUMN priority SMALLINT NOT NULL DEFAULT 0;
 
@@ -231,7 +231,7 @@ ALTER TABLE applications ADD COLUMN topics TEXT;
 
 ALTER TABLE applications ADD COLUMN stream TEXT;
 
-ALTER TABLE applications ADD COLUMN prioritized BOOLEAN NOT NULL DEFAULT false;
+ALTER TABLE applications ADD COLUMN prioritized BOOL NOT NULL DEFAULT false;
 
 CREATE INDEX series_follows ON series (follows);
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import mysql
 
-from cassata.migration import create_index
+from cassata.migration import add_columns, create_index
 
 revision = "0003"
 down_revision = "0002"
@@ -24,22 +24,8 @@ PAYLOAD = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 HASH = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 
 
-def change_events() -> None:
-    """In one statement, and so that MySQL and MariaDB need not write the table anew: columns at its end that may be NULL."""
-    if op.get_context().dialect.name == "sqlite":
-        op.execute("ALTER TABLE events ADD COLUMN series INTEGER")
-        op.execute("ALTER TABLE events ADD COLUMN replayed_at BIGINT")
-        op.execute("ALTER TABLE events ADD COLUMN operation INTEGER")
-        op.execute("ALTER TABLE events ADD COLUMN last_status SMALLINT")
-        return
-    if not context.is_offline_mode() and any(column["name"] == "series" for column in sa.inspect(op.get_bind()).get_columns("events")):
-        return  # an upgrade that was interrupted later than here
-    columns = ("series INTEGER", "replayed_at BIGINT", "operation INTEGER", "last_status SMALLINT")
-    op.execute(f"ALTER TABLE events {', '.join(f'ADD COLUMN {column}' for column in columns)}")
-
-
 def upgrade() -> None:
-    change_events()
+    add_columns("events", ["series INTEGER", "replayed_at BIGINT", "operation INTEGER", "last_status SMALLINT"])
     op.create_table(
         "series",
         sa.Column("id", sa.Integer, primary_key=True),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import context, op
+from alembic import op
 from sqlalchemy.dialects import mysql
 
-from cassata.migration import create_index
+from cassata.migration import add_columns, create_index
 
 revision = "0006"
 down_revision = "0005"
@@ -18,9 +18,9 @@ ROW_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 PAYLOAD = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 HASH = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 COLUMNS = {
-    "events": ("followed BOOLEAN NOT NULL DEFAULT false", "priority SMALLINT NOT NULL DEFAULT 0"),
+    "events": ("followed BOOL NOT NULL DEFAULT false", "priority SMALLINT NOT NULL DEFAULT 0"),
     "series": ("follows INTEGER",),
-    "applications": ("topics TEXT", "stream TEXT", "prioritized BOOLEAN NOT NULL DEFAULT false"),
+    "applications": ("topics TEXT", "stream TEXT", "prioritized BOOL NOT NULL DEFAULT false"),
 }
 
 
@@ -28,23 +28,9 @@ def ascii_string(length: int) -> sa.types.TypeEngine[str]:
     return sa.String(length).with_variant(mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 
 
-def add_columns(table: str) -> None:
-    """In one statement, and so that MySQL and MariaDB need not write the table anew: at its end, NULL or with a default."""
-    dialect = op.get_context().dialect.name
-    columns = [column.replace("BOOLEAN", "BOOL") if dialect != "sqlite" else column for column in COLUMNS[table]]
-    if not context.is_offline_mode():
-        there = {column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)}  # an upgrade that was interrupted later
-        columns = [column for column in columns if column.split()[0] not in there]
-    if dialect == "sqlite":
-        for column in columns:
-            op.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
-    elif columns:
-        op.execute(f"ALTER TABLE {table} {', '.join(f'ADD COLUMN {column}' for column in columns)}")
-
-
 def upgrade() -> None:
-    for table in COLUMNS:
-        add_columns(table)
+    for table, columns in COLUMNS.items():
+        add_columns(table, columns)
     create_index("series_follows", "series", ["follows"])
     op.create_table(
         "links",
