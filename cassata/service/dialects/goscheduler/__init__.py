@@ -335,25 +335,21 @@ class Calls:
         assert found.series is not None
         match request.args.get("when"):
             case "future":
-                documents, last = self._to_come(found.series, found.app, self._now() * 1000, token, None, size)
+                documents, last = self._to_come(found.series, found.app, self._now() * 1000, token, size)
             case "past":
                 documents, last = self._made(found.series, found.app, self._now() * 1000, token, size)
             case _:
                 documents, last = self._all_runs(found.series, found.app, token, size)
-        if not documents:
+        if not documents and last is None:  # a page of what was deleted is empty and has a next one
             raise _no_runs(schedule_id)
         data = {"schedules": documents, "continuationToken": "" if last is None else wire.instant_token(last)}
         return answer(envelope(200, len(documents), data=data))
 
-    def _to_come(
-        self, series: Series, app: App, now: int, after: int | None, until: int | None, size: int
-    ) -> tuple[list[dict[str, Any]], int | None]:
+    def _to_come(self, series: Series, app: App, now: int, after: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
         """List the next runs, the nearest first, and say after which instant there are more."""
-        begin, end = (now if after is None else after) + 1, (until or wire.FAR)
-        found = self._timetable.instances(app.app_id, series.series_id, begin, end, limit=size + 1) if _fires(series) else []
-        shown = [instance for instance in found[:size] if instance.status is None or instance.status in wire.KEPT]
+        found = self._instances(series, app, now if after is None else after, wire.FAR, size + 1)
         last = found[size - 1].original_at if len(found) > size else None
-        return [wire.instance_document(instance, series, app) for instance in shown], last
+        return [wire.instance_document(instance, series, app) for instance in found[:size] if _is_kept(instance)], last
 
     def _made(self, series: Series, app: App, now: int, before: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
         """List the runs that there have been, the newest first, and say before which instant there are more."""
@@ -364,13 +360,21 @@ class Calls:
         return shown, wire.run_of(found[size - 1].event_id)[1] if len(found) > size else None
 
     def _all_runs(self, series: Series, app: App, before: int | None, size: int) -> tuple[list[dict[str, Any]], int | None]:
-        """List those of the next minutes and those that there have been, the newest first."""
+        """List those of the next minutes and those that there have been, the newest first, and say before which instant there are more."""
         now = self._now() * 1000
-        soon: list[dict[str, Any]] = []
-        if before is None:
-            soon = self._to_come(series, app, now, None, now + SOON_MS, LARGEST_SIZE)[0][::-1][:size]
-        made, last = self._made(series, app, now, before, size - len(soon)) if len(soon) < size else ([], now)
-        return soon + made, last
+        end = now + SOON_MS if before is None else min(before, now + SOON_MS)
+        soon = [instance for instance in self._instances(series, app, now, end, LARGEST_SIZE) if _is_kept(instance)][::-1]
+        documents = [wire.instance_document(instance, series, app) for instance in soon[:size]]
+        if len(soon) < size:
+            made, last = self._made(series, app, now, before, size - len(soon))
+            return documents + made, last
+        more = len(soon) > size or any(self._made(series, app, now, before, 1))
+        return documents, soon[size - 1].original_at if more else None
+
+    def _instances(self, series: Series, app: App, after: int, end: int, limit: int) -> list[Instance]:
+        if not _fires(series) or end <= after + 1:
+            return []
+        return self._timetable.instances(app.app_id, series.series_id, after + 1, end, limit=limit)
 
     def crons(self) -> Response:
         size = wire.read_size(request.args.get("size"), USUAL_CRONS, USUAL_CRONS)
@@ -434,6 +438,10 @@ def _cut(text: str) -> str:
 
 def _fires(series: Series) -> bool:
     return series.status is SeriesStatus.ACTIVE
+
+
+def _is_kept(instance: Instance) -> bool:
+    return instance.status is None or instance.status in wire.KEPT
 
 
 def _is_listed(event: Event, status: str) -> bool:
