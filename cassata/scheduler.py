@@ -880,7 +880,7 @@ class Scheduler:
         if rows:
             store.insert_events(conn, rows)
             self._tell_created(conn, rows, tenants.values())
-        if any(row["status"] == Status.BLOCKED for row in rows):
+        if chained and any(row["status"] == Status.BLOCKED for row in rows):
             self._link(conn, news, keys, added, before, now)
         return added
 
@@ -1107,7 +1107,7 @@ class Scheduler:
             for row in rows
             if row.application in lateness
         ]
-        lost = [(delivery, row) for delivery, row in found if _is_lost(row)]
+        lost = [(delivery, row) for delivery, row in found if _is_lost(delivery)]
         if lost:
             store.log_attempts(conn, [_lost_attempt(delivery, terms) for delivery, _ in lost])
         unwanted = {row.id for _, row in lost if row.cancel_requested}
@@ -1120,13 +1120,13 @@ class Scheduler:
             self.outbox.write_ended(conn, [delivery for delivery, _ in lost])
         over = [row.id for _, row in lost if row.followed and row.id in unwanted | dead]
         judged = self._settle(conn, over, now) if over else Judged()
-        held = self._hold_back(conn, [delivery for delivery, row in found if not _is_lost(row)], tenants, now, terms)
+        held = self._hold_back(conn, [delivery for delivery, _ in found if not _is_lost(delivery)], tenants, now, terms)
         gone = unwanted | dead | held.wakes.keys()
-        kept = [(delivery, row) for delivery, row in found if row.id not in gone]
-        taken = [(_paced(delivery, allowances), _is_lost(row)) for delivery, row in kept]
+        kept = [delivery for delivery, _ in found if delivery.id not in gone]
+        taken = [(_paced(delivery, allowances), _is_lost(delivery)) for delivery in kept]
         waits = [wake_at - now for wake_at in held.wakes.values()]
         if allowances:
-            waits += [paced.send_at - before.send_at for (paced, _), (before, _) in zip(taken, kept, strict=True) if paced is not before]
+            waits += [paced.send_at - before.send_at for (paced, _), before in zip(taken, kept, strict=True) if paced is not before]
 
         def kind(pair: tuple[Delivery, bool]) -> tuple[int, bool]:
             return terms.lease_ms(pair[0].timeout_ms), pair[1]
@@ -1270,7 +1270,7 @@ def _stored(new: NewEvent, row: Mapping[str, Any]) -> Event:
     return Event(
         application_id=new.application_id,
         event_id=new.event_id,
-        status=Status(row["status"]),
+        status=Status.BLOCKED if new.after else Status.PENDING,
         due_at=row["due_at"],
         wake_at=None if new.after else row["wake_at"],
         attempts=0,
@@ -1355,9 +1355,9 @@ def _lock_by_priority(conn: Connection, turn: Turn, taken: Sequence[Row[Any]], n
     return locked
 
 
-def _is_lost(row: Any) -> bool:
+def _is_lost(delivery: Delivery) -> bool:
     """A claim finds an event PROCESSING only when the lease of its owner has run out."""
-    return bool(row.status == Status.PROCESSING)
+    return delivery.previous is Status.PROCESSING
 
 
 def _lost_attempt(delivery: Delivery, terms: Terms) -> Outcome:

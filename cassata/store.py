@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -1845,9 +1846,9 @@ def log_attempts(conn: Connection, outcomes: Iterable[Outcome]) -> None:
 
 
 def _insert(conn: Connection, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows. Core's own executemany takes 16 microseconds a row of attempts, this takes 7."""
+    """Insert rows. Core's own executemany takes several times as long for each row."""
     text, names, _ = _written_out(statement, conn.dialect)
-    conn.exec_driver_sql(text, [tuple(row[name] for name in names) for row in rows])
+    conn.exec_driver_sql(text, list(map(itemgetter(*names), rows)))
 
 
 @lru_cache
