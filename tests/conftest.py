@@ -261,9 +261,15 @@ def scheduler(database_url: str) -> Iterator[Scheduler]:
 
 
 def unused_port() -> int:
+    """Find a port for a process to come. It is none that the kernel would hand out meanwhile, to a client or to a test beside this one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        while True:
+            port = random.SystemRandom().randrange(10_000, 32_000)  # Hypothesis seeds the usual one
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def demo(duration: timedelta | None, port: int | None) -> None:
         folder = Path(cleaning.enter_context(tempfile.TemporaryDirectory(prefix="cassata-demo-")))
         receiver = cleaning.enter_context(Receiver(answer=arrivals.answer, on_request=arrivals.note))
         try:
-            processes = _start(folder, port or _free_port(USUAL_PORT), cleaning)
+            processes = _start(folder, port, cleaning)
             client = cleaning.enter_context(contextlib.closing(Client(processes.url, key="")))
             _greet(console, processes.url, receiver.url)
             _schedule(client, receiver.url)
@@ -152,12 +152,18 @@ class Processes:
         return "\n".join((self.folder / f"{role}.log").read_text(errors="replace").splitlines()[-8:])
 
 
-def _start(folder: Path, port: int, cleaning: contextlib.ExitStack) -> Processes:
+def _start(folder: Path, asked: int | None, cleaning: contextlib.ExitStack) -> Processes:
+    port = asked or _free_port(USUAL_PORT)
     processes = Processes(f"http://127.0.0.1:{port}", {}, folder)
     processes.running["service"] = cleaning.enter_context(
         _child(folder, "service", "--host", "127.0.0.1", "--port", str(port), "--processes", "1")
     )
-    _await(processes, lambda: _answers(f"{processes.url}/readyz"))
+    try:  # its log tells that it is ours who answers there
+        _await(processes, lambda: "service started" in processes.log("service") and _answers(f"{processes.url}/readyz"))
+    except CassataError:
+        if asked or "is in use" not in processes.log("service"):
+            raise
+        return _start(folder, _free_port(), cleaning)  # somebody was quicker: another demonstration, most likely
     processes.running["worker"] = cleaning.enter_context(_child(folder, "worker"))
     _await(processes, lambda: "worker started" in processes.log("worker"))
     return processes

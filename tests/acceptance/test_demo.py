@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -47,6 +48,13 @@ def test_a_demonstration_that_is_too_short_says_what_had_not_ended(run_cassata: 
     assert run.returncode == 1
     assert "in-6-seconds: it is still PENDING: there was not time enough" in run.stderr
     assert not list(tmp_path.glob("cassata-demo-*"))
+
+
+def test_demonstrations_that_begin_together_do_not_meet(cassata_process: Any, tmp_path: Path) -> None:
+    together = [cassata_process("demo", env={"TMPDIR": str(tmp_path)}) for _ in range(3)]
+    for each in together:
+        each.wait_until(lambda each=each: "COMPLETED" in each.output(), timeout=60)
+    assert len({re.search(r"service +(\S+)", each.output())[1] for each in together}) == 3
 
 
 def test_an_error_that_looks_like_markup_is_shown_as_it_is() -> None:
