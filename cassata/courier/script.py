@@ -7,6 +7,7 @@ exit code of 0 is success. What a script writes is kept, its first and its last 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -157,6 +158,7 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o711 if self._user else 0o700)  # another user has to reach its own working folder
         (self._folder / "unpacked").chmod(0o700)
+        _remove_leftovers(self._folder / "running")
 
     def __call__(self, delivery: Delivery, _started_at: int) -> Outcome:
         until = time.monotonic() + (self._seconds if delivery.timeout_ms is None else delivery.timeout_ms / 1000)
@@ -186,13 +188,14 @@ class Runner:
     def _copied(self, batch: Batch) -> Iterator[Path]:
         """Have a copy of a batch of its own for one run."""
         unpacked = self._unpacked(batch)
-        folder = self._folder / "running" / secrets.token_hex(8)
+        folder, lock = _locked_folder(self._folder / "running")
         try:
-            shutil.copytree(unpacked, folder)
+            shutil.copytree(unpacked, folder, dirs_exist_ok=True)
             folder.chmod(0o700)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
     def _unpacked(self, batch: Batch) -> Path:
         """Unpack an archive that is not unpacked yet. What is half done has another name."""
@@ -222,14 +225,14 @@ class Runner:
 
     def _run(self, delivery: Delivery, folder: Path, until: float) -> Outcome:
         payload = delivery.payload or b""
-        (folder / "payload").write_bytes(payload)
+        (folder / archive.PAYLOAD).write_bytes(payload)
         if (previous := _previous(payload)) is not None:
-            (folder / "previous.json").write_bytes(previous)
+            (folder / archive.PREVIOUS).write_bytes(previous)
         self._give_away(folder)
         written = Written()
         leash, hold = os.pipe()
         try:
-            with (folder / "payload").open("rb") as body:
+            with (folder / archive.PAYLOAD).open("rb") as body:
                 process = self._begun(folder, body.fileno(), leash)
             os.close(leash)
             leash = -1
@@ -327,6 +330,32 @@ class Runner:
         if ids := self._user_ids():
             for place in (folder, *folder.rglob("*")):
                 os.chown(place, *ids, follow_symlinks=False)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder that is locked for as long as this process lives: a lock ends with who has it, however that was."""
+    while True:
+        folder = parent / secrets.token_hex(8)
+        folder.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            with contextlib.suppress(OSError):  # as on some networks' file systems: there nobody can lock, and nothing is a leftover
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)  # a worker that started at this moment took it for a leftover
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of runs whose workers were killed. Those of others, of this process too, are locked."""
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):  # in use, or gone, or somebody else's
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _write_job(hold: int, job: dict[str, Any]) -> None:
