@@ -151,6 +151,7 @@ class Runner:
         self._folder = Path(worker.scripts_folder) if worker.scripts_folder else config.home() / "var" / "scripts"
         self._user = worker.scripts_user
         self._seconds = worker.request_timeout_seconds
+        self._limits = _limits(worker)
         self._guard = Path(guard.__file__).read_text(encoding="utf-8")
         self._room = threading.BoundedSemaphore(worker.scripts_at_once)
         self._unpacking = threading.Lock()
@@ -277,7 +278,7 @@ class Runner:
             "CASSATA_BATCH": str(details["batch"]),
         }
         command = [shell, archive.SCRIPT, *(details.get("arguments") or ())]
-        return {"command": command, "environment": environment, "limits": dict(LIMITS), "user": self._user_ids()}
+        return {"command": command, "environment": environment, "limits": self._limits, "user": self._user_ids()}
 
     def _listen(self, delivery: Delivery, process: subprocess.Popen[bytes], written: Written, until: float) -> bool:
         """Read what is written until its end; say whether time was over before that."""
@@ -330,6 +331,12 @@ class Runner:
         if ids := self._user_ids():
             for place in (folder, *folder.rglob("*")):
                 os.chown(place, *ids, follow_symlinks=False)
+
+
+def _limits(worker: Worker) -> dict[str, int]:
+    """Return what each process of a script may use: setrlimit(2)."""
+    asked = {"RLIMIT_CPU": worker.scripts_cpu_seconds, "RLIMIT_AS": worker.scripts_memory_bytes}
+    return {**LIMITS, **{name: value for name, value in asked.items() if value is not None}}
 
 
 def _locked_folder(parent: Path) -> tuple[Path, int]:

@@ -236,6 +236,17 @@ def test_only_so_many_archives_stay_unpacked(tmp_path: Path) -> None:
     assert not {"0", "5"} & left
 
 
+def test_a_process_of_a_script_may_use_so_much_memory_and_cpu_time_and_no_more(host: Callable[..., Host]) -> None:
+    large = f'"{sys.executable}" -S -E -c "print(len(bytes(512 * 1024 * 1024)))"'
+    free = host(large).run()
+    memory = host(f"ulimit -v; {large}", scriptsMemoryBytes=256 * 1024 * 1024).run()
+    time = host("ulimit -t; while :; do :; done", scriptsCpuSeconds=1).run()
+    assert free.excerpt == "536870912\n"
+    assert (memory.error, (memory.excerpt or "").splitlines()[0]) == (ErrorKind.SCRIPT_FAILED, str(256 * 1024))
+    assert "MemoryError" in (memory.excerpt or "")
+    assert (time.error, time.detail, time.excerpt) == (ErrorKind.SCRIPT_FAILED, "exit code 152: killed by SIGXCPU", "1\n")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_it_can_run_as_another_user(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
