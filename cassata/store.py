@@ -75,6 +75,7 @@ from cassata.schema import (
     attempts,
     batches,
     breakers,
+    ended_sessions,
     events,
     holdings,
     installation,
@@ -249,6 +250,21 @@ def _is_live(now: int) -> ColumnElement[bool]:
 
 def revoke_key(conn: Connection, prefix: str, now: int) -> None:
     conn.execute(update(api_keys).where(K.prefix == prefix, K.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def end_session(conn: Connection, session: str, kept_until: int) -> None:
+    conn.execute(_ignoring(insert(ended_sessions)).values(session=session, kept_until=kept_until))
+
+
+def has_ended(conn: Connection, session: str) -> bool:
+    return conn.execute(select(ended_sessions.c.session).where(ended_sessions.c.session == session)).first() is not None
+
+
+def forget_sessions(conn: Connection, now: int, limit: int) -> None:
+    """Remove up to `limit` sessions that need not be kept any more."""
+    old = select(ended_sessions.c.session).where(ended_sessions.c.kept_until < now).order_by(ended_sessions.c.kept_until).limit(limit)
+    if found := conn.execute(old.with_for_update(skip_locked=True)).scalars().all():
+        conn.execute(delete(ended_sessions).where(ended_sessions.c.session.in_(found)))
 
 
 def installation_secret(conn: Connection) -> bytes | None:
