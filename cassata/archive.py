@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 SCRIPT = "script.sh"
+PAYLOAD = "payload"
+PREVIOUS = "previous.json"
+"""What a script is given lies under these names at its root, beside its own files."""
 MOST_BYTES = 8 * 1024 * 1024
 MOST_FILES = 1_000
 MOST_UNPACKED_BYTES = 64 * 1024 * 1024
@@ -103,6 +106,8 @@ def _checked(members: list[zipfile.ZipInfo]) -> dict[PurePosixPath, zipfile.ZipI
     names = [str(path).casefold() for path in files]  # where a file system folds them, two would be one
     if len(set(names)) < len(names) or folders & set(names):
         raise InvalidArchive("holds two files of the same name")
+    if taken := {PAYLOAD, PREVIOUS} & (folders | set(names)):
+        raise InvalidArchive(f"holds {min(taken)!r} at its root, where each run is given a file of that name: choose another one")
     if PurePosixPath(SCRIPT) not in files:
         raise InvalidArchive(f"has no {SCRIPT} at its root: zip the content of the folder, not the folder")
     return files

@@ -142,6 +142,8 @@ class Worker(Section):
     scripts_folder: str | None = None
     scripts_at_once: Annotated[int, Field(ge=1, le=1_000)] = 10
     scripts_user: str | None = None
+    scripts_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024, le=2**50)] | None = None
+    scripts_cpu_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     metrics_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
     metrics_host: str = "127.0.0.1"
 

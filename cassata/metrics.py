@@ -575,7 +575,7 @@ class _Waiting(Collector):
         yield up
         counts = GaugeMetricFamily(
             "cassata_waiting_events",
-            f"Events that have not ended; of each application no more than {MOST_COUNTED} are counted.",
+            f"Events that have not ended; of each application no more than {MOST_COUNTED} are counted, and so many that are blocked.",
             labels=["application", "status"],
         )
         late = GaugeMetricFamily(

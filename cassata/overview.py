@@ -22,7 +22,7 @@ from cassata import __version__, database, recurrence, store
 from cassata.errors import CassataError, UnknownApplication
 from cassata.explain import Reason, Situation, reasons
 from cassata.limits import Limiter
-from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, Application, Breaker, Capped, Event, Status
+from cassata.model import FINISHED, HOST_NAME_LENGTH, LATEST_INSTANT, UNFINISHED, Application, Breaker, Capped, Event, Status
 from cassata.series import SeriesStatus
 from cassata.store import Measure
 from cassata.tallies import ALL, LATENESS_MEASURES, MINUTE_MS, Tallies, percentile
@@ -150,9 +150,10 @@ class Overview:
 
     def _count(self, conn: Connection, number: int, status: Status, now: int, most: int) -> Capped:
         if status not in FINISHED:
-            looked_at = [store.statuses_waiting(conn, number, most)]
-        else:  # only what was cancelled may have ended before it was due
-            looked_at = [store.statuses_due(conn, number, now, most, ahead=ahead) for ahead in {False, status is Status.CANCELLED}]
+            found = store.waiting_by_status(conn, [number], most)
+            return Capped(found.get(status, 0), status in _cut_off(found, most))
+        # Only what was cancelled may have ended before it was due.
+        looked_at = [store.statuses_due(conn, number, now, most, ahead=ahead) for ahead in {False, status is Status.CANCELLED}]
         events = sum(dict(found).get(status, 0) for found in looked_at)
         return Capped(events, any(sum(dict(found).values()) >= most for found in looked_at))
 
@@ -227,17 +228,18 @@ class Overview:
         looked_at = sorted(wakes, key=wakes.__getitem__)[:MOST_APPLICATIONS]
         share = EXAMINED // max(1, len(looked_at))
         is_capped = len(looked_at) < len(wakes)
+        capped = set(UNFINISHED) if is_capped else set()
         waiting: Counter[Status] = Counter()
         due = 0
         for number in looked_at:
-            found = dict(store.statuses_waiting(conn, number, share))
+            found = store.waiting_by_status(conn, [number], share)
             waiting.update(found)
-            is_capped |= sum(found.values()) >= share
+            capped |= _cut_off(found, share)
             if wakes[number] <= now:
                 due += (overdue := store.overdue(conn, number, now, share))
                 is_capped |= overdue >= share
         ended, ended_capped = self._ended(conn, application_id, now)
-        statuses = {status: Capped(waiting[status], is_capped) for status in Status if status not in FINISHED}
+        statuses = {status: Capped(waiting[status], status in capped) for status in Status if status not in FINISHED}
         since = store.due_before(conn, self._number(conn, application_id), now, EXAMINED) if application_id and ended_capped else None
         statuses |= {status: Capped(ended[status], ended_capped) for status in FINISHED}
         first = min(wakes.values(), default=None)
@@ -364,6 +366,13 @@ class Overview:
         """Say that a worker process is about to end."""
         self.tell(pulse, 0)
         self._transactions.write(lambda conn, _tries: store.forget_worker(conn, pulse.worker))
+
+
+def _cut_off(found: Mapping[Status, int], most: int) -> frozenset[Status]:
+    """Say of which statuses there may be more events, where `most` of the blocked were counted, and of all others together."""
+    blocked = found.get(Status.BLOCKED, 0)
+    others = sum(found.values()) - blocked
+    return frozenset(status for status in UNFINISHED if (blocked if status is Status.BLOCKED else others) >= most)
 
 
 def _guessed(events: int, within_ms: int, length_ms: int) -> Capped:

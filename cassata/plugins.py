@@ -234,6 +234,11 @@ class Opened:
             _tell(name, "deliver", error)
             return ended(delivery, ErrorKind.PLUGIN_FAILED, f"type {name!r} has failed ({type(error).__name__})")
 
+    def prepare(self, name: str) -> None:
+        """Open a type before it is needed. If that fails, it is tried again, and told, when it is."""
+        with contextlib.suppress(Exception):
+            self._open(name)
+
     def _open(self, name: str) -> Deliver:
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())

@@ -35,6 +35,7 @@ from cassata.model import (
     OPERATION_ID_LENGTH,
     SERIES_ID_LENGTH,
     SERIES_NAME_LENGTH,
+    SESSION_LENGTH,
     URL_LENGTH,
 )
 
@@ -92,6 +93,16 @@ api_keys = Table(
     Column("revoked_at", BigInteger),
     UniqueConstraint("prefix", name="api_keys_prefix"),
     Index("api_keys_application", "application"),
+    **OPTIONS,
+)
+
+# Sessions of browsers that were ended before their time, until they could not be used any more anyway.
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("session", ascii_string(SESSION_LENGTH), primary_key=True),
+    Column("kept_until", BigInteger, nullable=False),
+    Index("ended_sessions_kept", "kept_until"),
     **OPTIONS,
 )
 

@@ -76,6 +76,7 @@ from cassata.schema import (
     attempts,
     batches,
     breakers,
+    ended_sessions,
     events,
     holdings,
     installation,
@@ -250,6 +251,21 @@ def _is_live(now: int) -> ColumnElement[bool]:
 
 def revoke_key(conn: Connection, prefix: str, now: int) -> None:
     conn.execute(update(api_keys).where(K.prefix == prefix, K.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def end_session(conn: Connection, session: str, kept_until: int) -> None:
+    conn.execute(_ignoring(insert(ended_sessions)).values(session=session, kept_until=kept_until))
+
+
+def has_ended(conn: Connection, session: str) -> bool:
+    return conn.execute(select(ended_sessions.c.session).where(ended_sessions.c.session == session)).first() is not None
+
+
+def forget_sessions(conn: Connection, now: int, limit: int) -> None:
+    """Remove up to `limit` sessions that need not be kept any more."""
+    old = select(ended_sessions.c.session).where(ended_sessions.c.kept_until < now).order_by(ended_sessions.c.kept_until).limit(limit)
+    if found := conn.execute(old.with_for_update(skip_locked=True)).scalars().all():
+        conn.execute(delete(ended_sessions).where(ended_sessions.c.session.in_(found)))
 
 
 def installation_secret(conn: Connection) -> bytes | None:
@@ -1240,9 +1256,14 @@ def pending(conn: Connection, application: int, most: int) -> int:
 
 
 def waiting_by_status(conn: Connection, numbers: Sequence[int], most: int) -> dict[Status, int]:
-    """Count the events of some applications that have not ended, by status, up to `most` of them altogether."""
-    some = _hinted(select(E.status).where(E.application.in_(numbers), E.wake_at >= ASLEEP).limit(most), "events_wake").subquery()
-    rows = conn.execute(select(some.c.status, func.count()).group_by(some.c.status))
+    """Count the events of some applications that have not ended, by status: up to `most` altogether, of each those first that wake first;
+    and up to `most` that are blocked, by themselves, as they come first in the index, and might be all that is seen.
+    """
+    own = E.application.in_(numbers)
+    awake = select(E.status).where(own, E.wake_at > ASLEEP).order_by(E.application, E.wake_at).limit(most)
+    asleep: Select[Any] = select(literal_column(str(int(Status.BLOCKED))).label("status")).where(own, E.wake_at == ASLEEP).limit(most)
+    parts = [_hinted(some, "events_wake").subquery() for some in (awake, asleep)]
+    rows = conn.execute(union_all(*(select(some.c.status, func.count()).group_by(some.c.status) for some in parts)))
     return {Status(status): count for status, count in rows}
 
 
@@ -1346,12 +1367,6 @@ def eldest_worker(conn: Connection, since: int) -> str | None:
 
 def live_workers(conn: Connection, since: int, limit: int) -> Sequence[Row[Any]]:
     return conn.execute(select(*workers.c).where(W.seen_at >= since).order_by(W.host, W.started_at).limit(limit)).all()
-
-
-def statuses_waiting(conn: Connection, application: int, most: int) -> list[tuple[Status, int]]:
-    """Count the events of an application that have not ended by their statuses, looking at `most` of them, those first that wake first."""
-    some = select(E.status).where(E.application == application, E.wake_at >= ASLEEP).order_by(E.wake_at).limit(most)
-    return _counted(conn, _hinted(some, "events_wake"))
 
 
 def statuses_due(conn: Connection, application: int, now: int, most: int, *, ahead: bool) -> list[tuple[Status, int]]:

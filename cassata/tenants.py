@@ -39,6 +39,7 @@ LATE_COMMIT_MS = 10_000
 KEYS_IN_MIND = 10_000
 SECRET_BYTES = 32
 SECRETS_AT_ONCE = 500
+SESSIONS_AT_ONCE = 100
 PREFIX_LETTERS = string.ascii_lowercase + string.digits
 PREFIX_LENGTH = 8
 KEY_SCHEME = "csk"
@@ -485,6 +486,22 @@ class Tenants:
     def _check_of(self, prefix: str) -> str:
         """Return what a key's secret begins with: the sign that this installation has made a key of that prefix."""
         return base64.urlsafe_b64encode(self.keyed_hash(b"key", prefix.encode())[:CHECK_BYTES]).decode()
+
+    # --- sessions that keys have begun ---------------------------------------------------------------------------------
+
+    def end_session(self, session: str, *, kept_ms: int) -> None:
+        """Have a session be over, at once and for every service. `kept_ms`: for how long it might be used otherwise."""
+
+        def work(conn: Connection, _tries: int) -> None:
+            now = self._clock.now(conn)
+            store.end_session(conn, session, now + kept_ms)
+            store.forget_sessions(conn, now, SESSIONS_AT_ONCE)
+
+        self._transactions.write(work)
+
+    def has_ended(self, session: str) -> bool:
+        """Say whether a session was ended."""
+        return self._transactions.read(lambda conn: store.has_ended(conn, session))
 
     # --- what only this installation knows -----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -267,6 +267,7 @@ class Timetable:
             _check_version(series, version)
             if series.status is not SeriesStatus.ACTIVE:
                 raise SeriesFinished(series)
+            self._lock_first(conn, series, application)
             self._remove_untouched(conn, application, series, now)
             return self._changed(conn, series, _PAUSED, now)
 
@@ -275,18 +276,22 @@ class Timetable:
     def resume(self, application_id: str, series_id: str, *, version: int | None = None) -> Series:
         """Go on with the first occurrence from now on: what lay in the pause is not caught up with.
 
+        One that comes after another follows what that has made ahead already, too.
         Raises UnknownSeries, SeriesFinished, SeriesChanged.
         """
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            series, _ = self._locked(conn, application_id, series_id, now)
+            series, application = self._locked(conn, application_id, series_id, now)
             if series.status is SeriesStatus.ACTIVE:
                 return series
             _check_version(series, version)
             if series.status is not SeriesStatus.PAUSED:
                 raise SeriesFinished(series)
-            return self._changed(conn, series, _FOLLOWING if series.content.after else _begun(series.rule, now, series.last), now)
+            columns = _FOLLOWING if series.content.after else _begun(series.rule, now, series.last)
+            resumed = self._changed(conn, series, columns, now)
+            self._follow_made(conn, resumed, application, now)
+            return resumed
 
         return self._transactions.write(work)
 
@@ -640,6 +645,28 @@ class Timetable:
         if over:  # one that was cancelled ahead of its time
             self._outbox.write_judged(conn, chains.settle(conn, over, now))
 
+    def _follow_made(self, conn: Connection, series: Series, application: int, now: int) -> None:
+        """Make, of a series that follows from now on, the occurrences after those that have been made ahead already."""
+        before = self._before(conn, series)
+        last = self._lock_first(conn, series, application)
+        if before is None or last is None:
+            return
+        ahead = self._stored_from(conn, application, before.number, before.series_id, now)
+        keys = {(application, row.event_id) for _, row in takewhile(lambda each: each[0] <= last.at, ahead)}  # others are still to be made
+        made = store.find_all(conn, keys).values() if keys else ()
+        self._insert_followers(conn, [(before, dict(row._mapping)) for row in made], now)
+
+    def _lock_first(self, conn: Connection, series: Series, application: int) -> Occurrence | None:
+        """Lock the first series of a chain, if this is not it; return how far it has come.
+
+        Whoever advances that one has it locked: either we see what it made, or it sees what becomes of this one.
+        """
+        first = self._first(conn, series)
+        if first is None or first.number == series.number:
+            return None
+        row = store.lock_series(conn, application, first.series_id)
+        return row and store.to_series(row, series.application_id).last
+
     def _followers(
         self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int
     ) -> Iterator[tuple[Series, dict[str, Any]]]:
@@ -737,7 +764,9 @@ class Timetable:
         else:
             self._clear(conn, application, row.id, new.series_id, now)
             store.change_series(conn, row.id, columns | {"version": row.version + 1})
-        return self._read(store.find_series(conn, application, new.series_id), new.application_id, now)
+        created = self._read(store.find_series(conn, application, new.series_id), new.application_id, now)
+        self._follow_made(conn, created, application, now)
+        return created
 
     def _locked(self, conn: Connection, application_id: str, series_id: str, now: int) -> tuple[Series, int]:
         application = self._number(conn, application_id)
@@ -772,12 +801,21 @@ class Timetable:
 
     def _rule_of(self, conn: Connection, series: Series) -> Rule | None:
         """Return the rule by which a series has its instants: that of the first one of its chain. None where that is gone."""
+        first = self._first(conn, series)
+        return None if first is None else first.rule
+
+    def _first(self, conn: Connection, series: Series) -> Series | None:
+        """Return the first series of a chain, if it is there."""
         while series.content.after is not None:
-            row = store.series_by_number(conn, series.follows) if series.follows is not None else None
-            if row is None:
+            if (before := self._before(conn, series)) is None:
                 return None
-            series = store.to_series(row, series.application_id)
-        return series.rule
+            series = before
+        return series
+
+    def _before(self, conn: Connection, series: Series) -> Series | None:
+        """Return the series after which another one comes, if it is there."""
+        row = store.series_by_number(conn, series.follows) if series.follows is not None else None
+        return row and store.to_series(row, series.application_id)
 
     def _read_if_possible(self, row: Row[Any], application_id: str, now: int) -> Series | None:
         try:

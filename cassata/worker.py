@@ -732,6 +732,8 @@ class WorkerProcess:
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         worker = settings.worker
         self._others = Opened(surroundings_of(settings, scheduler))
+        if worker.scripts:
+            self._others.prepare("script")  # which removes what killed workers have left
         self._slots = worker.num_worker_threads * worker.max_in_flight_per_thread
         self._scheduler = scheduler
         self._stopping = threading.Event()

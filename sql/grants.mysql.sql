@@ -27,6 +27,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.events TO 'cassata_servi
 GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.attempts TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.applications TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.api_keys TO 'cassata_service'@'%';
+GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.ended_sessions TO 'cassata_service'@'%';
 GRANT SELECT, INSERT ON `DATABASE_NAME`.installation TO 'cassata_service'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.paces TO 'cassata_service'@'%';
 GRANT SELECT ON `DATABASE_NAME`.holdings TO 'cassata_service'@'%';

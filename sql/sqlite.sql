@@ -285,4 +285,12 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 CREATE INDEX outbox_application ON outbox (application, id);
 
+CREATE TABLE IF NOT EXISTS ended_sessions (
+    session VARCHAR(16) NOT NULL,
+    kept_until BIGINT NOT NULL,
+    PRIMARY KEY (session)
+);
+
+CREATE INDEX ended_sessions_kept ON ended_sessions (kept_until);
+
 UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

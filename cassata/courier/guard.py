@@ -56,9 +56,7 @@ def _become(job: dict[str, object]) -> None:
         os.setpgid(0, 0)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for name, value in job["limits"].items():  # type: ignore[attr-defined]
-            kind = getattr(resource, name)
-            _, hard = resource.getrlimit(kind)
-            resource.setrlimit(kind, (value, value) if hard == resource.RLIM_INFINITY else (min(value, hard), min(value, hard)))
+            _limit(name, value)
         if user := job["user"]:
             os.setgroups([])
             os.setgid(user[1])  # type: ignore[index]
@@ -68,6 +66,15 @@ def _become(job: dict[str, object]) -> None:
     except BaseException as error:  # noqa: BLE001  this is a fork: nothing may go on from here
         os.write(2, f"cannot begin: {error}\n".encode())
     os._exit(CANNOT_BEGIN)
+
+
+def _limit(name: str, value: int) -> None:
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    most = value + (name == "RLIMIT_CPU")  # SIGXCPU comes a second before SIGKILL, and says why
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (min(value, most), most))
 
 
 def _watched(child: int, leash: int, ended: int) -> int:

@@ -7,6 +7,7 @@ exit code of 0 is success. What a script writes is kept, its first and its last 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -150,6 +151,7 @@ class Runner:
         self._folder = Path(worker.scripts_folder) if worker.scripts_folder else config.home() / "var" / "scripts"
         self._user = worker.scripts_user
         self._seconds = worker.request_timeout_seconds
+        self._limits = _limits(worker)
         self._guard = Path(guard.__file__).read_text(encoding="utf-8")
         self._room = threading.BoundedSemaphore(worker.scripts_at_once)
         self._unpacking = threading.Lock()
@@ -157,6 +159,7 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o711 if self._user else 0o700)  # another user has to reach its own working folder
         (self._folder / "unpacked").chmod(0o700)
+        _remove_leftovers(self._folder / "running")
 
     def __call__(self, delivery: Delivery, _started_at: int) -> Outcome:
         until = time.monotonic() + (self._seconds if delivery.timeout_ms is None else delivery.timeout_ms / 1000)
@@ -186,13 +189,14 @@ class Runner:
     def _copied(self, batch: Batch) -> Iterator[Path]:
         """Have a copy of a batch of its own for one run."""
         unpacked = self._unpacked(batch)
-        folder = self._folder / "running" / secrets.token_hex(8)
+        folder, lock = _locked_folder(self._folder / "running")
         try:
-            shutil.copytree(unpacked, folder)
+            shutil.copytree(unpacked, folder, dirs_exist_ok=True)
             folder.chmod(0o700)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
     def _unpacked(self, batch: Batch) -> Path:
         """Unpack an archive that is not unpacked yet. What is half done has another name."""
@@ -222,14 +226,14 @@ class Runner:
 
     def _run(self, delivery: Delivery, folder: Path, until: float) -> Outcome:
         payload = delivery.payload or b""
-        (folder / "payload").write_bytes(payload)
+        (folder / archive.PAYLOAD).write_bytes(payload)
         if (previous := _previous(payload)) is not None:
-            (folder / "previous.json").write_bytes(previous)
+            (folder / archive.PREVIOUS).write_bytes(previous)
         self._give_away(folder)
         written = Written()
         leash, hold = os.pipe()
         try:
-            with (folder / "payload").open("rb") as body:
+            with (folder / archive.PAYLOAD).open("rb") as body:
                 process = self._begun(folder, body.fileno(), leash)
             os.close(leash)
             leash = -1
@@ -274,7 +278,7 @@ class Runner:
             "CASSATA_BATCH": str(details["batch"]),
         }
         command = [shell, archive.SCRIPT, *(details.get("arguments") or ())]
-        return {"command": command, "environment": environment, "limits": dict(LIMITS), "user": self._user_ids()}
+        return {"command": command, "environment": environment, "limits": self._limits, "user": self._user_ids()}
 
     def _listen(self, delivery: Delivery, process: subprocess.Popen[bytes], written: Written, until: float) -> bool:
         """Read what is written until its end; say whether time was over before that."""
@@ -327,6 +331,38 @@ class Runner:
         if ids := self._user_ids():
             for place in (folder, *folder.rglob("*")):
                 os.chown(place, *ids, follow_symlinks=False)
+
+
+def _limits(worker: Worker) -> dict[str, int]:
+    """Return what each process of a script may use: setrlimit(2)."""
+    asked = {"RLIMIT_CPU": worker.scripts_cpu_seconds, "RLIMIT_AS": worker.scripts_memory_bytes}
+    return {**LIMITS, **{name: value for name, value in asked.items() if value is not None}}
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder that is locked for as long as this process lives: a lock ends with who has it, however that was."""
+    while True:
+        folder = parent / secrets.token_hex(8)
+        folder.mkdir(mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            with contextlib.suppress(OSError):  # as on some networks' file systems: there nobody can lock, and nothing is a leftover
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.is_dir():
+                return folder, lock
+            os.close(lock)  # a worker that started at this moment took it for a leftover
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of runs whose workers were killed. Those of others, of this process too, are locked."""
+    for folder in parent.iterdir():
+        with contextlib.suppress(OSError):  # in use, or gone, or somebody else's
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _write_job(hold: int, job: dict[str, Any]) -> None:

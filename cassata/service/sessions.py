@@ -1,6 +1,7 @@
 """Who sits in front of the browser: a session in a signed cookie, begun with an API key, and a token in every form.
 
-The cookie holds the key's prefix, not the key. The key is looked up for each request, so that a session ends when it is revoked.
+The cookie holds the key's prefix, not the key. The key is looked up for each request, so that a session ends when it is revoked. Who
+logs out has its name written down, which every service looks up, so that a copy of the cookie is worth nothing any more.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from http import HTTPStatus
 from flask import Response, g, request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from cassata.model import Key
+from cassata.model import SESSION_LENGTH, Key
 from cassata.service.auth import PAGES, CrossSite
 from cassata.tenants import Tenants
 
 SESSION_SECONDS = 12 * 3600
+KEPT_MS = 2 * SESSION_SECONDS * 1000
+"""For so long it is kept in mind that a session has ended: the clocks of a service and of the database may differ."""
+NONCE_BYTES = SESSION_LENGTH * 3 // 4
 SESSION_COOKIE = "cassata_session"
 VISIT_COOKIE = "cassata_visit"
 VISIT_BYTES = 18
@@ -34,21 +38,32 @@ class Sessions:
 
     def key(self) -> Key | None:
         """Return the key by which the browser has logged in, if it has, and the key is still valid."""
+        session = self._session()
+        if session is None or self._tenants.has_ended(session["nonce"]):
+            return None
+        return self._tenants.live_key(session["key"])
+
+    def begin(self, key: Key, response: Response) -> None:
+        # The nonce: no two sessions are alike, and their forms are not either. It is also what a session is known by: of one
+        # cookie there are many spellings.
+        _set(response, SESSION_COOKIE, str(self._serializer().dumps({"key": key.prefix, "nonce": secrets.token_urlsafe(NONCE_BYTES)})))
+
+    def end(self, response: Response) -> None:
+        """Take the cookie away, and have it be worth nothing wherever else it is."""
+        if session := self._session():
+            self._tenants.end_session(session["nonce"], kept_ms=KEPT_MS)
+        response.delete_cookie(SESSION_COOKIE, path=PAGES, samesite="Strict", httponly=True, secure=_is_over_https())
+
+    def _session(self) -> dict[str, str] | None:
+        """Return what this browser's cookie says, if it is one of ours and not too old."""
         cookie = request.cookies.get(SESSION_COOKIE)
         if not cookie or len(cookie) > 500:
             return None
         try:
-            prefix = self._serializer().loads(cookie, max_age=SESSION_SECONDS)["key"]
-        except (BadData, KeyError, TypeError):
+            session: dict[str, str] = self._serializer().loads(cookie, max_age=SESSION_SECONDS)
+        except BadData:
             return None
-        return self._tenants.live_key(prefix) if isinstance(prefix, str) else None
-
-    def begin(self, key: Key, response: Response) -> None:
-        # The nonce: no two sessions are alike, and their forms are not either.
-        _set(response, SESSION_COOKIE, str(self._serializer().dumps({"key": key.prefix, "nonce": secrets.token_urlsafe(9)})))
-
-    def end(self, response: Response) -> None:
-        response.delete_cookie(SESSION_COOKIE, path=PAGES, samesite="Strict", httponly=True, secure=_is_over_https())
+        return session
 
     def form_token(self) -> str:
         """Return what the forms of this browser have to bring back: another site cannot know it."""

@@ -89,10 +89,18 @@ def upgrade() -> None:
         **OPTIONS,
     )
     create_index("outbox_application", "outbox", ["application", "id"])
+    op.create_table(
+        "ended_sessions",
+        sa.Column("session", ascii_string(16), primary_key=True),
+        sa.Column("kept_until", sa.BigInteger, nullable=False),
+        if_not_exists=True,
+        **OPTIONS,
+    )
+    create_index("ended_sessions_kept", "ended_sessions", ["kept_until"])
 
 
 def downgrade() -> None:
-    for table in ("outbox", "streams", "batches", "outputs", "links"):
+    for table in ("ended_sessions", "outbox", "streams", "batches", "outputs", "links"):
         op.drop_table(table)
     op.drop_index("series_follows", "series")
     for table, columns in COLUMNS.items():

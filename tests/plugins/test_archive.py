@@ -60,6 +60,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a link": lambda: with_member("link", b"/etc/passwd", stat.S_IFLNK | 0o777),
     "a device": lambda: with_member("null", b"", stat.S_IFCHR | 0o666),
     "a pipe": lambda: with_member("pipe", b"", stat.S_IFIFO | 0o666),
+    "a payload of its own": lambda: zipped({**GOOD, "payload": "x"}),
+    "a folder in the payload's place": lambda: zipped({**GOOD, "payload/x": "x"}),
+    "an empty folder in the payload's place": lambda: with_member("Payload/"),
+    "an answer of its own": lambda: zipped({**GOOD, "previous.json": "{}"}),
     "two of a name": lambda: with_member("SCRIPT.SH"),
     "a file that is a folder, too": lambda: with_member("script.sh/x"),
     "a bomb": lambda: zipped({"script.sh": bytes(60 * 1024 * 1024)}),
@@ -92,6 +96,12 @@ def test_every_damaged_archive_is_refused_or_read_and_nothing_else_is_raised() -
         damaged = packed[:place] + bytes([packed[place] ^ 0xFF]) + packed[place + 1 :]
         with contextlib.suppress(InvalidArchive):
             archive.check(damaged)
+
+
+def test_what_a_run_is_given_has_names_that_no_file_at_the_root_of_an_archive_may_have(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArchive, match="holds 'payload' at its root, where each run is given a file of that name"):
+        archive.check(zipped({**GOOD, "payload": "x"}))
+    archive.check(zipped({**GOOD, "data/payload": "x", "payload.txt": "x"}))
 
 
 def test_what_is_packed_is_unpacked_with_its_folders_and_its_programs(tmp_path: Path) -> None:

@@ -236,6 +236,17 @@ def test_only_so_many_archives_stay_unpacked(tmp_path: Path) -> None:
     assert not {"0", "5"} & left
 
 
+def test_a_process_of_a_script_may_use_so_much_memory_and_cpu_time_and_no_more(host: Callable[..., Host]) -> None:
+    large = f'"{sys.executable}" -S -E -c "print(len(bytes(512 * 1024 * 1024)))"'
+    free = host(large).run()
+    memory = host(f"ulimit -v; {large}", scriptsMemoryBytes=256 * 1024 * 1024).run()
+    time = host("ulimit -t; while :; do :; done", scriptsCpuSeconds=1).run()
+    assert free.excerpt == "536870912\n"
+    assert (memory.error, (memory.excerpt or "").splitlines()[0]) == (ErrorKind.SCRIPT_FAILED, str(256 * 1024))
+    assert "MemoryError" in (memory.excerpt or "")
+    assert (time.error, time.detail, time.excerpt) == (ErrorKind.SCRIPT_FAILED, "exit code 152: killed by SIGXCPU", "1\n")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_it_can_run_as_another_user(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents):
@@ -293,6 +304,33 @@ Host(Path({str(tmp_path / "scripts")!r}), batch_of({script!r})).run(timeout_ms=1
     yield start
     for process in started:
         process.kill()
+
+
+def test_what_a_killed_worker_has_left_is_removed_by_the_next_one_and_what_is_in_use_is_not(
+    orphan: Callable[[str], int], host: Callable[..., Host], tmp_path: Path
+) -> None:
+    pid = orphan(f"mkdir -p deep/er; echo x > deep/er/file; echo $$ > {tmp_path}/pid; sleep 1000")
+    wait_until(lambda: not is_alive(pid), 10)
+    running = tmp_path / "scripts" / "running"
+    (left,) = running.iterdir()
+    go_on = tmp_path / "go on"
+    alive = host(f'until [ -e "{go_on}" ]; do sleep 0.1; done; cat script.sh > /dev/null')
+    alive.deliver.prepare("script")
+    assert list(running.iterdir()) == []
+    ended: list[Outcome] = []
+    thread = threading.Thread(target=lambda: ended.append(alive.run()))
+    thread.start()
+    wait_until(lambda: any(folder != left for folder in running.iterdir()))
+    (used,) = running.iterdir()
+    host("echo").deliver.prepare("script")
+    prepared = f"Host(Path({str(tmp_path / 'scripts')!r}), None).deliver.prepare('script')"
+    program = f"from pathlib import Path; from tests.plugins.test_script import Host; {prepared}"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert list(running.iterdir()) == [used]
+    go_on.touch()
+    thread.join()
+    assert [outcome.error for outcome in ended] == [None]
+    assert list(running.iterdir()) == []
 
 
 def test_a_worker_that_is_killed_takes_its_scripts_with_it(orphan: Callable[[str], int], tmp_path: Path) -> None:

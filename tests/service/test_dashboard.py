@@ -14,20 +14,20 @@ from urllib.parse import quote
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import update
+from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from cassata import telemetry
+from cassata import telemetry, tenants
 from cassata.config import Service
 from cassata.model import Action, Destination, Filter, NewEvent, NewOperation, Scope, Status, Stream, rfc3339
 from cassata.receiver import Receiver
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
-from cassata.schema import events
+from cassata.schema import api_keys, ended_sessions, events
 from cassata.series import NewSeries, SeriesStatus
 from cassata.service import create_app, pages
 from cassata.service.auth import Route
-from cassata.service.sessions import SESSION_COOKIE, VISIT_COOKIE
+from cassata.service.sessions import SESSION_COOKIE, SESSION_SECONDS, VISIT_COOKIE
 from cassata.tenants import Changes
 from tests.archives import zipped
 
@@ -181,6 +181,45 @@ def test_a_cookie_that_was_tampered_with_is_worthless(guarded: Flask, scheduler:
 def test_logging_out_ends_the_session(guarded: Flask, scheduler: Scheduler) -> None:
     client = log_in(guarded, make_key(scheduler))
     assert post(client, "/ui/logout", "/ui").location == "/ui/login"
+    assert client.get("/ui").status_code == 303
+
+
+def test_a_copied_cookie_is_worth_nothing_after_the_logout_in_any_service_and_other_sessions_go_on(
+    guarded: Flask, scheduler: Scheduler, sqlite_url: str
+) -> None:
+    key = make_key(scheduler)
+    client, same_key = log_in(guarded, key), log_in(guarded, key)
+    cookie = client.get_cookie(SESSION_COOKIE, path="/ui")
+    assert cookie is not None
+    post(client, "/ui/logout", "/ui")
+
+    others = Scheduler.open(sqlite_url)
+    for app in (guarded, create_app(others, Service(authentication="required"))):
+        thief = app.test_client()
+        thief.set_cookie(SESSION_COOKIE, cookie.value, path="/ui")
+        assert thief.get("/ui").status_code == 303
+        assert thief.post("/ui/logout", data={"token": form_token(thief)}).status_code == 401
+    others.close()
+    assert same_key.get("/ui").status_code == 200
+    assert log_in(guarded, key).get("/ui").status_code == 200
+
+
+def test_what_is_kept_of_ended_sessions_goes_when_they_would_be_over_anyway(guarded: Flask, scheduler: Scheduler) -> None:
+    scheduler.tenants.end_session("long-ago", kept_ms=-1)
+    client = log_in(guarded, make_key(scheduler))
+    post(client, "/ui/logout", "/ui")
+    with scheduler._engines.read.connect() as conn:
+        (left,) = conn.execute(select(ended_sessions)).all()
+    assert left.session != "long-ago"
+    assert left.kept_until > scheduler.overview.now() + SESSION_SECONDS * 1_000
+
+
+def test_a_session_ends_when_its_key_expires(guarded: Flask, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenants, "FRESH_SECONDS", 0.0)
+    key = make_key(scheduler)
+    client = log_in(guarded, key)
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(update(api_keys).values(expires_at=scheduler.overview.now() - 1))
     assert client.get("/ui").status_code == 303
 
 

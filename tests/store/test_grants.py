@@ -178,6 +178,9 @@ def test_applications_and_keys_are_the_services_to_keep(users: Users) -> None:
 
     assert scheduler.tenants.authenticate(token) is not None
     assert scheduler.tenants.revoke_key(token.split("_")[1]).revoked_at is not None
+    scheduler.tenants.end_session("old", kept_ms=-60_000)  # which it also removes
+    scheduler.tenants.end_session("new", kept_ms=60_000)
+    assert (scheduler.tenants.has_ended("old"), scheduler.tenants.has_ended("new")) == (False, True)
     scheduler.close()
 
 

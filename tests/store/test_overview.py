@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from cassata import database, overview
 from cassata.errors import UnknownApplication
-from cassata.model import Action, Capped, ErrorKind, Filter, NewOperation, Outcome, Status
+from cassata.model import Action, After, Capped, ErrorKind, Filter, NewOperation, Outcome, Status
 from cassata.overview import Pulse
 from cassata.recurrence import Rule
 from cassata.scheduler import Scheduler
@@ -74,6 +74,23 @@ def test_a_count_ends_at_its_cap_and_says_so(scheduler: Scheduler, hand: Hand, c
     counts = scheduler.overview.counts("shop")
     assert counts.statuses[Status.COMPLETED] == Capped(10, is_capped=True)
     assert counts.since == NOON - 100 + 5  # the list that is led to begins with the first one that was counted
+
+
+def test_many_that_are_blocked_hide_nothing_else(scheduler: Scheduler, hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "EXAMINED", 10)
+    scheduler.add_all([new_event(f"e{n}", due_at=NOON - 100 + n) for n in range(4)])
+    scheduler.add_all([new_event(f"after{n}", due_at=NOON, after=After("e3")) for n in range(12)])
+    busy, _ = hand.claim(2)
+    hand.answer(busy, 503)
+    expected = {Status.PENDING: 2, Status.PROCESSING: 1, Status.SERVICE_UNAVAILABLE: 1}
+
+    for counts in (scheduler.overview.counts("shop"), scheduler.overview.counts()):
+        assert {status: counts.statuses[status] for status in expected} == {status: Capped(count) for status, count in expected.items()}
+        assert counts.statuses[Status.BLOCKED] == Capped(10, is_capped=True)
+    for status, count in expected.items():
+        assert scheduler.overview.counts_of(["shop"], status) == {"shop": Capped(count)}
+    assert scheduler.overview.counts_of(["shop"], Status.BLOCKED) == {"shop": Capped(10, is_capped=True)}
+    assert scheduler.backlog(10, 10).counts == {"shop": {**expected, Status.BLOCKED: 10}}
 
 
 def test_the_load_ahead_is_told_step_by_step(scheduler: Scheduler, clock: ManualClock) -> None:
@@ -274,7 +291,7 @@ MOST_READ = 130_000
 
 @pytest.fixture(scope="module")
 def large(mariadb: Any) -> Iterator[tuple[Scheduler, str]]:
-    """A million events of one application, half of them finished, one in eight of these failed."""
+    """A million events of one application, half of them finished, one in eight of these failed; a quarter of the others is blocked."""
     name = mariadb.create_database([])
     url = mariadb.url(name)
     database.upgrade(url)
@@ -284,7 +301,8 @@ def large(mariadb: Any) -> Iterator[tuple[Scheduler, str]]:
     scheduler.add(new_event("e0", due_at=NOON))
     columns = "application, event_id, status, due_at, wake_at, fence, attempts, lost_leases, method, url, request_hash, created_at"
     ahead, ago = f"{NOON} + MOD(n, 3000) * 60000", f"{NOON} - n * 10"
-    half = f"IF(MOD(n, 2), 0, IF(MOD(n, 16), 2, 3)), IF(MOD(n, 2), {ahead}, {ago}), IF(MOD(n, 2), {ahead}, NULL)"
+    status, wake_at = "IF(MOD(n, 2), IF(MOD(n, 8) = 1, 6, 0), IF(MOD(n, 16), 2, 3))", f"IF(MOD(n, 2), IF(MOD(n, 8) = 1, -1, {ahead}), NULL)"
+    half = f"{status}, IF(MOD(n, 2), {ahead}, {ago}), {wake_at}"
     numbers = "WITH RECURSIVE few AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM few WHERE n < 63)"
     many = "many AS (SELECT (:part * 64 + a.n) * 64 + b.n AS n FROM few a, few b)"
     copied = f"application, CONCAT('n', many.n), {half}, 0, 0, 0, method, url, request_hash, created_at"
@@ -301,6 +319,7 @@ def large(mariadb: Any) -> Iterator[tuple[Scheduler, str]]:
 
 PAGES = {
     "counts": lambda scheduler: scheduler.overview.counts("shop"),
+    "backlog": lambda scheduler: scheduler.backlog(20, 10_000),
     "counts of all": lambda scheduler: scheduler.overview.counts(),
     "load by minute": lambda scheduler: scheduler.overview.ahead(60_000, 60, "shop"),
     "load by hour": lambda scheduler: scheduler.overview.ahead(3_600_000, 48),
@@ -342,6 +361,6 @@ def _reads(conn: Any) -> int:
 def test_counts_of_a_large_application_are_capped(large: tuple[Scheduler, str]) -> None:
     scheduler, _ = large
     counts = scheduler.overview.counts("shop")
-    assert counts.statuses[Status.PENDING] == Capped(10_000, is_capped=True)
+    assert counts.statuses[Status.PENDING] == counts.statuses[Status.BLOCKED] == Capped(10_000, is_capped=True)
     assert counts.statuses[Status.COMPLETED].is_capped
     assert 1_000 < counts.statuses[Status.FAILED].events < 1_500

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from cassata import database
 from cassata.errors import InvalidSeries, UnknownInstance
-from cassata.model import On, Status
+from cassata.model import Filter, On, Status
 from cassata.recurrence import Rule
+from cassata.scheduler import Scheduler
 from cassata.series import AfterSeries, NewSeries, Overlap, SeriesStatus
-from tests.words import NOON, Hand
+from tests.words import NOON, Hand, ManualClock
 
+NAMES = ("first", "second", "third")
 STAMPS = ["20270115T080100Z", "20270115T080200Z"]
 MINUTE = Rule(every_ms=60_000, start_at=NOON + 60_000)
 
@@ -67,6 +72,58 @@ def test_a_follower_that_is_paused_or_cancelled_makes_none_and_its_own_followers
     assert hand.scheduler.timetable.resume("shop", "second").status is SeriesStatus.ACTIVE
     advance(hand, 60_000)
     assert {f"{name}_{STAMPS[1]}" for name in ("first", "second", "third")} <= statuses(hand).keys()
+
+
+def test_a_follower_that_is_resumed_follows_what_was_made_ahead_already_and_nothing_that_has_passed(hand: Hand) -> None:
+    series(hand, "first", rule=Rule(every_ms=5_000, start_at=NOON + 60_000))
+    for name, after in (("second", "first"), ("third", "second"), ("beside", "first")):
+        series(hand, name, after)
+    hand.scheduler.timetable.cancel_instance("shop", "first", "first_20270115T090000Z")  # far ahead: it is not made yet
+    advance(hand, 55_000)
+    made = statuses(hand)
+    hand.scheduler.timetable.pause("shop", "second")
+    hand.clock.advance(6_000)
+    hand.scheduler.timetable.resume("shop", "second")
+
+    passed = {f"{name}_{STAMPS[0]}" for name in ("second", "third")}
+    assert statuses(hand) == {name: status for name, status in made.items() if name not in passed}
+    assert {f"{name}_20270115T080105Z" for name in ("first", "second", "third", "beside")} < statuses(hand).keys()
+    hand.answer(next(each for each in hand.claim() if each.event_id == f"first_{STAMPS[0]}"))
+    hand.clock.advance(5_000)
+    for name in ("first", "second", "third"):
+        hand.answer(next(each for each in hand.claim() if each.event_id == f"{name}_20270115T080105Z"))
+
+
+def test_a_follower_of_a_follower_that_is_resumed_or_new_follows_what_was_made_ahead_already(hand: Hand) -> None:
+    series(hand, "first")
+    series(hand, "second", "first")
+    series(hand, "third", "second")
+    advance(hand, 55_000)
+    hand.scheduler.timetable.pause("shop", "third")
+    hand.scheduler.timetable.resume("shop", "third")
+    series(hand, "fourth", "third")
+    expected = {f"{name}_{STAMPS[0]}" for name in ("first", "second", "third", "fourth")}
+    assert statuses(hand).keys() == expected
+
+    hand.scheduler.timetable.pause("shop", "second")
+    assert statuses(hand).keys() == {f"first_{STAMPS[0]}"}
+    hand.scheduler.timetable.resume("shop", "second")
+    assert statuses(hand).keys() == expected
+
+
+def test_a_follower_that_is_resumed_after_what_has_been_cancelled_ahead_is_judged_at_once(hand: Hand) -> None:
+    series(hand, "first")
+    series(hand, "second", "first")
+    series(hand, "always", "first", On.ALWAYS)
+    advance(hand, 55_000)
+    for name in ("second", "always"):
+        hand.scheduler.timetable.pause("shop", name)
+    hand.scheduler.timetable.cancel_instance("shop", "first", f"first_{STAMPS[0]}")
+    for name in ("second", "always"):
+        hand.scheduler.timetable.resume("shop", name)
+
+    found = statuses(hand)
+    assert (found[f"second_{STAMPS[0]}"], found[f"always_{STAMPS[0]}"]) == (Status.CANCELLED, Status.PENDING)
 
 
 def test_what_is_taken_back_of_the_first_is_taken_back_of_what_follows(hand: Hand) -> None:
@@ -163,3 +220,39 @@ def test_an_occurrence_that_was_released_may_be_put_off_and_is_sent_then(hand: H
 
     hand.clock.advance(5_000)
     assert hand.claim_one().event_id == name
+
+
+def test_a_follower_that_is_paused_and_resumed_while_others_advance_has_no_gap_and_nothing_of_its_pause(mariadb_url: str) -> None:
+    clock = ManualClock()
+    advancing, *changing = (Scheduler(database.open_engines(mariadb_url), clock=clock) for _ in range(3))
+    hand = Hand(advancing, clock)
+    series(hand, "first", rule=Rule(every_ms=1_000, start_at=NOON + 1_000))
+    series(hand, "second", "first")
+    series(hand, "third", "second")
+    for _ in range(12):
+        done = threading.Event()
+        with ThreadPoolExecutor() as threads:
+            toggled = [threads.submit(toggle, *each, done) for each in zip(changing, ("second", "third"), strict=True)]
+            for _ in range(8):
+                clock.advance(1_000)
+                advancing.timetable.advance()
+            done.set()
+        assert [each.result() for each in toggled] == [None, None]
+        advancing.timetable.advance()  # what was locked at each of those moments
+        ahead = advancing.events("shop", Filter(due_from=clock.instant), limit=1_000).events
+        first, second, third = ({event.event_id.partition("_")[2] for event in ahead if event.event_id.startswith(name)} for name in NAMES)
+        assert first
+        assert (second, third) == (first, first)
+    advancing.timetable.pause("shop", "second")
+    clock.advance(1_000)
+    advancing.timetable.advance()
+    ahead = advancing.events("shop", Filter(due_from=clock.instant), limit=1_000).events
+    assert {event.event_id.partition("_")[0] for event in ahead} == {"first"}
+    for scheduler in (advancing, *changing):
+        scheduler.close()
+
+
+def toggle(scheduler: Scheduler, series_id: str, done: threading.Event) -> None:
+    while not done.is_set():
+        scheduler.timetable.pause("shop", series_id)
+        scheduler.timetable.resume("shop", series_id)
