@@ -11,99 +11,64 @@ import base64
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import TracebackType
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
 
-import requests
-import tenacity
-
-from cassata import __version__
-from cassata.courier.message import retry_after_ms
-from cassata.errors import CassataError
 from cassata.model import BATCH_LENGTH, FINISHED, Status, new_event_id
+from cassata.refusals import (
+    ClientError,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    LimitReached,
+    NotFound,
+    Outdated,
+    ServiceUnavailable,
+    Unauthorized,
+    refusal,
+)
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
+
+    from cassata.exchange import Exchange
 
 T = TypeVar("T")
 
+__all__ = [
+    "DEFAULT_URL",
+    "Attempt",
+    "Changes",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "Count",
+    "Event",
+    "EventDetails",
+    "Forbidden",
+    "Instance",
+    "InvalidRequest",
+    "LimitReached",
+    "NewEvent",
+    "NewOperation",
+    "NewSeries",
+    "NotFound",
+    "Occurrence",
+    "Operation",
+    "Outdated",
+    "Output",
+    "Series",
+    "ServiceUnavailable",
+    "Unauthorized",
+]
+
 DEFAULT_URL = "http://127.0.0.1:8085"
 BATCH_BYTES = 4 * 1024 * 1024
-RETRY_AFTER_MAXIMUM = 60.0
-OUTPUT_LENGTH = "Cassata-Output-Length"
-
-_TEMPORARY = frozenset({429, 502, 503, 504})
-
-
-# --- what can go wrong -------------------------------------------------------------------------------------------------
-
-
-class ClientError(CassataError):
-    """The service did not do what was asked. `problem` is its problem document (RFC 9457), empty if there was none."""
-
-    def __init__(self, message: str, *, status_code: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.status_code = status_code
-        self.problem = dict(problem or {})
-
-    @property
-    def errors(self) -> list[dict[str, str]]:
-        """Each thing that is wrong: "detail", and a "pointer" into the request or the name of a "parameter"."""
-        return list(self.problem.get("errors", ()))
-
-
-class ServiceUnavailable(ClientError):
-    """The service could not be reached or was not ready, also after repeating the request."""
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
-        super().__init__(message, **details)
-        self.retry_after = retry_after
-
-
-class LimitReached(ServiceUnavailable):
-    """The application has reached one of its limits (429), also after repeating the request."""
-
-
-class Unauthorized(ClientError):
-    """The service wants a key, and this one is not valid, or there is none (401)."""
-
-
-class Forbidden(ClientError):
-    """The key may not do that (403)."""
-
-
-class InvalidRequest(ClientError):
-    """The service refused what was asked (400, 413, 415)."""
-
-
-class NotFound(ClientError):
-    """There is no such event or series, or no such application (404)."""
-
-
-class Conflict(ClientError):
-    """What is there does not allow it (409): the id is taken by other content, the event or series has ended or the event is being
-    sent, or the application is deactivated.
-    """
-
-
-class Outdated(ClientError):
-    """The event, series or instance is not the version that was to be changed (412): look at it again."""
-
-
-_KINDS: dict[int, type[ClientError]] = {
-    400: InvalidRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    412: Outdated,
-    413: InvalidRequest,
-    415: InvalidRequest,
-    429: LimitReached,
-}
-
 
 # --- values ------------------------------------------------------------------------------------------------------------
 
@@ -640,16 +605,23 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout: float = 10, retries: int = 5) -> None:
         self._url = url.rstrip("/")
+        self._key = (os.environ.get("CASSATA_KEY", "") if key is None else key).strip()
+        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
+            raise ClientError("the key holds characters that no key has: copy it again")
         self._timeout = timeout
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"cassata-client/{__version__}"
-        self._session.auth = _Bearer(os.environ.get("CASSATA_KEY", "") if key is None else key)
-        self.retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ServiceUnavailable),
-            stop=tenacity.stop_after_attempt(retries + 1),
-            wait=_pause,
-            reraise=True,
-        )
+        self._retries = retries
+
+    @cached_property
+    def _exchange(self) -> Exchange:
+        """Loads what speaks HTTP when something is asked, and not before: a command that prints its help has no need of it."""
+        from cassata.exchange import Exchange
+
+        return Exchange(self._url, key=self._key, timeout=self._timeout, retries=self._retries)
+
+    @property
+    def retrying(self) -> Retrying:
+        """How calls are repeated, for whoever wants to wait otherwise."""
+        return self._exchange.retrying
 
     def __enter__(self) -> Client:
         return self
@@ -658,7 +630,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._session.close()
+        if "_exchange" in self.__dict__:
+            self._exchange.close()
 
     def schedule(self, event: NewEvent) -> Event:
         """Schedule one request, once however often this is repeated: for the same event again, return what is stored.
@@ -705,7 +678,7 @@ class Client:
 
     def output(self, application_id: str, event_id: str, number: int) -> Output:
         """Return what is kept of the answer to an attempt; while it is under way, of what it has written so far. Raises NotFound."""
-        return self._read_as(_as_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
+        return self._read_as(_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
 
     def iter_events(
         self,
@@ -861,7 +834,7 @@ class Client:
 
     def run_series(self, application_id: str, series_id: str) -> Event:
         """Send what a series sends once more, now. Never repeated by itself: that would send it once more again."""
-        return self._read_as(_event, self._send("POST", _path("series", application_id, series_id, "run"), None, None, {}))
+        return self._read_as(_event, self._once("POST", _path("series", application_id, series_id, "run")))
 
     def cancel_series(self, application_id: str, series_id: str, *, purge: bool = False, version: int | None = None) -> None:
         """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again.
@@ -925,36 +898,15 @@ class Client:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
-        return self.retrying(self._send, method, path, body, query, headers or {})
+        return self.retrying(self._exchange.send, method, path, _body(document), query, headers or {})
 
-    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
-        headers = {"Content-Type": "application/json", **headers} if body is not None else headers
-        try:
-            response = self._session.request(
-                method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
-            )
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise ServiceUnavailable(f"no answer from {self._url}: {_reason(error)}") from error
-        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
-            raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
-        except requests.RequestException as error:
-            raise ClientError(f"{self._url} cannot be asked: {error}") from error
-        return _output(response) if response.ok and OUTPUT_LENGTH in response.headers else _read(response)
+    def _once(self, method: str, path: str, document: Any = None) -> Any:
+        """Ask for what would be done once more if it were repeated."""
+        return self._exchange.send(method, path, _body(document), None, {})
 
 
-class _Bearer(requests.auth.AuthBase):
-    """Sends the key. As an `auth`, because a header would give way to what ~/.netrc holds for the host."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key.strip()
-        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
-            raise ClientError("the key holds characters that no key has: copy it again")
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
+def _body(document: Any) -> bytes | None:
+    return document if document is None or isinstance(document, bytes) else _encoded(document)
 
 
 def _if_match(version: int | str | None) -> dict[str, str]:
@@ -987,10 +939,14 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         yield b"[" + b",".join(batch) + b"]"
 
 
-def _as_output(answer: Any) -> Output:
-    if not isinstance(answer, Output):
-        raise TypeError("no output")
-    return answer
+def _output(answer: Any) -> Output:
+    body, told = answer
+    return Output(
+        body=body,
+        length=int(told["Cassata-Output-Length"]),
+        is_truncated=told["Cassata-Output-Truncated"] == "true",
+        is_whole=told["Cassata-Output-Complete"] == "true",
+    )
 
 
 def _is_gone(document: Mapping[str, Any]) -> bool:
@@ -1005,64 +961,4 @@ def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
     problem = result.get("problem", {})
     if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
         return str(result["event-id"])
-    return _error(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")
-
-
-def _output(response: requests.Response) -> Output:
-    told = response.headers
-    return Output(
-        body=response.content,
-        length=int(told[OUTPUT_LENGTH]),
-        is_truncated=told["Cassata-Output-Truncated"] == "true",
-        is_whole=told["Cassata-Output-Complete"] == "true",
-    )
-
-
-def _read(response: requests.Response) -> Any:
-    document = _document(response)
-    if response.ok and document:
-        return document
-    if response.status_code in _TEMPORARY:
-        detail = document.get("detail") or f"it answered {response.status_code}"
-        kind = LimitReached if response.status_code == 429 else ServiceUnavailable
-        raise kind(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
-    address = response.url.partition("?")[0]
-    raise _error(response.status_code, document, f"{address} answered {response.status_code}, and not as Cassata does")
-
-
-def _document(response: requests.Response) -> dict[str, Any]:
-    try:
-        document = response.json()
-    except requests.JSONDecodeError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _error(status_code: int, problem: Mapping[str, Any], otherwise: str) -> ClientError:
-    return _KINDS.get(status_code, ClientError)(problem.get("detail") or otherwise, status_code=status_code, problem=problem)
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    asked = retry_after_ms(response.headers.get("Retry-After"), now=time.time_ns() // 1_000_000)
-    return None if asked is None else min(asked / 1000, RETRY_AFTER_MAXIMUM)
-
-
-_growing = tenacity.wait_random_exponential(multiplier=0.1, max=5)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
-    return _growing(state) if asked is None else asked
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Return what lies at the bottom of an error of requests, which wraps it two or three times."""
-    if isinstance(error, requests.Timeout):
-        return "it took too long"
-    cause: BaseException = error
-    while isinstance(inner := getattr(cause, "reason", None) or (cause.args[0] if cause.args else None), BaseException):
-        cause = inner
-    words = re.sub(r"^\[Errno -?\d+\] ", "", str(cause).rpartition(": ")[2])
-    reason = words[:1].lower() + words[1:]
-    return f"{reason}. Is it running? Type: cassata service start" if reason == "connection refused" else reason
+    return refusal(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")

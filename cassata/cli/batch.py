@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from cassata.cli.app import print_json, print_table, show
-from cassata.cli.event import Delay, Reported, output_option, service_options
+from cassata.cli.event import Reported, service_options
+from cassata.cli.options import Delay, output_option
+from cassata.cli.output import print_json, print_table, show
 from cassata.client import Client, NewEvent
 from cassata.model import new_event_id
 

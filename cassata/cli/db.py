@@ -13,6 +13,7 @@ import click
 
 from cassata.cli.control import config_option
 from cassata.cli.meter import Meter
+from cassata.cli.options import output_option
 
 if TYPE_CHECKING:
     from cassata.config import Settings
@@ -56,9 +57,6 @@ def opened_scheduler(config: Path | None, database_url: str | None) -> Iterator[
 @click.group()
 def db() -> None:
     """Look after the tables."""
-
-
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @db.command()

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-import requests
 
 from cassata.client import DEFAULT_URL
 
@@ -27,6 +26,8 @@ class Service:
 
     def ask(self, method: str, path: str, *, body: Document | None = None, query: Document | None = None) -> Any:
         """Raises ClickException with what the service says, or why nothing was heard of it."""
+        import requests
+
         try:
             with requests.Session() as session:
                 session.trust_env = False  # no proxies, no .netrc

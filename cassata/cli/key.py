@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from cassata.cli.app import Document, in_words, output_option, print_json, print_table, show
 from cassata.cli.db import database_option, opened_tenants
-from cassata.cli.event import Delay
+from cassata.cli.options import Delay, output_option
+from cassata.cli.output import Document, in_words, print_json, print_table, show
 from cassata.model import Scope
 
 SCOPES = [scope.value for scope in Scope]

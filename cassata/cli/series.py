@@ -10,19 +10,17 @@ from typing import Any, BinaryIO
 
 import click
 
-from cassata.cli.app import in_words, print_json, print_table, show
 from cassata.cli.event import (
-    Delay,
-    Instant,
     Reported,
     change_options,
     changes_of,
     destination_option,
-    output_option,
     retry_of,
     service_options,
     text_of,
 )
+from cassata.cli.options import Delay, Instant, output_option
+from cassata.cli.output import in_words, print_json, print_table, show
 from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, On, RetryOn, new_event_id
 
