@@ -17,9 +17,8 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
-from urllib.parse import quote
 
-from cassata.model import BATCH_LENGTH, FINISHED, Status, new_event_id
+from cassata.model import BATCH_LENGTH, FINISHED, Status, check_event_id, new_event_id
 from cassata.refusals import (
     ClientError,
     Conflict,
@@ -470,6 +469,14 @@ def _operations_page(document: Mapping[str, Any]) -> tuple[list[Operation], str 
     return [_operation(operation) for operation in document["operations"]], document["next-cursor"]
 
 
+def _applications_page(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
+    return list(document["applications"]), document["next-cursor"]
+
+
+def _secrets(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(document["secrets"])
+
+
 def _full_page(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
     return list(document["events"]), document["next-cursor"]
 
@@ -691,12 +698,14 @@ class Client:
         last_status: int | None = None,
         series: str | None = None,
         tried: bool | None = None,
+        newest_first: bool = False,
         page_length: int = 100,
     ) -> Iterator[Event]:
         """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
 
         `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
-        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back.
+        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back. With
+        `newest_first` what is due last comes first.
         """
         query = {
             "status": ",".join(_names(status) or ()) or None,
@@ -706,6 +715,7 @@ class Client:
             "last-status": last_status,
             "series": series,
             "tried": None if tried is None else str(tried).lower(),
+            "newest-first": "true" if newest_first else None,
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)
@@ -776,6 +786,82 @@ class Client:
     def delete_batch(self, application_id: str, batch_id: str) -> None:
         """Delete a batch. Raises NotFound."""
         self._call("DELETE", _path("batches", application_id, batch_id))
+
+    # --- applications --------------------------------------------------------------------------------------------------
+
+    def create_application(self, application_id: str, settings: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Make an application, and return it. `settings`: "limits", "egress", "topics" and so on, as the service reads them.
+
+        Needs an operator's key. Never repeated by itself. Raises InvalidRequest, and Conflict if it is there already.
+        """
+        document = {**(settings or {}), "application-id": application_id}
+        return self._read_as(dict, self._once("POST", "/cassata/applications", document))
+
+    def application(self, application_id: str) -> Mapping[str, Any]:
+        """Return an application, as the service tells of it. Raises NotFound."""
+        return self._read_as(dict, self._call("GET", _path("applications", application_id)))
+
+    def iter_applications(self, *, page_length: int = 100) -> Iterator[Mapping[str, Any]]:
+        """Yield all applications in the order of their ids, fetching pages as needed. Needs an operator's key."""
+        yield from self._pages("/cassata/applications", _applications_page, {"limit": page_length})
+
+    def change_application(self, application_id: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Change what is named of an application: the settings of `create_application`; return it as it is then.
+
+        Raises InvalidRequest, NotFound, and Forbidden for what only an operator sets.
+        """
+        return self._read_as(dict, self._call("PATCH", _path("applications", application_id), dict(changes)))
+
+    def set_application_active(self, application_id: str, active: bool) -> Mapping[str, Any]:
+        """Let an application take events and have them sent, or neither. Raises NotFound."""
+        return self._read_as(dict, self._call("POST", _path("applications", application_id, "activate" if active else "deactivate")))
+
+    def stream(self, application_id: str) -> Mapping[str, Any]:
+        """Return where an application is told of its events, and how that fares. Raises NotFound."""
+        return self._read_as(dict, self._call("GET", _path("applications", application_id, "stream")))
+
+    def breakers(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the destinations that get nothing at the moment. Raises NotFound."""
+        answer = self._call("GET", _path("applications", application_id, "breakers"))
+        return self._read_as(lambda found: list(found["breakers"]), answer)
+
+    def secrets(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the signing secrets in use, the newest first: each "secret", and "until" when. Raises NotFound."""
+        return self._read_as(_secrets, self._call("GET", _path("applications", application_id, "secrets")))
+
+    def rotate_secret(
+        self, application_id: str, *, overlap: timedelta | float | None = None, secret: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """Sign with a new secret, and with those before for `overlap` (seconds or a timedelta) still; return all that are in use.
+
+        Never repeated by itself: that would make another one. Raises InvalidRequest, NotFound.
+        """
+        document = _given({"overlap": _seconds(overlap), "secret": secret})
+        return self._read_as(_secrets, self._once("POST", _path("applications", application_id, "rotate-secret"), document))
+
+    def keys(self, application_id: str | None = None) -> list[Mapping[str, Any]]:
+        """Return the keys of an application, or the operators' (None), without what makes them valid. Raises NotFound."""
+        return self._read_as(lambda found: list(found["keys"]), self._call("GET", _keys_path(application_id)))
+
+    def create_key(
+        self,
+        application_id: str | None = None,
+        *,
+        scopes: Collection[str] | None = None,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> Mapping[str, Any]:
+        """Make a key of an application, or an operator's (None). Its "token" is the key, and is told this once.
+
+        `scopes` None: publish and read, an operator's: admin; `expires_at` None: it is valid until it is revoked. Never repeated
+        by itself: that would make another one. Raises InvalidRequest, NotFound, and Conflict if there are too many.
+        """
+        document = _given({"scopes": scopes and sorted(scopes), "name": name, "expires-at": _written_instant(expires_at)})
+        return self._read_as(dict, self._once("POST", _keys_path(application_id), document))
+
+    def revoke_key(self, prefix: str, application_id: str | None = None) -> Mapping[str, Any]:
+        """Make a key worthless: one of an application, or any (None), which only an operator's may. Raises NotFound."""
+        return self._read_as(dict, self._call("DELETE", _keys_path(application_id, prefix)))
 
     # --- series --------------------------------------------------------------------------------------------------------
 
@@ -913,8 +999,30 @@ def _if_match(version: int | str | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
 
 
+_PLACE_OF_AN_EVENT = ("application-id", "event-id")
+_PLACES = {
+    "applications": ("application-id", "part", "prefix"),
+    "batches": ("application-id", "batch-id"),
+    "bulk": ("application-id", "operation-id"),
+    "keys": ("prefix",),
+    "series": ("application-id", "series-id", "part", "instance-id"),
+}
+"""What stands in an address behind the name of a call."""
+
+
 def _path(call: str, *ids: str) -> str:
-    return f"/cassata/{call}/" + "/".join(quote(part, safe="") for part in ids)
+    """Return an address with ids in it. Raises InvalidRequest for what can be no id: it would make another address."""
+    for name, part in zip(_PLACES.get(call, _PLACE_OF_AN_EVENT), ids, strict=False):
+        try:
+            check_event_id(part)  # no other id may be longer, or hold anything else
+        except ValueError as error:
+            problem = {"errors": [{"parameter": name, "detail": str(error)}]}
+            raise InvalidRequest(f"{name} {part!r} {error}", problem=problem) from None
+    return "/".join(["/cassata", call, *ids])
+
+
+def _keys_path(application_id: str | None, *prefix: str) -> str:
+    return _path("keys", *prefix) if application_id is None else _path("applications", application_id, "keys", *prefix)
 
 
 def _instance_path(application_id: str, series_id: str, instance_id: str) -> str:

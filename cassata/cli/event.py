@@ -28,7 +28,8 @@ class Reported(Forgiving):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            for line in _lines(error, self.words):
+            command = ctx.invoked_subcommand and self.get_command(ctx, ctx.invoked_subcommand)
+            for line in _lines(error, self.words, command.params if command else ()):
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
 
@@ -79,10 +80,11 @@ class _ReportedEvent(Reported):
         return COMMANDS[cmd_name]
 
 
-def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
+def _lines(error: ClientError, words: Mapping[str, str], parameters: Sequence[click.Parameter]) -> Iterator[str]:
+    arguments = {parameter.name: parameter.human_readable_name for parameter in parameters if isinstance(parameter, click.Argument)}
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        word = words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        word = arguments.get(place.replace("-", "_")) or words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
@@ -295,6 +297,7 @@ def _write_harmless(text: bytes) -> None:
 @event.command(name="list")
 @click.argument("application_id", metavar="APP")
 @filter_options
+@click.option("--newest-first", is_flag=True, help="What is due last comes first.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @output_option
 @click.pass_obj
@@ -306,7 +309,7 @@ def list_events(
     output: str,
     **wanted: Any,
 ) -> None:
-    """List the events of an application by expiry."""
+    """List the events of an application, by expiry."""
     found = client.iter_events(application_id, **wanted, page_length=min(limit, 1_000))
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from cassata.client import DEFAULT_URL
+from cassata.model import check_series_id
 
 TIMEOUT_SECONDS = 30
 LARGEST_PAGE = 250
@@ -74,11 +74,19 @@ def _metadata(_context: click.Context, _parameter: click.Parameter, written: str
     return found
 
 
+def _id(_context: click.Context, _parameter: click.Parameter, written: str) -> str:
+    """What can be no id would make another address."""
+    try:
+        return check_series_id(written)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-id_option = click.option("--id", "job_id", required=True, help="The job.")
+id_option = click.option("--id", "job_id", required=True, callback=_id, help="The job.")
 metadata_option = click.option("--metadata", callback=_metadata, metavar="JSON", help="An object of texts; its url is where the job goes.")
 cron_option = click.option("--cron", help="Five fields, in UTC, @hourly and the like, or @every 1h30m.")
 
@@ -111,7 +119,7 @@ def create(service: Service, name: str, description: str | None, cron: str | Non
 @click.pass_obj
 def get(service: Service, job_id: str) -> None:
     """Show a job."""
-    _shown(service.ask("GET", f"/v1/jobs/{quote(job_id, safe='')}"))
+    _shown(service.ask("GET", f"/v1/jobs/{job_id}"))
 
 
 @job.command(name="list")
@@ -143,7 +151,7 @@ def update(
 ) -> None:
     """Change a job. What is not named stays as it is."""
     body = _given(name=name, description=description, cronExpression=cron, metadata=metadata, status=status)
-    _shown(service.ask("PUT", f"/v1/jobs/{quote(job_id, safe='')}", body=body))
+    _shown(service.ask("PUT", f"/v1/jobs/{job_id}", body=body))
 
 
 @job.command()
@@ -151,4 +159,4 @@ def update(
 @click.pass_obj
 def delete(service: Service, job_id: str) -> None:
     """Delete a job."""
-    _shown(service.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}"))
+    _shown(service.ask("DELETE", f"/v1/jobs/{job_id}"))

@@ -58,6 +58,8 @@ def test_a_list_may_be_of_some_events_only(run: Run) -> None:
 
     assert found("--host", "two.test") == ["e1"]
     assert found("--status", "pending", "--status", "failed") == ["e0", "e1"]
+    assert found("--newest-first") == ["e1", "e0"]
+    assert found("--newest-first", "--limit", "1") == ["e1"]
     assert found("--last-status", "200") == found("--series", "s") == []
     assert run("list", "shop", "--host", "a/b").stderr.startswith("Error: --host: must be a host such as")
 
@@ -116,6 +118,13 @@ def test_an_unknown_event_is_an_error(run: Run) -> None:
     for command in ("status", "get", "delete"):
         refused = run(command, "shop", "none")
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+
+
+def test_what_can_be_no_id_is_named_as_the_command_calls_it(run: Run) -> None:
+    allowed = "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : ~ -\n"
+    assert run("get", "shop", "a/b").stderr == f"Error: EVENT: {allowed}"
+    assert run("list", "a/b").stderr == f"Error: APP: {allowed}"
+    assert add(run, "--in", "5m", "--payload", "x", "--id", "a/b").stderr == f"Error: --id: {allowed}"
 
 
 def test_the_status_of_a_cancelled_event_says_that_it_may_be_cancelled(run: Run) -> None:
