@@ -50,7 +50,7 @@ class Exchange:
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
             )
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise ServiceUnavailable(f"no answer from {self._url}: {_reason(error)}") from error
+            raise ServiceUnavailable(f"no answer from {self._url}: {reason(error)}") from error
         except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
             raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
         except requests.RequestException as error:
@@ -104,7 +104,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return _growing(state) if asked is None else asked
 
 
-def _reason(error: requests.RequestException) -> str:
+def reason(error: requests.RequestException) -> str:
     """Return what lies at the bottom of an error of requests, which wraps it two or three times."""
     if isinstance(error, requests.Timeout):
         return "it took too long"

@@ -116,6 +116,8 @@ def list_applications(output: str, config: Path | None, database_url: str | None
             documents += [tenancy_wire.application_document(application) for application in page]
     if output == "json":
         print_json(documents)
+    elif not documents:
+        click.echo("no applications: make one with cassata app create, or add an event where no keys are needed")
     else:
         print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], list(map(_in_brief, documents)))
 

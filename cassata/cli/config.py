@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cassata.cli.control import config_option, warn_of_strangers
-from cassata.cli.options import output_option
+from cassata.cli.options import Forgiving, output_option
 from cassata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def loaded(role: str, file: Path | None) -> tuple[Path | None, Loaded]:
     return chosen, config.load(chosen)
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def config() -> None:
     """Check and show the settings."""
 

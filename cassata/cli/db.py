@@ -13,7 +13,7 @@ import click
 
 from cassata.cli.control import config_option
 from cassata.cli.meter import Meter
-from cassata.cli.options import output_option
+from cassata.cli.options import Forgiving, output_option
 
 if TYPE_CHECKING:
     from cassata.config import Settings
@@ -54,7 +54,7 @@ def opened_scheduler(config: Path | None, database_url: str | None) -> Iterator[
         scheduler.close()
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def db() -> None:
     """Look after the tables."""
 

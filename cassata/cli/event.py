@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import click
 
 from cassata.cli.options import Delay, Forgiving, Instant, Object, output_option
-from cassata.cli.output import harmless, print_json
+from cassata.cli.output import A_KEY_IS_WANTED, advised, harmless, print_json
 from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, On, RetryOn, Status, new_event_id
 
@@ -88,9 +88,9 @@ def _lines(error: ClientError, words: Mapping[str, str], parameters: Sequence[cl
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
-        yield "the service wants a valid key: put it into CASSATA_KEY, or give --key"
+        yield A_KEY_IS_WANTED
     elif not error.errors:
-        yield str(error)
+        yield advised(str(error), str(error.problem.get("type")).rpartition(":")[2])
 
 
 def service_options(command: Command) -> Command:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from cassata.cli.options import Forgiving
+from cassata.cli.output import A_KEY_IS_WANTED, print_json
 from cassata.client import DEFAULT_URL
 from cassata.model import check_series_id
 
@@ -28,6 +30,8 @@ class Service:
         """Raises ClickException with what the service says, or why nothing was heard of it."""
         import requests
 
+        from cassata.exchange import reason
+
         try:
             with requests.Session() as session:
                 session.trust_env = False  # no proxies, no .netrc
@@ -41,7 +45,7 @@ class Service:
                     allow_redirects=False,
                 )
         except requests.RequestException as error:
-            raise click.ClickException(f"the service at {self._url} cannot be reached: {type(error).__name__}") from error
+            raise click.ClickException(f"the service at {self._url} cannot be reached: {reason(error)}") from error
         try:
             document = answered.json()
         except ValueError:
@@ -55,11 +59,9 @@ def _refusal(status: int, document: Any) -> str:
     told = document if isinstance(document, dict) else {}
     if status == 404 and "code" not in told:
         return "the service does not speak of jobs: set service.dialects to [jobs]"
+    if status == 401:
+        return A_KEY_IS_WANTED
     return str(told.get("message") or f"the service answered {status}")
-
-
-def _shown(document: Any) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def _metadata(_context: click.Context, _parameter: click.Parameter, written: str | None) -> dict[str, str] | None:
@@ -79,7 +81,7 @@ def _id(_context: click.Context, _parameter: click.Parameter, written: str) -> s
     try:
         return check_series_id(written)
     except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.ClickException(f"--id: {error}") from None
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -91,7 +93,7 @@ metadata_option = click.option("--metadata", callback=_metadata, metavar="JSON",
 cron_option = click.option("--cron", help="Five fields, in UTC, @hourly and the like, or @every 1h30m.")
 
 
-@click.group()
+@click.group(cls=Forgiving)
 @click.option(
     "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
 )
@@ -111,7 +113,7 @@ def job(ctx: click.Context, service: str, key: str | None, application: str | No
 @click.pass_obj
 def create(service: Service, name: str, description: str | None, cron: str | None, metadata: dict[str, str] | None) -> None:
     """Make a job. Without --cron it runs once, now."""
-    _shown(service.ask("POST", "/v1/jobs", body=_given(name=name, description=description, cronExpression=cron, metadata=metadata)))
+    print_json(service.ask("POST", "/v1/jobs", body=_given(name=name, description=description, cronExpression=cron, metadata=metadata)))
 
 
 @job.command()
@@ -119,7 +121,7 @@ def create(service: Service, name: str, description: str | None, cron: str | Non
 @click.pass_obj
 def get(service: Service, job_id: str) -> None:
     """Show a job."""
-    _shown(service.ask("GET", f"/v1/jobs/{job_id}"))
+    print_json(service.ask("GET", f"/v1/jobs/{job_id}"))
 
 
 @job.command(name="list")
@@ -129,7 +131,7 @@ def get(service: Service, job_id: str) -> None:
 @click.pass_obj
 def list_jobs(service: Service, page_size: int, status: str | None, last_id: str | None) -> None:
     """List jobs."""
-    _shown(service.ask("GET", "/v1/jobs", query=_given(page_size=page_size, status=status, last_id=last_id)))
+    print_json(service.ask("GET", "/v1/jobs", query=_given(page_size=page_size, status=status, last_id=last_id)))
 
 
 @job.command()
@@ -151,7 +153,7 @@ def update(
 ) -> None:
     """Change a job. What is not named stays as it is."""
     body = _given(name=name, description=description, cronExpression=cron, metadata=metadata, status=status)
-    _shown(service.ask("PUT", f"/v1/jobs/{job_id}", body=body))
+    print_json(service.ask("PUT", f"/v1/jobs/{job_id}", body=body))
 
 
 @job.command()
@@ -159,4 +161,4 @@ def update(
 @click.pass_obj
 def delete(service: Service, job_id: str) -> None:
     """Delete a job."""
-    _shown(service.ask("DELETE", f"/v1/jobs/{job_id}"))
+    print_json(service.ask("DELETE", f"/v1/jobs/{job_id}"))

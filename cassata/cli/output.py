@@ -82,6 +82,26 @@ _WORDS = {
 """What the places of a document are called on the command line, where it is not just their names."""
 
 
+WHERE_TO_LOOK = {
+    "unknown-application": "cassata app list",
+    "unknown-batch": "cassata batch list APP",
+    "unknown-event": "cassata event list APP",
+    "unknown-instance": "cassata series instances APP SERIES",
+    "unknown-key": "cassata key list --app APP",
+    "unknown-operation": "cassata bulk list APP",
+    "unknown-series": "cassata series list APP",
+}
+"""Which command shows what there is, for each kind of problem that says that something is not."""
+
+A_KEY_IS_WANTED = "the service wants a valid key: put it into CASSATA_KEY, or give --key; an operator makes one with: cassata key create"
+
+
+def advised(sentence: str, kind: str) -> str:
+    """Say what to do about a problem, too. `kind` is the last word of its type, such as "unknown-event"."""
+    where = WHERE_TO_LOOK.get(kind)
+    return f"{sentence} To see those there are: {where}" if where else sentence
+
+
 @contextlib.contextmanager
 def in_words() -> Iterator[None]:
     """Tell what is wrong with a document by the names of the options."""

@@ -248,7 +248,8 @@ def test_what_goes_only_with_something_else_says_so(run: Run) -> None:
     assert run("cancel", "shop", "s1", "--following").exit_code == 2
     assert run("cancel", "shop", "s1", "--purge", "--instance", "x").exit_code == 2
     unknown = run("show", "shop", "nothing")
-    assert (unknown.exit_code, unknown.stderr) == (1, "Error: No series with this id exists in this application.\n")
+    said = "Error: No series with this id exists in this application. To see those there are: cassata series list APP\n"
+    assert (unknown.exit_code, unknown.stderr) == (1, said)
 
 
 # --- the client ----------------------------------------------------------------------------------------------------------

@@ -91,6 +91,14 @@ def test_both_roles_can_be_started_stopped_restarted_and_asked(role: str) -> Non
         assert flag in output
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if isinstance(cassata.get_command(click.Context(cassata), name), click.Group)])
+def test_a_group_that_does_not_know_a_command_names_those_it_knows(name: str) -> None:
+    group = cassata.get_command(click.Context(cassata), name)
+    assert isinstance(group, click.Group)
+    code, _, errors = invoke(name, "frobnicate")
+    assert (code, f"known are {', '.join(group.list_commands(click.Context(group)))}." in " ".join(errors.split())) == (2, True)
+
+
 def test_the_version_is_told() -> None:
     assert invoke("--version") == (0, f"cassata {__version__}\n", "")
 
