@@ -18,7 +18,17 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-from cassata.model import BATCH_LENGTH, FINISHED, Status, check_event_id, new_event_id
+from cassata.model import (
+    BATCH_LENGTH,
+    FINISHED,
+    Status,
+    check_application_id,
+    check_batch_id,
+    check_event_id,
+    check_operation_id,
+    check_series_id,
+    new_event_id,
+)
 from cassata.refusals import (
     ClientError,
     Conflict,
@@ -612,9 +622,7 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout: float = 10, retries: int = 5) -> None:
         self._url = url.rstrip("/")
-        self._key = (os.environ.get("CASSATA_KEY", "") if key is None else key).strip()
-        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
-            raise ClientError("the key holds characters that no key has: copy it again")
+        self._key = checked_key(os.environ.get("CASSATA_KEY", "") if key is None else key)
         self._timeout = timeout
         self._retries = retries
 
@@ -995,6 +1003,13 @@ def _body(document: Any) -> bytes | None:
     return document if document is None or isinstance(document, bytes) else _encoded(document)
 
 
+def checked_key(key: str) -> str:
+    """Return a key as a header can hold it. Raises ClientError, without the key, for what none can hold."""
+    if not re.fullmatch(r"[\x21-\x7e]*", key.strip()):
+        raise ClientError("the key holds characters that no key has: copy it again")
+    return key.strip()
+
+
 def _if_match(version: int | str | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
 
@@ -1008,13 +1023,19 @@ _PLACES = {
     "series": ("application-id", "series-id", "part", "instance-id"),
 }
 """What stands in an address behind the name of a call."""
+_CHECKS = {
+    "application-id": check_application_id,
+    "batch-id": check_batch_id,
+    "operation-id": check_operation_id,
+    "series-id": check_series_id,
+}
 
 
 def _path(call: str, *ids: str) -> str:
     """Return an address with ids in it. Raises InvalidRequest for what can be no id: it would make another address."""
     for name, part in zip(_PLACES.get(call, _PLACE_OF_AN_EVENT), ids, strict=False):
         try:
-            check_event_id(part)  # no other id may be longer, or hold anything else
+            _CHECKS.get(name, check_event_id)(part)
         except ValueError as error:
             problem = {"errors": [{"parameter": name, "detail": str(error)}]}
             raise InvalidRequest(f"{name} {part!r} {error}", problem=problem) from None

@@ -10,7 +10,7 @@ import click
 
 from cassata.cli.options import Forgiving
 from cassata.cli.output import A_KEY_IS_WANTED, print_json
-from cassata.client import DEFAULT_URL
+from cassata.client import DEFAULT_URL, checked_key
 from cassata.model import check_series_id
 
 TIMEOUT_SECONDS = 30
@@ -23,7 +23,7 @@ class Service:
 
     def __init__(self, url: str, key: str | None, application: str | None) -> None:
         self._url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}" if key else None, "Cassata-Application": application}
+        headers = {"Authorization": f"Bearer {checked_key(key)}" if key else None, "Cassata-Application": application}
         self._headers = {name: value for name, value in headers.items() if value}
 
     def ask(self, method: str, path: str, *, body: Document | None = None, query: Document | None = None) -> Any:

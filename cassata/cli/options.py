@@ -62,6 +62,15 @@ class Forgiving(click.Group):
             ctx.fail(f"There is no command {args[0]!r}: known are {', '.join(self.list_commands(ctx))}.")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if not any(error.option_name in option.opts for option in self.params):
+                raise
+            right = f"{ctx.command_path} {error.option_name} ... {ctx.invoked_subcommand}"
+            raise click.UsageError(f"{error.option_name} goes before the command: {right}", error.ctx) from None
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name) or super().get_command(ctx, SAME.get(cmd_name, cmd_name))
 

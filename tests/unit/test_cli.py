@@ -99,6 +99,19 @@ def test_a_group_that_does_not_know_a_command_names_those_it_knows(name: str) ->
     assert (code, f"known are {', '.join(group.list_commands(click.Context(group)))}." in " ".join(errors.split())) == (2, True)
 
 
+@pytest.mark.parametrize("group", ["event", "series", "bulk", "batch", "job", "import"])
+def test_where_the_service_is_and_who_asks_is_said_before_the_command(group: str) -> None:
+    command = "jobs" if group == "import" else "list"
+    code, _, errors = invoke(group, command, "--key", "x")
+    assert (code, f"--key goes before the command: cassata {group} --key ... {command}" in errors) == (2, True)
+
+
+def test_a_key_that_no_header_can_hold_is_one_sentence() -> None:
+    for group in ("event", "job"):
+        code, _, errors = invoke(group, "list", env={"CASSATA_KEY": "csk_\u2019x", "CASSATA_APPLICATION": ""})
+        assert (code, errors) == (1, "Error: the key holds characters that no key has: copy it again\n")
+
+
 def test_the_version_is_told() -> None:
     assert invoke("--version") == (0, f"cassata {__version__}\n", "")
 
