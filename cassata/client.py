@@ -1038,7 +1038,7 @@ def _path(call: str, *ids: str) -> str:
             _CHECKS.get(name, check_event_id)(part)
         except ValueError as error:
             problem = {"errors": [{"parameter": name, "detail": str(error)}]}
-            raise InvalidRequest(f"{name} {part!r} {error}", problem=problem) from None
+            raise InvalidRequest(f"{name} {part!r} {error}", status_code=400, problem=problem) from None
     return "/".join(["/cassata", call, *ids])
 
 

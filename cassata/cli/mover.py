@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from cassata.cli.meter import Meter, counted
 from cassata.cli.moving import FAR_DAYS
 from cassata.cli.output import print_json
 from cassata.cli.transfer import HELD_SECONDS, NOBODY_TAKES_IT, PUT_OFF, replace_file
-from cassata.client import BATCH_BYTES, Client, ClientError, Conflict, NotFound, Outdated, Series
+from cassata.client import BATCH_BYTES, Client, ClientError, Conflict, InvalidRequest, NotFound, Outdated, Series
 from cassata.model import BATCH_LENGTH, Status
 from cassata.moving import Left, Part, Pending, Why, goscheduler, jobs, recurring
 from cassata.moving.source import Source
@@ -130,7 +131,8 @@ class Mover:
             there = self._client.iter_events(
                 application_id, status=Status.CANCELLED, expiry_from=span[0], expiry_until=span[1], page_length=BATCH_LENGTH
             )
-            found |= {(application_id, event.event_id) for event in there if event.event_id in ids}
+            with suppress(InvalidRequest):  # an application that cannot be: the service says so of each event
+                found |= {(application_id, event.event_id) for event in there if event.event_id in ids}
         return found
 
     def _results(self, events: Sequence[Pending]) -> Sequence[Mapping[str, Any]]:
@@ -265,7 +267,7 @@ def from_goscheduler(
             return time.time()
         try:
             document = client.series(application_id, series_id).document
-        except NotFound:
+        except (NotFound, InvalidRequest):
             return None
         return datetime.fromisoformat(document["created-at"]).timestamp()
 
