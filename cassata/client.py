@@ -11,99 +11,73 @@ import base64
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from types import TracebackType
-from typing import Any, TypedDict, TypeVar, Unpack
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-import requests
-import tenacity
+from cassata.model import (
+    BATCH_LENGTH,
+    FINISHED,
+    Status,
+    check_application_id,
+    check_batch_id,
+    check_event_id,
+    check_operation_id,
+    check_series_id,
+    new_event_id,
+)
+from cassata.refusals import (
+    ClientError,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    LimitReached,
+    NotFound,
+    Outdated,
+    ServiceUnavailable,
+    Unauthorized,
+    refusal,
+)
 
-from cassata import __version__
-from cassata.courier.message import retry_after_ms
-from cassata.errors import CassataError
-from cassata.model import BATCH_LENGTH, FINISHED, Status, new_event_id
+if TYPE_CHECKING:
+    from tenacity import Retrying
+
+    from cassata.exchange import Exchange
 
 T = TypeVar("T")
 
+__all__ = [
+    "DEFAULT_URL",
+    "Attempt",
+    "Changes",
+    "Client",
+    "ClientError",
+    "Conflict",
+    "Count",
+    "Event",
+    "EventDetails",
+    "Forbidden",
+    "Instance",
+    "InvalidRequest",
+    "LimitReached",
+    "NewEvent",
+    "NewOperation",
+    "NewSeries",
+    "NotFound",
+    "Occurrence",
+    "Operation",
+    "Outdated",
+    "Output",
+    "Series",
+    "ServiceUnavailable",
+    "Unauthorized",
+]
+
 DEFAULT_URL = "http://127.0.0.1:8085"
 BATCH_BYTES = 4 * 1024 * 1024
-RETRY_AFTER_MAXIMUM = 60.0
-OUTPUT_LENGTH = "Cassata-Output-Length"
-
-_TEMPORARY = frozenset({429, 502, 503, 504})
-
-
-# --- what can go wrong -------------------------------------------------------------------------------------------------
-
-
-class ClientError(CassataError):
-    """The service did not do what was asked. `problem` is its problem document (RFC 9457), empty if there was none."""
-
-    def __init__(self, message: str, *, status_code: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.status_code = status_code
-        self.problem = dict(problem or {})
-
-    @property
-    def errors(self) -> list[dict[str, str]]:
-        """Each thing that is wrong: "detail", and a "pointer" into the request or the name of a "parameter"."""
-        return list(self.problem.get("errors", ()))
-
-
-class ServiceUnavailable(ClientError):
-    """The service could not be reached or was not ready, also after repeating the request."""
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **details: Any) -> None:
-        super().__init__(message, **details)
-        self.retry_after = retry_after
-
-
-class LimitReached(ServiceUnavailable):
-    """The application has reached one of its limits (429), also after repeating the request."""
-
-
-class Unauthorized(ClientError):
-    """The service wants a key, and this one is not valid, or there is none (401)."""
-
-
-class Forbidden(ClientError):
-    """The key may not do that (403)."""
-
-
-class InvalidRequest(ClientError):
-    """The service refused what was asked (400, 413, 415)."""
-
-
-class NotFound(ClientError):
-    """There is no such event or series, or no such application (404)."""
-
-
-class Conflict(ClientError):
-    """What is there does not allow it (409): the id is taken by other content, the event or series has ended or the event is being
-    sent, or the application is deactivated.
-    """
-
-
-class Outdated(ClientError):
-    """The event, series or instance is not the version that was to be changed (412): look at it again."""
-
-
-_KINDS: dict[int, type[ClientError]] = {
-    400: InvalidRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    412: Outdated,
-    413: InvalidRequest,
-    415: InvalidRequest,
-    429: LimitReached,
-}
-
 
 # --- values ------------------------------------------------------------------------------------------------------------
 
@@ -505,6 +479,14 @@ def _operations_page(document: Mapping[str, Any]) -> tuple[list[Operation], str 
     return [_operation(operation) for operation in document["operations"]], document["next-cursor"]
 
 
+def _applications_page(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
+    return list(document["applications"]), document["next-cursor"]
+
+
+def _secrets(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(document["secrets"])
+
+
 def _full_page(document: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], str | None]:
     return list(document["events"]), document["next-cursor"]
 
@@ -640,16 +622,21 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None, timeout: float = 10, retries: int = 5) -> None:
         self._url = url.rstrip("/")
+        self._key = checked_key(os.environ.get("CASSATA_KEY", "") if key is None else key)
         self._timeout = timeout
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"cassata-client/{__version__}"
-        self._session.auth = _Bearer(os.environ.get("CASSATA_KEY", "") if key is None else key)
-        self.retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(ServiceUnavailable),
-            stop=tenacity.stop_after_attempt(retries + 1),
-            wait=_pause,
-            reraise=True,
-        )
+        self._retries = retries
+
+    @cached_property
+    def _exchange(self) -> Exchange:
+        """Loads what speaks HTTP when something is asked, and not before: a command that prints its help has no need of it."""
+        from cassata.exchange import Exchange
+
+        return Exchange(self._url, key=self._key, timeout=self._timeout, retries=self._retries)
+
+    @property
+    def retrying(self) -> Retrying:
+        """How calls are repeated, for whoever wants to wait otherwise."""
+        return self._exchange.retrying
 
     def __enter__(self) -> Client:
         return self
@@ -658,7 +645,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._session.close()
+        if "_exchange" in self.__dict__:
+            self._exchange.close()
 
     def schedule(self, event: NewEvent) -> Event:
         """Schedule one request, once however often this is repeated: for the same event again, return what is stored.
@@ -705,7 +693,7 @@ class Client:
 
     def output(self, application_id: str, event_id: str, number: int) -> Output:
         """Return what is kept of the answer to an attempt; while it is under way, of what it has written so far. Raises NotFound."""
-        return self._read_as(_as_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
+        return self._read_as(_output, self._call("GET", f"{_path('event', application_id, event_id)}/attempts/{number}/output"))
 
     def iter_events(
         self,
@@ -718,12 +706,14 @@ class Client:
         last_status: int | None = None,
         series: str | None = None,
         tried: bool | None = None,
+        newest_first: bool = False,
         page_length: int = 100,
     ) -> Iterator[Event]:
         """Yield an application's events by expiry, `expiry_from` included and `expiry_until` not, fetching pages as needed.
 
         `host` is where they go, with or without a port; `last_status` the status code of their newest answer; `series` the id
-        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back.
+        of the one whose occurrences they are; `tried` whether there has been an attempt since they were last put back. With
+        `newest_first` what is due last comes first.
         """
         query = {
             "status": ",".join(_names(status) or ()) or None,
@@ -733,6 +723,7 @@ class Client:
             "last-status": last_status,
             "series": series,
             "tried": None if tried is None else str(tried).lower(),
+            "newest-first": "true" if newest_first else None,
             "limit": page_length,
         }
         yield from self._pages(_path("events", application_id), _page, query)
@@ -804,6 +795,82 @@ class Client:
         """Delete a batch. Raises NotFound."""
         self._call("DELETE", _path("batches", application_id, batch_id))
 
+    # --- applications --------------------------------------------------------------------------------------------------
+
+    def create_application(self, application_id: str, settings: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Make an application, and return it. `settings`: "limits", "egress", "topics" and so on, as the service reads them.
+
+        Needs an operator's key. Never repeated by itself. Raises InvalidRequest, and Conflict if it is there already.
+        """
+        document = {**(settings or {}), "application-id": application_id}
+        return self._read_as(dict, self._once("POST", "/cassata/applications", document))
+
+    def application(self, application_id: str) -> Mapping[str, Any]:
+        """Return an application, as the service tells of it. Raises NotFound."""
+        return self._read_as(dict, self._call("GET", _path("applications", application_id)))
+
+    def iter_applications(self, *, page_length: int = 100) -> Iterator[Mapping[str, Any]]:
+        """Yield all applications in the order of their ids, fetching pages as needed. Needs an operator's key."""
+        yield from self._pages("/cassata/applications", _applications_page, {"limit": page_length})
+
+    def change_application(self, application_id: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Change what is named of an application: the settings of `create_application`; return it as it is then.
+
+        Raises InvalidRequest, NotFound, and Forbidden for what only an operator sets.
+        """
+        return self._read_as(dict, self._call("PATCH", _path("applications", application_id), dict(changes)))
+
+    def set_application_active(self, application_id: str, active: bool) -> Mapping[str, Any]:
+        """Let an application take events and have them sent, or neither. Raises NotFound."""
+        return self._read_as(dict, self._call("POST", _path("applications", application_id, "activate" if active else "deactivate")))
+
+    def stream(self, application_id: str) -> Mapping[str, Any]:
+        """Return where an application is told of its events, and how that fares. Raises NotFound."""
+        return self._read_as(dict, self._call("GET", _path("applications", application_id, "stream")))
+
+    def breakers(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the destinations that get nothing at the moment. Raises NotFound."""
+        answer = self._call("GET", _path("applications", application_id, "breakers"))
+        return self._read_as(lambda found: list(found["breakers"]), answer)
+
+    def secrets(self, application_id: str) -> list[Mapping[str, Any]]:
+        """Return the signing secrets in use, the newest first: each "secret", and "until" when. Raises NotFound."""
+        return self._read_as(_secrets, self._call("GET", _path("applications", application_id, "secrets")))
+
+    def rotate_secret(
+        self, application_id: str, *, overlap: timedelta | float | None = None, secret: str | None = None
+    ) -> list[Mapping[str, Any]]:
+        """Sign with a new secret, and with those before for `overlap` (seconds or a timedelta) still; return all that are in use.
+
+        Never repeated by itself: that would make another one. Raises InvalidRequest, NotFound.
+        """
+        document = _given({"overlap": _seconds(overlap), "secret": secret})
+        return self._read_as(_secrets, self._once("POST", _path("applications", application_id, "rotate-secret"), document))
+
+    def keys(self, application_id: str | None = None) -> list[Mapping[str, Any]]:
+        """Return the keys of an application, or the operators' (None), without what makes them valid. Raises NotFound."""
+        return self._read_as(lambda found: list(found["keys"]), self._call("GET", _keys_path(application_id)))
+
+    def create_key(
+        self,
+        application_id: str | None = None,
+        *,
+        scopes: Collection[str] | None = None,
+        name: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> Mapping[str, Any]:
+        """Make a key of an application, or an operator's (None). Its "token" is the key, and is told this once.
+
+        `scopes` None: publish and read, an operator's: admin; `expires_at` None: it is valid until it is revoked. Never repeated
+        by itself: that would make another one. Raises InvalidRequest, NotFound, and Conflict if there are too many.
+        """
+        document = _given({"scopes": scopes and sorted(scopes), "name": name, "expires-at": _written_instant(expires_at)})
+        return self._read_as(dict, self._once("POST", _keys_path(application_id), document))
+
+    def revoke_key(self, prefix: str, application_id: str | None = None) -> Mapping[str, Any]:
+        """Make a key worthless: one of an application, or any (None), which only an operator's may. Raises NotFound."""
+        return self._read_as(dict, self._call("DELETE", _keys_path(application_id, prefix)))
+
     # --- series --------------------------------------------------------------------------------------------------------
 
     def schedule_series(self, series: NewSeries, *, version: int | None = None) -> Series:
@@ -861,7 +928,7 @@ class Client:
 
     def run_series(self, application_id: str, series_id: str) -> Event:
         """Send what a series sends once more, now. Never repeated by itself: that would send it once more again."""
-        return self._read_as(_event, self._send("POST", _path("series", application_id, series_id, "run"), None, None, {}))
+        return self._read_as(_event, self._once("POST", _path("series", application_id, series_id, "run")))
 
     def cancel_series(self, application_id: str, series_id: str, *, purge: bool = False, version: int | None = None) -> None:
         """Cancel a series with its events that have not been sent; `purge` deletes it, so that its id is free again.
@@ -925,44 +992,58 @@ class Client:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        body = None if document is None else document if isinstance(document, bytes) else _encoded(document)
-        return self.retrying(self._send, method, path, body, query, headers or {})
+        return self.retrying(self._exchange.send, method, path, _body(document), query, headers or {})
 
-    def _send(self, method: str, path: str, body: bytes | None, query: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Any:
-        headers = {"Content-Type": "application/json", **headers} if body is not None else headers
-        try:
-            response = self._session.request(
-                method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
-            )
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise ServiceUnavailable(f"no answer from {self._url}: {_reason(error)}") from error
-        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
-            raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
-        except requests.RequestException as error:
-            raise ClientError(f"{self._url} cannot be asked: {error}") from error
-        return _output(response) if response.ok and OUTPUT_LENGTH in response.headers else _read(response)
+    def _once(self, method: str, path: str, document: Any = None) -> Any:
+        """Ask for what would be done once more if it were repeated."""
+        return self._exchange.send(method, path, _body(document), None, {})
 
 
-class _Bearer(requests.auth.AuthBase):
-    """Sends the key. As an `auth`, because a header would give way to what ~/.netrc holds for the host."""
+def _body(document: Any) -> bytes | None:
+    return document if document is None or isinstance(document, bytes) else _encoded(document)
 
-    def __init__(self, key: str) -> None:
-        self._key = key.strip()
-        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
-            raise ClientError("the key holds characters that no key has: copy it again")
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
+def checked_key(key: str) -> str:
+    """Return a key as a header can hold it. Raises ClientError, without the key, for what none can hold."""
+    if not re.fullmatch(r"[\x21-\x7e]*", key.strip()):
+        raise ClientError("the key holds characters that no key has: copy it again")
+    return key.strip()
 
 
 def _if_match(version: int | str | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
 
 
+_PLACE_OF_AN_EVENT = ("application-id", "event-id")
+_PLACES = {
+    "applications": ("application-id", "part", "prefix"),
+    "batches": ("application-id", "batch-id"),
+    "bulk": ("application-id", "operation-id"),
+    "keys": ("prefix",),
+    "series": ("application-id", "series-id", "part", "instance-id"),
+}
+"""What stands in an address behind the name of a call."""
+_CHECKS = {
+    "application-id": check_application_id,
+    "batch-id": check_batch_id,
+    "operation-id": check_operation_id,
+    "series-id": check_series_id,
+}
+
+
 def _path(call: str, *ids: str) -> str:
-    return f"/cassata/{call}/" + "/".join(quote(part, safe="") for part in ids)
+    """Return an address with ids in it. Raises InvalidRequest for what can be no id: it would make another address."""
+    for name, part in zip(_PLACES.get(call, _PLACE_OF_AN_EVENT), ids, strict=False):
+        try:
+            _CHECKS.get(name, check_event_id)(part)
+        except ValueError as error:
+            problem = {"errors": [{"parameter": name, "detail": str(error)}]}
+            raise InvalidRequest(f"{name} {part!r} {error}", status_code=400, problem=problem) from None
+    return "/".join(["/cassata", call, *ids])
+
+
+def _keys_path(application_id: str | None, *prefix: str) -> str:
+    return _path("keys", *prefix) if application_id is None else _path("applications", application_id, "keys", *prefix)
 
 
 def _instance_path(application_id: str, series_id: str, instance_id: str) -> str:
@@ -987,10 +1068,14 @@ def _batches(documents: Iterable[dict[str, Any]]) -> Iterator[bytes]:
         yield b"[" + b",".join(batch) + b"]"
 
 
-def _as_output(answer: Any) -> Output:
-    if not isinstance(answer, Output):
-        raise TypeError("no output")
-    return answer
+def _output(answer: Any) -> Output:
+    body, told = answer
+    return Output(
+        body=body,
+        length=int(told["Cassata-Output-Length"]),
+        is_truncated=told["Cassata-Output-Truncated"] == "true",
+        is_whole=told["Cassata-Output-Complete"] == "true",
+    )
 
 
 def _is_gone(document: Mapping[str, Any]) -> bool:
@@ -1005,64 +1090,4 @@ def _batch_result(result: Mapping[str, Any]) -> str | ClientError:
     problem = result.get("problem", {})
     if result["status-code"] == 201 or problem.get("identical"):  # identical: a repeated request had already stored it
         return str(result["event-id"])
-    return _error(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")
-
-
-def _output(response: requests.Response) -> Output:
-    told = response.headers
-    return Output(
-        body=response.content,
-        length=int(told[OUTPUT_LENGTH]),
-        is_truncated=told["Cassata-Output-Truncated"] == "true",
-        is_whole=told["Cassata-Output-Complete"] == "true",
-    )
-
-
-def _read(response: requests.Response) -> Any:
-    document = _document(response)
-    if response.ok and document:
-        return document
-    if response.status_code in _TEMPORARY:
-        detail = document.get("detail") or f"it answered {response.status_code}"
-        kind = LimitReached if response.status_code == 429 else ServiceUnavailable
-        raise kind(detail, status_code=response.status_code, problem=document, retry_after=_retry_after(response))
-    address = response.url.partition("?")[0]
-    raise _error(response.status_code, document, f"{address} answered {response.status_code}, and not as Cassata does")
-
-
-def _document(response: requests.Response) -> dict[str, Any]:
-    try:
-        document = response.json()
-    except requests.JSONDecodeError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _error(status_code: int, problem: Mapping[str, Any], otherwise: str) -> ClientError:
-    return _KINDS.get(status_code, ClientError)(problem.get("detail") or otherwise, status_code=status_code, problem=problem)
-
-
-def _retry_after(response: requests.Response) -> float | None:
-    asked = retry_after_ms(response.headers.get("Retry-After"), now=time.time_ns() // 1_000_000)
-    return None if asked is None else min(asked / 1000, RETRY_AFTER_MAXIMUM)
-
-
-_growing = tenacity.wait_random_exponential(multiplier=0.1, max=5)
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, ServiceUnavailable) else None
-    return _growing(state) if asked is None else asked
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Return what lies at the bottom of an error of requests, which wraps it two or three times."""
-    if isinstance(error, requests.Timeout):
-        return "it took too long"
-    cause: BaseException = error
-    while isinstance(inner := getattr(cause, "reason", None) or (cause.args[0] if cause.args else None), BaseException):
-        cause = inner
-    words = re.sub(r"^\[Errno -?\d+\] ", "", str(cause).rpartition(": ")[2])
-    reason = words[:1].lower() + words[1:]
-    return f"{reason}. Is it running? Type: cassata service start" if reason == "connection refused" else reason
+    return refusal(result["status-code"], problem, f"the service answered {result['status-code']} for it, and no more")

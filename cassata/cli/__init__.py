@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from keyword import iskeyword
 from typing import Any
 
@@ -63,7 +64,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CassataError as error:
-            raise click.ClickException(str(error)) from error
+            from cassata.cli.output import advised
+
+            name = type(error).__name__  # an UnknownEvent is the problem "unknown-event"
+            raise click.ClickException(advised(str(error), re.sub(r"\B([A-Z])", r"-\1", name).lower())) from error
         except OSError as error:
             if error.filename is None:  # a closed pipe, for instance, which click knows
                 raise

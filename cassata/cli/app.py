@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,17 +10,15 @@ from typing import Any
 import click
 
 from cassata.cli.db import database_option, opened_scheduler, opened_tenants
-from cassata.cli.event import Delay, Forgiving
-from cassata.cli.listen import harmless
+from cassata.cli.options import Delay, Forgiving, output_option
+from cassata.cli.output import Document, in_words, print_json, print_table, show
 from cassata.model import EgressPolicy
 
-Document = Mapping[str, Any]
 Command = Callable[..., Any]
 
 PAGE_LENGTH = 1_000
 EGRESS = [*(policy.value for policy in EgressPolicy), "default"]
 
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 app_argument = click.argument("application_id", metavar="APP")
 
 
@@ -121,6 +116,8 @@ def list_applications(output: str, config: Path | None, database_url: str | None
             documents += [tenancy_wire.application_document(application) for application in page]
     if output == "json":
         print_json(documents)
+    elif not documents:
+        click.echo("no applications: make one with cassata app create, or add an event where no keys are needed")
     else:
         print_table(["application-id", "active", "limits", "egress", "topics", "metadata", "created-at"], list(map(_in_brief, documents)))
 
@@ -277,38 +274,6 @@ def _value(place: str, written: str) -> Any:
         raise click.ClickException(f"{place}: {error}") from error
 
 
-_WORDS = {
-    "/stream/url": "--stream-url",
-    "/stream/topic": "--stream-topic",
-    "/stream/kinds": "--stream-kind",
-    "/stream/request-headers": "--stream-header",
-    "/limits/": "--limit ",
-    "/egress/allow": "--allow",
-    "/egress": "--egress",
-    "/scopes": "--scope",
-    "/application-id": "APP",
-}
-"""What the places of a document are called on the command line, where it is not just their names."""
-
-
-@contextlib.contextmanager
-def in_words() -> Iterator[None]:
-    """Tell what is wrong with a document by the names of the options."""
-    from cassata.service.wire import InvalidDocument
-
-    try:
-        yield
-    except InvalidDocument as error:
-        raise click.ClickException("\n".join(_in_words(fault["pointer"], fault["detail"]) for fault in error.errors)) from error
-
-
-def _in_words(pointer: str, detail: str) -> str:
-    for place, word in _WORDS.items():
-        if pointer.startswith(place):
-            return f"{word}{pointer.removeprefix(place) if place.endswith('/') else ''}: {detail}"
-    return f"--{pointer.removeprefix('/')}: {detail}"
-
-
 def _show_application(document: Document, output: str) -> None:
     show(document if output == "json" else _in_brief(document), output)
 
@@ -319,47 +284,3 @@ def _in_brief(document: Document) -> Document:
     if topics is None:
         return document
     return {**document, "topics": [name if url is None else f"{name}={url}" for name, url in topics.items()] or ["none"]}
-
-
-def show(document: Document, output: str) -> None:
-    if output == "json":
-        print_json(document)
-        return
-    lines = {name: brief for name, value in document.items() if (brief := _brief(value))}
-    width = max(map(len, lines))
-    for name, brief in lines.items():
-        click.echo(f"{name:<{width}}  {harmless(brief)}")
-
-
-def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def print_table(names: Sequence[str], documents: Sequence[Document]) -> None:
-    """Print one line each, and no column of which nobody has anything."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = [[harmless(_brief(document[name])) for name in names] for document in documents]
-    used = [index for index, name in enumerate(names) if any(row[index] for row in rows)]
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for index in used:
-        table.add_column(names[index], overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row[index]) for index in used))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
-
-
-def _brief(value: Any) -> str:
-    """Write a value in few words: what is not set is not told."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case list():
-            return ", ".join(map(_brief, value))
-        case dict():
-            return ", ".join(f"{name} {_brief(part)}" for name, part in value.items() if part not in (None, []))
-    return str(value)

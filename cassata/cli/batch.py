@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from cassata.cli.app import print_json, print_table, show
-from cassata.cli.event import Delay, Reported, output_option, service_options
+from cassata.cli.event import Reported, service_options
+from cassata.cli.options import Delay, output_option
+from cassata.cli.output import print_json, print_table, show
 from cassata.client import Client, NewEvent
 from cassata.model import new_event_id
 
@@ -61,24 +62,20 @@ def list_batches(client: Client, application_id: str, output: str) -> None:
         click.echo(f"no batches of {application_id!r}")
 
 
-@batch.command()
-@app_argument
-@batch_argument
-@output_option
-@click.pass_obj
-def enable(client: Client, application_id: str, batch_id: str, output: str) -> None:
-    """Let a batch be run again."""
-    show(client.set_batch_active(application_id, batch_id, True), output)
+def _switch(name: str, active: bool, sentence: str) -> None:
+    """Make the command that lets a batch be run, or not."""
+
+    @batch.command(name=name, help=sentence)
+    @app_argument
+    @batch_argument
+    @output_option
+    @click.pass_obj
+    def switch(client: Client, application_id: str, batch_id: str, output: str) -> None:
+        show(client.set_batch_active(application_id, batch_id, active), output)
 
 
-@batch.command()
-@app_argument
-@batch_argument
-@output_option
-@click.pass_obj
-def disable(client: Client, application_id: str, batch_id: str, output: str) -> None:
-    """Let a batch not be run: what is due then fails with that reason."""
-    show(client.set_batch_active(application_id, batch_id, False), output)
+_switch("enable", True, "Let a batch be run again.")
+_switch("disable", False, "Let a batch not be run: what is due then fails with that reason.")
 
 
 @batch.command()

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
-from cassata.cli.app import print_json, print_table, show
-from cassata.cli.event import Delay, Instant, Reported, filter_options, output_option, service_options
+from cassata.cli.event import Reported, filter_options, service_options
 from cassata.cli.meter import Meter, counted
+from cassata.cli.options import Delay, Instant, output_option
+from cassata.cli.output import print_json, print_table, show
 from cassata.client import Client, Count, NewOperation, Operation
 
 Command = Callable[..., Any]

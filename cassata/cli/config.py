@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cassata.cli.control import config_option, warn_of_strangers
+from cassata.cli.options import Forgiving, output_option
 from cassata.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def loaded(role: str, file: Path | None) -> tuple[Path | None, Loaded]:
     return chosen, config.load(chosen)
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def config() -> None:
     """Check and show the settings."""
 
@@ -35,7 +36,7 @@ def config() -> None:
 @config.command()
 @role_argument
 @config_option
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def check(role: str | None, config: Path | None, output: str) -> None:
     """Say whether the settings can be used, without starting anything."""
     from cassata import config as configuration

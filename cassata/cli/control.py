@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cassata import process, telemetry
+from cassata.cli.options import Forgiving
 from cassata.errors import CassataError
 from cassata.process import AlreadyRunning, PidFile
 
@@ -279,7 +280,7 @@ def timeout_option(command: Command) -> Command:
 
 
 def group_for(role: str, sentence: str) -> click.Group:
-    @click.group(name=role, help=sentence)
+    @click.group(name=role, help=sentence, cls=Forgiving)
     def group() -> None:
         pass
 

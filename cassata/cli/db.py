@@ -13,6 +13,7 @@ import click
 
 from cassata.cli.control import config_option
 from cassata.cli.meter import Meter
+from cassata.cli.options import Forgiving, output_option
 
 if TYPE_CHECKING:
     from cassata.config import Settings
@@ -53,12 +54,9 @@ def opened_scheduler(config: Path | None, database_url: str | None) -> Iterator[
         scheduler.close()
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def db() -> None:
     """Look after the tables."""
-
-
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 
 
 @db.command()

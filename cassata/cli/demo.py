@@ -11,26 +11,29 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from cassata.cli.event import Delay, cell
-from cassata.cli.listen import harmless
+from cassata.cli.event import cell
+from cassata.cli.options import Delay
+from cassata.cli.output import harmless
 from cassata.client import Client, Event, NewEvent, NewSeries, ServiceUnavailable
 from cassata.errors import CassataError
 from cassata.model import FINISHED, Status
-from cassata.receiver import Received, Receiver
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cassata.receiver import Received
 
 APPLICATION = "demo"
 USUAL_PORT = 8085
@@ -112,6 +115,10 @@ def demo(duration: timedelta | None, port: int | None) -> None:
 
     Exits with 0 only if every event ended as it should.
     """
+    from rich.console import Console
+
+    from cassata.receiver import Receiver
+
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     arrivals = Arrivals()
     with _interruptible(), contextlib.ExitStack() as cleaning:
@@ -204,6 +211,8 @@ def _await(processes: Processes, is_ready: Callable[[], bool]) -> None:
 
 
 def _answers(url: str) -> bool:
+    import urllib.request
+
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own address
             return bool(answer.status == 200)
@@ -266,6 +275,8 @@ def _repeat(client: Client, receiver: str) -> None:
 
 def _watch(console: Console, client: Client, arrivals: Arrivals, processes: Processes, seconds: float | None) -> dict[str, Event]:
     """Show how the events fare, until the time is over or Ctrl-C; return what was seen last."""
+    from rich.live import Live
+
     until = time.monotonic() + seconds if seconds is not None else None
     seen: dict[str, Event] = {}
     with (
@@ -303,6 +314,8 @@ def _look(client: Client) -> dict[str, Event]:
 
 def _table(events: Mapping[str, Event], arrivals: Arrivals, width: int) -> Table:
     """Lay out what can be told in so many columns: the errors get what is left, and the least important goes first."""
+    from rich.table import Table
+
     table = Table(title="Events of the application 'demo'", expand=width < 120)
     names = [name for name in COLUMNS if width >= ROOM_FOR.get(name, 0)]
     for name in names:

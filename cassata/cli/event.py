@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -12,77 +11,12 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from cassata.cli.listen import harmless
+from cassata.cli.options import Delay, Forgiving, Instant, Object, output_option
+from cassata.cli.output import A_KEY_IS_WANTED, advised, harmless, print_json
 from cassata.client import DEFAULT_URL, Changes, Client, ClientError, Event, EventDetails, NewEvent, Unauthorized
 from cassata.model import METHODS, On, RetryOn, Status, new_event_id
 
 Command = Callable[..., Any]
-
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-
-
-class Delay(click.ParamType[timedelta]):
-    """A duration such as 30s, 5m, 1h30m, 2d or 250ms. A bare number is seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        if isinstance(value, timedelta):
-            return value
-        written = f"{value}s" if re.fullmatch(r"\d+(\.\d+)?", value) else value
-        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", written)
-        if not parts or "".join(number + unit for number, unit in parts) != written:
-            self.fail(f"{value!r} is not a duration such as 30 (seconds), 5m, 1h30m or 2d", param, ctx)
-        try:
-            return timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
-        except OverflowError:
-            self.fail(f"{value!r} is too long", param, ctx)
-
-
-class Instant(click.ParamType[datetime]):
-    """Seconds since 1970, or ISO 8601 with an offset."""
-
-    name = "instant"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            if re.fullmatch(r"\d+(\.\d+)?", value):
-                return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=float(value))
-            instant = datetime.fromisoformat(value)
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is neither seconds since 1970 nor ISO 8601 such as 2030-01-31T12:00:00Z", param, ctx)
-        if instant.tzinfo is None:
-            self.fail(f"{value!r} does not say which time zone it means: add Z, or an offset such as +02:00", param, ctx)
-        return instant
-
-
-SAME = {"get": "show", "show": "get"}
-
-
-class Forgiving(click.Group):
-    """Takes `get` for `show`, and `show` for `get`, where there is only one of them."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, cmd_name) or super().get_command(ctx, SAME.get(cmd_name, cmd_name))
-
-
-class Object(click.ParamType[dict[str, Any]]):
-    """A JSON object."""
-
-    name = "object"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        try:
-            document = json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
-        if not isinstance(document, dict):
-            self.fail(f"{value!r} is not a JSON object", param, ctx)
-        return document
 
 
 class Reported(Forgiving):
@@ -94,7 +28,8 @@ class Reported(Forgiving):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            for line in _lines(error, self.words):
+            command = ctx.invoked_subcommand and self.get_command(ctx, ctx.invoked_subcommand)
+            for line in _lines(error, self.words, command.params if command else ()):
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
 
@@ -145,19 +80,17 @@ class _ReportedEvent(Reported):
         return COMMANDS[cmd_name]
 
 
-def _lines(error: ClientError, words: Mapping[str, str]) -> Iterator[str]:
+def _lines(error: ClientError, words: Mapping[str, str], parameters: Sequence[click.Parameter]) -> Iterator[str]:
+    arguments = {parameter.name: parameter.human_readable_name for parameter in parameters if isinstance(parameter, click.Argument)}
     for fault in error.errors:
         place = fault.get("pointer") or fault.get("parameter") or "the request"
-        word = words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
+        word = arguments.get(place.replace("-", "_")) or words.get(re.sub(r"^(/request-headers)/.*", r"\1", place), place)
         detail = fault["detail"].replace('write ""', "write --payload ''")
         yield f"{word}: {detail}"
     if isinstance(error, Unauthorized):
-        yield "the service wants a valid key: put it into CASSATA_KEY, or give --key"
+        yield A_KEY_IS_WANTED
     elif not error.errors:
-        yield str(error)
-
-
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+        yield advised(str(error), str(error.problem.get("type")).rpartition(":")[2])
 
 
 def service_options(command: Command) -> Command:
@@ -364,6 +297,7 @@ def _write_harmless(text: bytes) -> None:
 @event.command(name="list")
 @click.argument("application_id", metavar="APP")
 @filter_options
+@click.option("--newest-first", is_flag=True, help="What is due last comes first.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
 @output_option
 @click.pass_obj
@@ -375,11 +309,11 @@ def list_events(
     output: str,
     **wanted: Any,
 ) -> None:
-    """List the events of an application by expiry."""
+    """List the events of an application, by expiry."""
     found = client.iter_events(application_id, **wanted, page_length=min(limit, 1_000))
     events = [event for event, _ in zip(found, range(limit), strict=False)]
     if output == "json":
-        _print_json([event.document for event in events])
+        print_json([event.document for event in events])
     elif events:
         console = _console()
         console.print(listing(events, console.width))
@@ -483,7 +417,7 @@ def delete(client: Client, application_id: str, event_id: str, output: str) -> N
     """Cancel an event that has not been sent."""
     gone = client.cancel(application_id, event_id)
     if output == "json":
-        _print_json({"status": "ok" if gone else "cancel-requested"})
+        print_json({"status": "ok" if gone else "cancel-requested"})
     else:
         click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
 
@@ -497,13 +431,9 @@ def text_of(file: BinaryIO) -> str:
 
 def _show(shown: Event, output: str) -> None:
     if output == "json":
-        _print_json(shown.document)
+        print_json(shown.document)
     else:
         _print_event(shown)
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 # --- tables ------------------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import click
-import requests
 
-from cassata.client import DEFAULT_URL
+from cassata.cli.options import Forgiving
+from cassata.cli.output import A_KEY_IS_WANTED, print_json
+from cassata.client import DEFAULT_URL, checked_key
+from cassata.model import check_series_id
 
 TIMEOUT_SECONDS = 30
 LARGEST_PAGE = 250
@@ -22,11 +23,15 @@ class Service:
 
     def __init__(self, url: str, key: str | None, application: str | None) -> None:
         self._url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {key}" if key else None, "Cassata-Application": application}
+        headers = {"Authorization": f"Bearer {checked_key(key)}" if key else None, "Cassata-Application": application}
         self._headers = {name: value for name, value in headers.items() if value}
 
     def ask(self, method: str, path: str, *, body: Document | None = None, query: Document | None = None) -> Any:
         """Raises ClickException with what the service says, or why nothing was heard of it."""
+        import requests
+
+        from cassata.exchange import reason
+
         try:
             with requests.Session() as session:
                 session.trust_env = False  # no proxies, no .netrc
@@ -40,7 +45,7 @@ class Service:
                     allow_redirects=False,
                 )
         except requests.RequestException as error:
-            raise click.ClickException(f"the service at {self._url} cannot be reached: {type(error).__name__}") from error
+            raise click.ClickException(f"the service at {self._url} cannot be reached: {reason(error)}") from error
         try:
             document = answered.json()
         except ValueError:
@@ -54,11 +59,9 @@ def _refusal(status: int, document: Any) -> str:
     told = document if isinstance(document, dict) else {}
     if status == 404 and "code" not in told:
         return "the service does not speak of jobs: set service.dialects to [jobs]"
+    if status == 401:
+        return A_KEY_IS_WANTED
     return str(told.get("message") or f"the service answered {status}")
-
-
-def _shown(document: Any) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def _metadata(_context: click.Context, _parameter: click.Parameter, written: str | None) -> dict[str, str] | None:
@@ -73,16 +76,24 @@ def _metadata(_context: click.Context, _parameter: click.Parameter, written: str
     return found
 
 
+def _id(_context: click.Context, _parameter: click.Parameter, written: str) -> str:
+    """What can be no id would make another address."""
+    try:
+        return check_series_id(written)
+    except ValueError as error:
+        raise click.ClickException(f"--id: {error}") from None
+
+
 def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-id_option = click.option("--id", "job_id", required=True, help="The job.")
+id_option = click.option("--id", "job_id", required=True, callback=_id, help="The job.")
 metadata_option = click.option("--metadata", callback=_metadata, metavar="JSON", help="An object of texts; its url is where the job goes.")
 cron_option = click.option("--cron", help="Five fields, in UTC, @hourly and the like, or @every 1h30m.")
 
 
-@click.group()
+@click.group(cls=Forgiving)
 @click.option(
     "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
 )
@@ -102,7 +113,7 @@ def job(ctx: click.Context, service: str, key: str | None, application: str | No
 @click.pass_obj
 def create(service: Service, name: str, description: str | None, cron: str | None, metadata: dict[str, str] | None) -> None:
     """Make a job. Without --cron it runs once, now."""
-    _shown(service.ask("POST", "/v1/jobs", body=_given(name=name, description=description, cronExpression=cron, metadata=metadata)))
+    print_json(service.ask("POST", "/v1/jobs", body=_given(name=name, description=description, cronExpression=cron, metadata=metadata)))
 
 
 @job.command()
@@ -110,7 +121,7 @@ def create(service: Service, name: str, description: str | None, cron: str | Non
 @click.pass_obj
 def get(service: Service, job_id: str) -> None:
     """Show a job."""
-    _shown(service.ask("GET", f"/v1/jobs/{quote(job_id, safe='')}"))
+    print_json(service.ask("GET", f"/v1/jobs/{job_id}"))
 
 
 @job.command(name="list")
@@ -120,7 +131,7 @@ def get(service: Service, job_id: str) -> None:
 @click.pass_obj
 def list_jobs(service: Service, page_size: int, status: str | None, last_id: str | None) -> None:
     """List jobs."""
-    _shown(service.ask("GET", "/v1/jobs", query=_given(page_size=page_size, status=status, last_id=last_id)))
+    print_json(service.ask("GET", "/v1/jobs", query=_given(page_size=page_size, status=status, last_id=last_id)))
 
 
 @job.command()
@@ -142,7 +153,7 @@ def update(
 ) -> None:
     """Change a job. What is not named stays as it is."""
     body = _given(name=name, description=description, cronExpression=cron, metadata=metadata, status=status)
-    _shown(service.ask("PUT", f"/v1/jobs/{quote(job_id, safe='')}", body=body))
+    print_json(service.ask("PUT", f"/v1/jobs/{job_id}", body=body))
 
 
 @job.command()
@@ -150,4 +161,4 @@ def update(
 @click.pass_obj
 def delete(service: Service, job_id: str) -> None:
     """Delete a job."""
-    _shown(service.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}"))
+    print_json(service.ask("DELETE", f"/v1/jobs/{job_id}"))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from cassata.cli.app import Document, in_words, output_option, print_json, print_table, show
 from cassata.cli.db import database_option, opened_tenants
-from cassata.cli.event import Delay
+from cassata.cli.options import Delay, Forgiving, output_option
+from cassata.cli.output import Document, in_words, print_json, print_table, show
 from cassata.model import Scope
 
 SCOPES = [scope.value for scope in Scope]
@@ -19,7 +19,7 @@ app_option = click.option("--app", "application_id", metavar="APP", help="Of thi
 operator_option = click.option("--operator", is_flag=True, help="An operator's: for all applications.")
 
 
-@click.group()
+@click.group(cls=Forgiving)
 def key() -> None:
     """Make, list and revoke the keys by which the service is asked."""
 
@@ -80,6 +80,8 @@ def list_keys(application_id: str | None, operator: bool, output: str, config: P
         documents = [tenancy_wire.key_document(found) for found in tenants.keys(owner)]
     if output == "json":
         print_json(documents)
+    elif not documents:
+        click.echo("no keys: make one with cassata key create")
     else:
         print_table(["prefix", "name", "scopes", "created-at", "expires-at", "revoked-at"], documents)
 

@@ -6,10 +6,14 @@ import itertools
 import json
 import sys
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from cassata.receiver import Received, Receiver
+from cassata.cli.output import harmless
+
+if TYPE_CHECKING:
+    from cassata.receiver import Received
 
 _SHOWN_PREFIXES = ("cassata-", "webhook-")
 
@@ -22,6 +26,8 @@ _SHOWN_PREFIXES = ("cassata-", "webhook-")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N requests.")
 def listen(port: int, host: str, status: int, fail_first: int, count: int | None) -> None:
     """Receive requests on PORT (8090; 0 takes any free one), and show them."""
+    from cassata.receiver import Receiver
+
     numbers = itertools.count(1)
     receiver = Receiver(
         port,
@@ -62,12 +68,3 @@ def _body(body: bytes) -> str:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return text
-
-
-def harmless(text: str) -> str:
-    """Write out what would move the cursor, colour the screen or hide itself."""
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()

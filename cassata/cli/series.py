@@ -10,19 +10,17 @@ from typing import Any, BinaryIO
 
 import click
 
-from cassata.cli.app import in_words, print_json, print_table, show
 from cassata.cli.event import (
-    Delay,
-    Instant,
     Reported,
     change_options,
     changes_of,
     destination_option,
-    output_option,
     retry_of,
     service_options,
     text_of,
 )
+from cassata.cli.options import Delay, Instant, output_option
+from cassata.cli.output import in_words, print_json, print_table, show
 from cassata.client import Client, Conflict, NewSeries, Series
 from cassata.model import METHODS, On, RetryOn, new_event_id
 
@@ -93,6 +91,9 @@ class _ReportedSeries(Reported):
 def series_arguments(command: Command) -> Command:
     """Which series is meant."""
     return click.argument("application_id", metavar="APP")(click.argument("series_id", metavar="SERIES")(command))
+
+
+version_option = click.option("--if-version", "version", type=int, help="Only if that is still its version.")
 
 
 @click.group(cls=_ReportedSeries)
@@ -264,20 +265,22 @@ def instances(
 
 @series.command()
 @series_arguments
+@version_option
 @output_option
 @click.pass_obj
-def pause(client: Client, application_id: str, series_id: str, output: str) -> None:
+def pause(client: Client, application_id: str, series_id: str, version: int | None, output: str) -> None:
     """Let a series make no more events until it is resumed."""
-    _tell(client.pause_series(application_id, series_id), "paused", output)
+    _tell(client.pause_series(application_id, series_id, version=version), "paused", output)
 
 
 @series.command()
 @series_arguments
+@version_option
 @output_option
 @click.pass_obj
-def resume(client: Client, application_id: str, series_id: str, output: str) -> None:
+def resume(client: Client, application_id: str, series_id: str, version: int | None, output: str) -> None:
     """Let a paused series go on, at the next instant of its rule."""
-    _tell(client.resume_series(application_id, series_id), "resumed", output)
+    _tell(client.resume_series(application_id, series_id, version=version), "resumed", output)
 
 
 @series.command()
@@ -324,15 +327,19 @@ def change(
     rule = _rule(options)
     if following:
         new = _following(client.series(application_id, series_id), new_id, rule, options)
-        if version is not None and not version.isdecimal():
-            raise click.UsageError("With --following, --if-version is that of the series: a number.")
-        expected = None if version is None else int(version)
-        _show(client.change_following(application_id, series_id, instance_id, new, version=expected).document, output)
+        _show(client.change_following(application_id, series_id, instance_id, new, version=_number(version)).document, output)
         return
     if new_id is not None or any(value is not None for value in rule.values()):
         raise click.UsageError("--id and the options of a rule go with --following.")
     changed = client.change_instance(application_id, series_id, instance_id, version=version, **changes_of(**options))
     _show(changed.document, output)
+
+
+def _number(version: str | None) -> int | None:
+    """Read the version of a series, where that of an instance could be meant as well."""
+    if version is not None and not (version.isascii() and version.isdecimal()):
+        raise click.UsageError("Here --if-version is that of the series: a number, which 'series show' tells.")
+    return None if version is None else int(version)
 
 
 def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], options: Mapping[str, Any]) -> NewSeries:
@@ -374,9 +381,19 @@ def _following(series: Series, new_id: str | None, rule: Mapping[str, Any], opti
 @click.option("--instance", "instance_id", metavar="INSTANCE", help="Only this one of it.")
 @click.option("--following", is_flag=True, help="With --instance: this one, and all that follow.")
 @click.option("--purge", is_flag=True, help="Delete it, so that its id is free again.")
+@click.option("--if-version", "version", metavar="VERSION", help="Only if that is still its version; with --instance alone, that one's.")
 @output_option
 @click.pass_obj
-def cancel(client: Client, application_id: str, series_id: str, instance_id: str | None, following: bool, purge: bool, output: str) -> None:
+def cancel(
+    client: Client,
+    application_id: str,
+    series_id: str,
+    instance_id: str | None,
+    following: bool,
+    purge: bool,
+    version: str | None,
+    output: str,
+) -> None:
     """Cancel a series with its events that have not been sent, or some of its instances."""
     if purge and instance_id:
         raise click.UsageError("--purge deletes a whole series: leave --instance out.")
@@ -384,11 +401,11 @@ def cancel(client: Client, application_id: str, series_id: str, instance_id: str
         raise click.UsageError("--following goes with --instance.")
     document: Mapping[str, Any] = {"status": "ok"}
     if instance_id is None:
-        client.cancel_series(application_id, series_id, purge=purge)
+        client.cancel_series(application_id, series_id, purge=purge, version=_number(version))
     elif following:
-        document = client.cancel_following(application_id, series_id, instance_id).document
+        document = client.cancel_following(application_id, series_id, instance_id, version=_number(version)).document
     else:
-        document = client.cancel_instance(application_id, series_id, instance_id).document
+        document = client.cancel_instance(application_id, series_id, instance_id, version=version).document
     if output == "json":
         print_json(document)
     else:

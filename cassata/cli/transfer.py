@@ -15,9 +15,10 @@ from typing import IO, Any, BinaryIO
 
 import click
 
-from cassata.cli.app import print_json
-from cassata.cli.event import filter_options, output_option
+from cassata.cli.event import filter_options
 from cassata.cli.meter import Meter, counted
+from cassata.cli.options import output_option
+from cassata.cli.output import print_json
 from cassata.client import BATCH_BYTES, Client
 from cassata.model import BATCH_LENGTH, FINISHED
 

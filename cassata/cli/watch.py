@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cassata.cli.db import database_option, settings_of
-from cassata.cli.listen import harmless
+from cassata.cli.options import output_option
+from cassata.cli.output import harmless, print_json
 
 if TYPE_CHECKING:
     from cassata.model import Event
     from cassata.overview import Overview
     from cassata.scheduler import Scheduler
 
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 every_option = click.option(
     "--every", type=click.FloatRange(0.2, 3_600), default=1.0, show_default=True, metavar="SECONDS", help="How often to look."
 )
@@ -38,10 +38,6 @@ def opened(config: Path | None, database_url: str | None) -> Iterator[Scheduler]
         scheduler.close()
 
 
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
-
-
 # --- explain -----------------------------------------------------------------------------------------------------------
 
 
@@ -57,7 +53,7 @@ def explain(application_id: str, event_id: str, output: str, config: Path | None
     with opened(config, database_url) as scheduler:
         reasons = scheduler.explain(application_id, event_id)
     if output == "json":
-        _print_json([{"code": each.code, "text": each.text, "until": each.until and rfc3339(each.until)} for each in reasons])
+        print_json([{"code": each.code, "text": each.text, "until": each.until and rfc3339(each.until)} for each in reasons])
         return
     for each in reasons:
         click.echo(harmless(each.text))
@@ -121,7 +117,7 @@ def top(application_id: str | None, every: float, once: bool, output: str, confi
     """Show what is due, late, sent and failed, and who is at work."""
     with opened(config, database_url) as scheduler:
         if output == "json":
-            _print_json(picture(scheduler.overview, application_id))
+            print_json(picture(scheduler.overview, application_id))
         elif once or not sys.stdout.isatty():
             click.echo("\n".join(_words(picture(scheduler.overview, application_id))))
         else:

@@ -103,7 +103,7 @@ def test_an_operation_is_listed_shown_and_stopped(run: Run) -> None:
     assert "RUNNING" in run("show", *names).stdout
     assert "CANCELLED" in run("stop", *names).stdout
     assert "CANCELLED" in run("show", *names, "--wait").stdout
-    assert run("show", "shop", "nobody").stderr == "Error: No operation with this id exists in this application.\n"
+    assert run("show", "shop", "nobody").stderr.startswith("Error: No operation with this id exists in this application. To see")
 
 
 def test_an_operation_that_somebody_stops_is_no_success(run: Run, sqlite_scheduler: Scheduler) -> None:

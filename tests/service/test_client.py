@@ -76,6 +76,58 @@ def test_a_payload_arrives_as_it_was_given(client: Client, payload: Any) -> None
     assert found == expected.get(type(payload), lambda: str(payload).lower().encode())()
 
 
+def test_events_are_listed_from_the_end_too(client: Client) -> None:
+    ids = [schedule(client, "shop", URL, delay=60 * number, payload="x").event_id for number in (1, 2, 3)]
+    assert [event.event_id for event in client.iter_events("shop", newest_first=True, page_length=2)] == ids[::-1]
+
+
+def test_applications_are_made_changed_listed_and_found(client: Client) -> None:
+    made = client.create_application("billing", {"limits": {"max-pending": 9}, "metadata": {"team": "x"}})
+    assert (made["limits"]["max-pending"], made["metadata"], made["active"]) == (9, {"team": "x"}, True)
+    with pytest.raises(Conflict):
+        client.create_application("billing")
+    client.create_application("aging")
+    assert [each["application-id"] for each in client.iter_applications(page_length=1)] == ["aging", "billing"]
+
+    assert client.change_application("billing", {"limits": {"max-pending": None}})["limits"] == {**made["limits"], "max-pending": None}
+    assert client.application("billing")["metadata"] == {"team": "x"}
+    with pytest.raises(InvalidRequest) as refused:
+        client.change_application("billing", {"limits": {"max-flight": 1}})
+    assert [error["pointer"] for error in refused.value.errors] == ["/limits/max-flight"]
+    with pytest.raises(NotFound):
+        client.application("nobody")
+
+    assert [client.set_application_active("billing", active)["active"] for active in (False, True)] == [False, True]
+    assert client.breakers("billing") == []
+    assert client.stream("billing")["stream"] is None
+
+
+def test_secrets_are_rotated_and_keys_made_and_revoked(client: Client) -> None:
+    client.create_application("billing")
+    [before] = client.secrets("billing")
+    new, old = client.rotate_secret("billing", overlap=timedelta(hours=1))
+    assert (old["secret"], new["until"], client.secrets("billing")) == (before["secret"], None, [new, old])
+
+    expires_at = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
+    for owner in ("billing", None):
+        made = client.create_key(owner, scopes={"read"}, name="reader", expires_at=expires_at)
+        assert made["token"].startswith("csk_")
+        assert (made["application-id"], made["scopes"], datetime.fromisoformat(made["expires-at"])) == (owner, ["read"], expires_at)
+        assert [(key["prefix"], "token" in key) for key in client.keys(owner)] == [(made["prefix"], False)]
+        assert client.revoke_key(made["prefix"], owner)["revoked-at"] is not None
+    with pytest.raises(NotFound):
+        client.revoke_key("aaaaaaaa", "billing")
+
+
+def test_what_would_be_made_twice_is_not_asked_for_twice(client: Client, middleman: Middleman, slept: list[float]) -> None:
+    client.create_application("billing")
+    for call in (lambda: client.create_key("billing"), lambda: client.rotate_secret("billing"), lambda: client.create_application("b")):
+        middleman.spoil = [unavailable("1")]
+        with pytest.raises(ServiceUnavailable):
+            call()
+    assert slept == []
+
+
 def test_an_instant_keeps_its_zone(client: Client) -> None:
     at = datetime.fromisoformat("2030-01-31T12:00:00.250+02:00")
     assert schedule(client, "shop", URL, at=at, method="GET").expiry == at
@@ -253,9 +305,24 @@ def test_the_log_of_attempts_and_a_finished_event_are_told(client: Client, sqlit
     assert [(line.number, line.status_code, line.duration_ms) for line in details.attempt_log] == [(1, 204, 5)]
 
 
-def test_ids_are_quoted_into_the_address(client: Client) -> None:
-    with pytest.raises(NotFound):
-        client.status("a/b?c#d", "..")
+@pytest.mark.parametrize("wrong", ["a/b", "a b", "a?b", "a#b", "%2F", "..", ".", "", "x" * 129, "\u00e9"])
+def test_what_can_be_no_id_is_refused_before_it_becomes_another_address(client: Client, middleman: Middleman, wrong: str) -> None:
+    for name, call in [
+        ("application-id", lambda: client.status(wrong, "e1")),
+        ("application-id", lambda: list(client.iter_events(wrong))),
+        ("event-id", lambda: client.cancel("shop", wrong)),
+        ("event-id", lambda: schedule(client, "shop", URL, delay=1, event_id=wrong)),
+        ("series-id", lambda: client.series("shop", wrong)),
+        ("instance-id", lambda: client.cancel_instance("shop", "s1", wrong)),
+        ("operation-id", lambda: client.operation("shop", wrong)),
+        ("batch-id", lambda: client.put_batch("shop", wrong, b"")),
+        ("prefix", lambda: client.revoke_key(wrong)),
+        ("prefix", lambda: client.revoke_key(wrong, "shop")),
+    ]:
+        with pytest.raises(InvalidRequest, match=f"^{name} ") as refused:
+            call()
+        assert [error["parameter"] for error in refused.value.errors] == [name]
+    assert middleman.seen == []
 
 
 @pytest.mark.parametrize("answer", [b'{"ok": true}', b'{"status": "PENDING", "event-id": 1}', b'{"events": 7}'])

@@ -58,6 +58,8 @@ def test_a_list_may_be_of_some_events_only(run: Run) -> None:
 
     assert found("--host", "two.test") == ["e1"]
     assert found("--status", "pending", "--status", "failed") == ["e0", "e1"]
+    assert found("--newest-first") == ["e1", "e0"]
+    assert found("--newest-first", "--limit", "1") == ["e1"]
     assert found("--last-status", "200") == found("--series", "s") == []
     assert run("list", "shop", "--host", "a/b").stderr.startswith("Error: --host: must be a host such as")
 
@@ -118,10 +120,17 @@ def test_an_unknown_event_is_an_error(run: Run) -> None:
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
 
 
+def test_what_can_be_no_id_is_named_as_the_command_calls_it(run: Run) -> None:
+    allowed = "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : ~ -\n"
+    assert run("get", "shop", "a/b").stderr == f"Error: EVENT: {allowed}"
+    assert run("list", "a/b").stderr == f"Error: APP: {allowed.replace('128', '64')}"
+    assert add(run, "--in", "5m", "--payload", "x", "--id", "a/b").stderr == f"Error: --id: {allowed}"
+
+
 def test_the_status_of_a_cancelled_event_says_that_it_may_be_cancelled(run: Run) -> None:
     add(run, "--in", "5m", "--payload", "x", "--id", "e1")
     run("delete", "shop", "e1")
-    assert run("status", "shop", "e1").stderr == "Error: There is no such event, or it was cancelled.\n"
+    assert run("status", "shop", "e1").stderr.startswith("Error: There is no such event, or it was cancelled. To see those")
     assert "CANCELLED" in run("get", "shop", "e1").stdout
 
 
@@ -253,9 +262,10 @@ def test_a_key_is_sent_and_a_wrong_one_is_told_in_the_words_of_the_command_line(
     sqlite_scheduler.tenants.create("shop")
     _, token = sqlite_scheduler.tenants.create_key("shop", [Scope.READ])
     assert run("--key", token, "list", "shop").exit_code == 0
-    assert run("--key", token, "list", "rival").stderr == "Error: There is no application with this id.\n"
+    unknown = "Error: There is no application with this id. To see those there are: cassata app list\n"
+    assert run("--key", token, "list", "rival").stderr == unknown
     assert run("--key", "csk_aaaaaaaa_x", "list", "shop").stderr == (
-        "Error: the service wants a valid key: put it into CASSATA_KEY, or give --key\n"
+        "Error: the service wants a valid key: put it into CASSATA_KEY, or give --key; an operator makes one with: cassata key create\n"
     )
 
 

@@ -439,6 +439,20 @@ def test_a_job_that_cannot_be_is_refused_with_the_reason(run: Run, dts: Jobs, dt
     assert "neither a cron expression nor a next run" in done.stderr
 
 
+def test_a_job_or_an_application_whose_id_cannot_be_here_is_refused_and_nothing_else(run: Run, dts: Jobs, dts_url: str) -> None:
+    dts.job(1)
+    dts.job(2, id="z/../2")
+    dts.job(3, "", nextRun="2030-01-01T00:00:00Z")
+
+    done = run("jobs", "--from", dts_url, *TO_URL)
+    assert (done.exit_code, done.stdout) == (1, "2 moved, 1 refused\n")
+    assert "refused: z/../2: series-id: must be 1 to 111 characters out of" in done.stderr
+
+    done = run("jobs", "--from", dts_url, *TO_URL, "--app", "a b")
+    assert (done.exit_code, done.stdout) == (1, "0 moved, 3 refused\n")
+    assert "application-id: must be 1 to 64 characters out of" in done.stderr
+
+
 # --- the recurring-event scheduler -----------------------------------------------------------------------------------------
 
 ONCE = {

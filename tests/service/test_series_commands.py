@@ -72,6 +72,31 @@ def test_a_series_can_be_added_shown_listed_paused_run_and_cancelled(run: Run) -
     assert run("list", "shop").stdout == "no series of 'shop'\n"
 
 
+def test_a_series_is_paused_resumed_and_cancelled_only_at_the_version_that_is_named(run: Run) -> None:
+    add(run, *EVERY, "--payload", "x")
+
+    def version() -> str:
+        return str(json.loads(run("show", "shop", "s1", "-o", "json").stdout)["version"])
+
+    def instance() -> dict[str, str]:
+        return dict(json.loads(run("instances", "shop", "s1", *FROM, "-o", "json").stdout)[0])
+
+    one = instance()["event-id"]
+    for words in (["pause"], ["cancel"], ["cancel", "--purge"], ["cancel", "--instance", one, "--following"]):
+        refused = run(words[0], "shop", "s1", *words[1:], "--if-version", "99")
+        assert (refused.exit_code, version()) == (1, "1"), words
+        assert "version" in refused.stderr
+    assert run("cancel", "shop", "s1", "--instance", one, "--if-version", "19c-0").exit_code == 1
+    assert run("cancel", "shop", "s1", "--if-version", "19c-0").exit_code == 2
+
+    assert run("change", "shop", "s1", "--instance", one, "--payload", "y").exit_code == 0
+    assert run("cancel", "shop", "s1", "--instance", one, "--if-version", instance()["version"]).exit_code == 0
+    assert run("pause", "shop", "s1", "--if-version", version()).exit_code == 0
+    assert run("resume", "shop", "s1", "--if-version", "99").exit_code == 1
+    for command in ("resume", "cancel"):
+        assert run(command, "shop", "s1", "--if-version", version()).exit_code == 0
+
+
 def test_instances_are_shown_in_the_zone_and_cancelled_singly_or_from_one_on(run: Run) -> None:
     added = add(run, "--cron", "30 9 * * *", "--timezone", "Asia/Tokyo", "--scheduled-at", "2030-01-31T00:00:00", "--payload", "")
     assert added.exit_code == 0, added.output
@@ -223,7 +248,8 @@ def test_what_goes_only_with_something_else_says_so(run: Run) -> None:
     assert run("cancel", "shop", "s1", "--following").exit_code == 2
     assert run("cancel", "shop", "s1", "--purge", "--instance", "x").exit_code == 2
     unknown = run("show", "shop", "nothing")
-    assert (unknown.exit_code, unknown.stderr) == (1, "Error: No series with this id exists in this application.\n")
+    said = "Error: No series with this id exists in this application. To see those there are: cassata series list APP\n"
+    assert (unknown.exit_code, unknown.stderr) == (1, said)
 
 
 # --- the client ----------------------------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ def test_what_is_wrong_is_told_in_the_words_of_the_command_line(run: Run) -> Non
     assert run("app", "create", "shop", "--metadata", "{").stderr.startswith("Error: --metadata: ")
     assert run("app", "create", "shop", "--limit", "max-pending=nan").stderr.startswith("Error: --limit max-pending: ")
     assert run("key", "create", "--operator", "--name", "x" * 101).stderr.startswith("Error: --name: ")
-    assert run("app", "get", "shop").stderr == "Error: There is no such application.\n"
-    assert run("key", "revoke", "aaaaaaaa").stderr == "Error: There is no such key.\n"
+    assert run("app", "get", "shop").stderr == "Error: There is no such application. To see those there are: cassata app list\n"
+    assert run("key", "revoke", "aaaaaaaa").stderr.startswith("Error: There is no such key. To see those there are: cassata key list")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,11 @@ def test_what_is_wrong_is_told_in_the_words_of_the_command_line(run: Run) -> Non
 )
 def test_a_command_that_cannot_be_understood_exits_with_2(run: Run, words: tuple[str, ...]) -> None:
     assert run(*words).exit_code == 2
+
+
+def test_a_list_of_nothing_says_how_there_may_be_something(run: Run) -> None:
+    assert "cassata app create" in run("app", "list").stdout
+    assert "cassata key create" in run("key", "list", "--operator").stdout
 
 
 def test_a_key_made_before_there_is_a_service_opens_it(run: Run, told: Any, tmp_path: Path) -> None:

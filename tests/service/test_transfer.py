@@ -299,7 +299,10 @@ def test_whoever_stops_an_export_is_told_how_far_it_came(
 def test_an_application_that_nobody_knows_is_not_exported(run: Run, tmp_path: Path) -> None:
     refused = run("export", "nope", str(tmp_path / "events.ndjson"))
 
-    assert (refused.exit_code, refused.stderr) == (1, "Error: There is no application with this id.\n")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "Error: There is no application with this id. To see those there are: cassata app list\n",
+    )
     assert list(tmp_path.glob("events*")) == []
 
 
