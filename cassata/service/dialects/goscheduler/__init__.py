@@ -310,9 +310,12 @@ class Calls:
         meant = wire.MEANT.get(status, Filter(wire.KEPT))
         cursors = Cursors(self._tenants.keyed_hash, app.app_id, meant)
         after = _read_cursor(cursors, args.get("continuation_token") or args.get("continuationToken"))
+        wanted = window.of(meant)
+        if after is None:  # clients go on by the time alone where the token is empty, and end where nothing is left of the range
+            wanted = window.of(meant, since=wire.read_start(args.get("continuation_start_time") or args.get("continuationStartTime")))
         found: list[Event] = []
         for _ in range(PAGES_READ):
-            page = self._scheduler.events(app.app_id, window.of(meant), after=after, limit=size - len(found), full=True)
+            page = self._scheduler.events(app.app_id, wanted, after=after, limit=size - len(found), full=True)
             found += (event for event in page.events if _is_listed(event, status))
             after = page.next
             if after is None or len(found) >= size:
@@ -340,7 +343,7 @@ class Calls:
                 documents, last = self._made(found.series, found.app, self._now() * 1000, token, size)
             case _:
                 documents, last = self._all_runs(found.series, found.app, token, size)
-        if not documents and last is None:  # a page of what was deleted is empty and has a next one
+        if not documents and last is None and token is None:  # a page of what was deleted is empty, and so may be the last one
             raise _no_runs(schedule_id)
         data = {"schedules": documents, "continuationToken": "" if last is None else wire.instant_token(last)}
         return answer(envelope(200, len(documents), data=data))
@@ -407,10 +410,16 @@ class Calls:
                 pass
             return
         if begin:
-            yield self._app(begin)
+            yield self._app_in_token(begin)
         while found := self._tenants.applications(after=begin, limit=APPLICATIONS_READ):
             yield from map(wire.app_of, found)
             begin = found[-1].application_id
+
+    def _app_in_token(self, application_id: str) -> App:
+        try:
+            return self._app(application_id)
+        except UnknownApplication:
+            raise Fault("continuation_token is not one that this service gave out") from None
 
     def _crons_of(self, app: App, statuses: frozenset[SeriesStatus], after: str) -> Iterator[Series]:
         while page := self._timetable.series(app.app_id, statuses=statuses, after=after, limit=APPLICATIONS_READ, full=True):
