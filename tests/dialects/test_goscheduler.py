@@ -706,6 +706,47 @@ def test_many_are_deleted_at_a_time(http: FlaskClient, scheduler: Scheduler, han
     assert {event.status for event in scheduler.events("shop").events} == {Status.CANCELLED, Status.PENDING}
 
 
+def test_what_is_scheduled_and_what_was_missed_are_deleted_apart(http: FlaskClient, scheduler: Scheduler, clock: ManualClock) -> None:
+    def delete(status: str) -> None:
+        http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": status, **range_of(NOW, NOW + HOUR)})
+        work(scheduler)
+
+    missed, waiting = id_of(schedule(http, after=10)), id_of(schedule(http, after=11))
+    clock.advance(70_001)
+    assert (get(http, missed)["status"], get(http, waiting)["status"]) == ("MISS", "SCHEDULED")
+
+    delete("SCHEDULED")
+    assert (get(http, missed)["status"], get(http, waiting)) == ("MISS", 404)
+    delete("MISS")
+    assert get(http, missed) == 404
+
+
+def test_what_was_tried_and_waits_is_scheduled_however_late(
+    http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    schedule_id = id_of(schedule(http, after=1))
+    clock.advance(1_000)
+    hand.answer(hand.claim_one(), 500)
+    clock.advance(600_000)
+    assert get(http, schedule_id)["status"] == "SCHEDULED"
+
+    http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "SCHEDULED", **range_of(NOW, NOW + HOUR)})
+    work(scheduler)
+    assert get(http, schedule_id) == 404
+
+
+def test_what_was_given_up_as_too_late_is_missed_at_once(http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.tenants.put("shop", limits={"max_lateness_ms": 1_000})
+    schedule_id = id_of(schedule(http, after=1))
+    clock.advance(5_000)
+    hand.fail(hand.claim_one(), wire.ErrorKind.TOO_LATE)
+    assert get(http, schedule_id)["status"] == "MISS"
+
+    http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "MISS", **range_of(NOW, NOW + HOUR)})
+    work(scheduler)
+    assert get(http, schedule_id) == 404
+
+
 def test_what_was_deleted_is_not_called_again(http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
     at = NOW
     http.delete(f"/goscheduler/schedules/{id_of(schedule(http, scheduleTime=at + 1))}")
