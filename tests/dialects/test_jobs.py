@@ -12,12 +12,14 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from cassata import schema
 from cassata.config import Service
 from cassata.model import Outcome, Scope, Status
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
 from cassata.service.dialects.jobs import calls
 from cassata.tenants import Changes
+from tests.words import new_event
 
 URL = "http://127.0.0.1:9/jobs"
 HOURLY = {"name": "My Job", "cron_expression": "0 * * * *", "metadata": {"url": URL, "key": "value"}}
@@ -266,6 +268,18 @@ def test_a_list_goes_on_after_the_last_id(http: FlaskClient, create: Create) -> 
     assert last_id == ""
 
 
+def test_a_list_leaves_out_what_cannot_be_read_and_goes_on(
+    http: FlaskClient, scheduler: Scheduler, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "JOBS_PAGE", 2)
+    first, *others = sorted(create() for _ in range(5))
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(schema.series.update().where(schema.series.c.series_id == first).values(rule='{"unknown": 1}'))
+
+    seen = [job["jobId"] for job in http.get("/v1/scheduler/jobs").json["jobs"]]
+    assert seen == others
+
+
 @pytest.mark.parametrize("page_size", [0, -1, 251, 10_000])
 def test_a_page_size_outside_1_to_250_is_250(http: FlaskClient, create: Create, page_size: int) -> None:
     create()
@@ -366,6 +380,35 @@ def test_executions_go_on_after_the_last_id(http: FlaskClient, scheduler: Schedu
 
     assert len(set(seen)) == len(seen) == 5
     assert last_id == ""
+
+
+def test_no_page_of_executions_is_empty_but_the_only_one(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
+    for code in (404, 200, 404, 200, 200):
+        create(cron_expression="")
+        work(scheduler, code)
+
+    first = http.get("/v1/executions?status=FAILED&page_size=1").json
+    second = http.get(f"/v1/executions?status=FAILED&page_size=1&last_id={first['nextPage']}").json
+
+    assert [execution["status"] for page in (first, second) for execution in page["executions"]] == ["FAILED"] * 2
+    assert second["nextPage"] == ""
+
+
+def test_the_executions_of_a_job_do_not_go_on_after_those_of_another(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
+    one, other = create(cron_expression=""), create(cron_expression="")
+    work(scheduler)
+    (foreign,) = http.get(f"/v1/executions?job_id={other}").json["executions"]
+
+    refused(http.get(f"/v1/executions?job_id={one}&last_id={foreign['id']}"), 400, 3, "Invalid last ID")
+
+
+@pytest.mark.parametrize("event_id", ["plain", "an_event", "e_2030", "_20300415T010000Z"])
+def test_the_attempts_of_what_is_no_run_are_no_executions(http: FlaskClient, scheduler: Scheduler, event_id: str) -> None:
+    scheduler.add(new_event(event_id, "jobs", due_at=1))
+    work(scheduler)
+
+    assert http.get("/v1/executions").json["executions"] == []
+    refused(http.get(f"/v1/executions/{event_id}:1"), 404, 5, "Execution not found")
 
 
 def test_an_execution_that_is_not_there_is_not_found(http: FlaskClient) -> None:

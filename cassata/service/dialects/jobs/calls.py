@@ -205,11 +205,12 @@ class Jobs:
         walk = self._executions(_checked(application_id), _job_id(asked.job_id) if asked.job_id else None, asked.last_id)
         last = ""
         for execution in walk:
-            if len(found) == page_size or left <= 0:
+            is_wanted = execution.status in wanted
+            if (is_wanted and len(found) == page_size) or left <= 0:
                 return proto.ListExecutionsResponse(executions=found, total=len(found), next_page=last)
             last = execution.id
             left -= 1 if execution.status else JOBS_PAGE
-            if execution.status in wanted:
+            if is_wanted:
                 found.append(execution)
         return proto.ListExecutionsResponse(executions=found, total=len(found), next_page="")
 
@@ -218,6 +219,8 @@ class Jobs:
         wanted, after = Filter(series_id=job_id), None
         if last_id:
             after, place = _execution_id(last_id, "Invalid last ID")
+            if job_id not in {None, job_of(after)}:
+                raise JobError(INVALID_ARGUMENT, "Invalid last ID: it is one of another job")
             yield from self._executions_of_run(application_id, after)[place:]
         while True:
             with in_words():
@@ -231,6 +234,8 @@ class Jobs:
             yield proto.ExecutionResponse(id=f"{after}:{len(runs[-1][1])}")
 
     def _executions_of_run(self, application_id: str, event_id: str) -> list[proto.ExecutionResponse]:
+        if not job_of(event_id):
+            raise JobError(NOT_FOUND, "Execution not found")
         with in_words():
             return executions_of(*self._scheduler.event(_checked(application_id), event_id))
 
@@ -318,7 +323,7 @@ class Jobs:
                         return found, after
                     found.append((series, newest[series.series_id]))
                 after = series.series_id
-            if len(page) < JOBS_PAGE:
+            if not page:  # a short one may only have left out what cannot be read
                 return found, ""
         return found, after
 

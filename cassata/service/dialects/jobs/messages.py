@@ -188,7 +188,7 @@ def cron_of(rule: Rule) -> str:
     if is_once(rule):
         return ""
     if rule.every_ms is not None:
-        return f"@every {rule.every_ms // 1000}s" if rule.every_ms % 1000 == 0 else f"@every {rule.every_ms}ms"
+        return f"@every {rule.every_ms // 1000}s"
     return rule.cron or rule.recurrence or ""
 
 
@@ -327,8 +327,13 @@ def scheduled_message(series: Series, newest: Sequence[Event]) -> proto.Schedule
 # --- attempts as executions --------------------------------------------------------------------------------------------
 
 
+_RUN = re.compile("(.+)_(?:[0-9]{8}T[0-9]{6}Z|0[0-9a-f]{15})")
+
+
 def job_of(event_id: str) -> str:
-    return event_id.rpartition("_")[0]
+    """Return the job whose run has that id: at its instant, or beside its rule. Empty: it is another event."""
+    found = _RUN.fullmatch(event_id)
+    return found[1] if found else ""
 
 
 def executions_of(event: Event, log: Sequence[Attempt]) -> list[proto.ExecutionResponse]:
