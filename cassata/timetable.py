@@ -125,10 +125,11 @@ class Timetable:
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
 
-    def create(self, new: NewSeries, *, final: bool = False) -> Series:
+    def create(self, new: NewSeries, *, final: bool = False, paused: bool = False) -> Series:
         """Store a series, in place of a cancelled one if there is one. Its first occurrence is the first from now on.
 
         `final`: what has ended is final. The id must be new, also to events, and there must be an occurrence to come.
+        `paused`: it makes none until `resume`.
         Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable, and if `final` DuplicateEvent.
         To repeat it does no harm.
         """
@@ -136,7 +137,7 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final)
+            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final, paused=paused)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -716,7 +717,7 @@ class Timetable:
             raise UnknownSeries
         return application.number
 
-    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False) -> Series:
+    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False, paused: bool = False) -> Series:
         row = store.lock_series(conn, application, new.series_id)
         if row is not None and (final or row.status != SeriesStatus.CANCELLED):
             there = self._read(row, new.application_id, now)
@@ -729,6 +730,8 @@ class Timetable:
         columns |= {"created_at": now, "changed_at": now}
         if final and columns["status"] is SeriesStatus.ENDED:
             raise InvalidSeries([Problem(_source_of(content.rule), "has no occurrence from now on")])
+        if paused:
+            columns |= _PAUSED
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
             # Only now, as whoever adds such an event looks for a series once it has inserted it: one of the two sees the other.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -164,11 +163,13 @@ def _fill(document: dict[str, Any], kind: Any) -> None:
 # --- a job as a series -------------------------------------------------------------------------------------------------
 
 
-def rule_of(cron_expression: str) -> Rule:
-    """Read when a job runs: five fields of cron in UTC, @hourly and the like, "@every 1h30m"; empty: once, now. Raises JobError."""
-    expression = cron_expression.strip()
-    if not expression:
-        return Rule(every_ms=60_000, start_at=time.time_ns() // 1_000_000_000 * 1_000, count=1)
+def once(now: int) -> Rule:
+    """Return the rule of a job that runs once, now (ms by the database's clock: by another one this might be long ago)."""
+    return Rule(every_ms=60_000, start_at=now // 1_000 * 1_000, count=1)
+
+
+def rule_of(expression: str) -> Rule:
+    """Read when a job runs: five fields of cron in UTC, @hourly and the like, "@every 1h30m". Raises JobError."""
     if expression.startswith("@every"):
         return Rule(every_ms=_distance(expression.removeprefix("@every").strip()))
     return Rule(cron=expression)
