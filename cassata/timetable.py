@@ -233,10 +233,10 @@ class Timetable:
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
             series, application = self._locked(conn, new.application_id, new.series_id, now)
+            if series.content_hash == new.content_hash and series.status is not SeriesStatus.CANCELLED:
+                return series
             if _is_final(series, final=final):
                 raise SeriesFinished(series)
-            if series.content_hash == new.content_hash:
-                return series
             _check_version(series, version)
             self._prioritize(conn, application, new.priority, now)
             if (series.content.after is None) != (new.after is None):
@@ -247,7 +247,10 @@ class Timetable:
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
-            columns |= {"wake_at": now} if _is_behind(series, content.rule, now) else _begun(content.rule, now)
+            if _is_behind(series, content.rule, now):
+                columns |= {"wake_at": now}
+            else:  # what the rule before has counted is not to be counted from, also where nothing comes any more
+                columns |= {"last_at": now, "last_index": None} | _begun(content.rule, now)
             if series.status is SeriesStatus.PAUSED:
                 columns |= _PAUSED
             return self._changed(conn, series, columns, now)

@@ -385,6 +385,34 @@ def test_a_recurring_event_is_published_when_all_its_instances_have_ended(
     client.refused(409, "POST", "/events", ten_days())
 
 
+def deliver(hand: Hand, code: int = 200) -> None:
+    for delivery in hand.claim():
+        hand.answer(delivery, code)
+
+
+def test_a_recurring_event_that_is_trimmed_to_what_has_been_has_ended(
+    client: Client, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    client.ok("POST", "/events", ten_days(), 201)
+    go_to(scheduler, clock, datetime(2030, 4, 19, 12, tzinfo=UTC))
+    deliver(hand)
+    trimmed = ten_days(recurrence="RRULE:FREQ=DAILY;COUNT=3")
+
+    answers = [client.ok("PUT", f"/events/{SERIES}", trimmed) for _ in range(2)]  # an answer may have been lost
+    assert answers == [trimmed | {"retry": 0, "status": "PUBLISHED"}] * 2
+    assert client.status(SERIES) == "PUBLISHED"
+    told = [(each["id"], each.get("occurrence"), each["status"]) for each in client.instances(SERIES)]
+    indexes = [0, 1, 2, None, None]  # the rule does not make the last two any more, but they were published
+    assert told == [(instance_id(15 + place), index, "PUBLISHED") for place, index in enumerate(indexes)]
+
+
+def test_an_event_that_waits_to_be_tried_again_is_told_with_its_failures(client: Client, hand: Hand) -> None:
+    client.ok("POST", "/events", one_off(scheduledAt="2030-03-17T17:46:40Z"), 201)
+    hand.answer(hand.claim_one(), 500)
+
+    assert client.ok("PUT", f"/events/{ONE_OFF}", one_off())["retry"] == 1
+
+
 def test_a_cancelled_recurring_event_is_final(client: Client) -> None:
     client.ok("POST", "/events", ten_days(), 201)
     client.ok("PUT", f"/events/{instance_id(24)}", one_off(instance_id(24)))

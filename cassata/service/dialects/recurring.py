@@ -268,7 +268,7 @@ def _topic_of(content: Event | Content) -> str | None:
 # --- what they are told --------------------------------------------------------------------------------------------------
 
 
-def _resource(event_id: str, written: Written) -> dict[str, Any]:
+def _resource(event_id: str, written: Written, status: str = SCHEDULED, retry: int = 0) -> dict[str, Any]:
     document = {
         "id": event_id,
         "scheduledAt": _wall(written.begins_at, written.timezone),
@@ -277,8 +277,8 @@ def _resource(event_id: str, written: Written) -> dict[str, Any]:
         "destinationTopic": written.topic,
         "endsAt": None if written.ends_at is None else _wall(written.ends_at, written.timezone),
         "recurrence": written.recurrence,
-        "retry": 0,
-        "status": SCHEDULED,
+        "retry": retry,
+        "status": status,
     }
     return {name: value for name, value in document.items() if value is not None}
 
@@ -377,10 +377,10 @@ class Calls:
             if series_id is not None:
                 return self._replace_instance(written, application, series_id, event_id)
             if written.recurrence is None:
-                self._replace_one_off(written, application, event_id)
-            else:
-                self._replace_series(written, application, event_id)
-        return answer(_resource(event_id, written))
+                event = self._replace_one_off(written, application, event_id)
+                return answer(_resource(event_id, written, _word(event.status), _failures(event)))
+            series = self._replace_series(written, application, event_id)
+        return answer(_resource(event_id, written, self._word_of_series(series)))
 
     def _replace_instance(self, written: Written, application: str, series_id: str, instance_id: str) -> Response:
         if written.recurrence is not None:
@@ -392,16 +392,16 @@ class Calls:
         series = self._timetable.get(application, series_id)
         return answer({**_instance(series, changed), "payload": base64.b64encode(written.payload).decode()})
 
-    def _replace_one_off(self, written: Written, application: str, event_id: str) -> None:
+    def _replace_one_off(self, written: Written, application: str, event_id: str) -> Event:
         try:
-            self._scheduler.change(application, event_id, {"due_at": written.begins_at, **written.asked})
+            return self._scheduler.change(application, event_id, {"due_at": written.begins_at, **written.asked})
         except UnknownEvent:
             self._timetable.get(application, event_id)
             raise _invalid("recurrence", "is required: this event recurs, and cannot become one that does not") from None
 
-    def _replace_series(self, written: Written, application: str, series_id: str) -> None:
+    def _replace_series(self, written: Written, application: str, series_id: str) -> Series:
         try:
-            self._timetable.replace(written.series(application, series_id), final=True)
+            return self._timetable.replace(written.series(application, series_id), final=True)
         except UnknownSeries:
             self._scheduler.event(application, series_id)
             raise _invalid("recurrence", "is given, but this event does not recur, and cannot become one that does") from None
