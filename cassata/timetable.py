@@ -249,8 +249,9 @@ class Timetable:
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
             if _is_behind(series, content.rule, now):
                 columns |= {"wake_at": now}
-            else:  # what the rule before has counted is not to be counted from, also where nothing comes any more
-                columns |= {"last_at": now, "last_index": None} | _begun(content.rule, now)
+            else:  # also where nothing comes any more, another rule does not count from what the one before has counted
+                passed = {} if content.rule == series.rule else {"last_at": now, "last_index": None}
+                columns |= passed | _begun(content.rule, now)
             if series.status is SeriesStatus.PAUSED:
                 columns |= _PAUSED
             return self._changed(conn, series, columns, now)
