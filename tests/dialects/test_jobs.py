@@ -252,6 +252,7 @@ def test_a_job_that_runs_once_does_so_whatever_the_clock_of_the_service_shows(ha
     http = client_of(hand)
     job_id = http.post("/v1/jobs", json=ONCE).json["jobId"]
 
+    assert http.get(f"/v1/jobs/{job_id}").json["nextRun"] == "2049-03-22T04:26:40Z"
     hand.scheduler.timetable.advance()
     assert hand.claim_one().event_id.startswith(job_id)
 

@@ -290,7 +290,8 @@ def status_of(series: Series, newest: Sequence[Event]) -> str:
 
 def next_run_of(series: Series, newest: Sequence[Event]) -> int | None:
     waiting = [event.wake_at for event in newest if event.status in WAITING and event.wake_at is not None]
-    return min(waiting, default=series.next_at)
+    is_about_to = series.status is SeriesStatus.ACTIVE and is_once(series.rule) and not newest
+    return min(waiting, default=series.rule.start_at if is_about_to else series.next_at)
 
 
 def job_message(series: Series, newest: Sequence[Event]) -> proto.JobResponse:
