@@ -125,10 +125,11 @@ class Timetable:
 
     # --- what clients do with a series -----------------------------------------------------------------------------------
 
-    def create(self, new: NewSeries, *, final: bool = False) -> Series:
+    def create(self, new: NewSeries, *, final: bool = False, paused: bool = False) -> Series:
         """Store a series, in place of a cancelled one if there is one. Its first occurrence is the first from now on.
 
         `final`: what has ended is final. The id must be new, also to events, and there must be an occurrence to come.
+        `paused`: it makes none until `resume`.
         Raises SeriesExists, InvalidEvent (PayloadTooLarge), ApplicationRefused, DatabaseUnavailable, and if `final` DuplicateEvent.
         To repeat it does no harm.
         """
@@ -136,7 +137,7 @@ class Timetable:
 
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
-            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final)
+            return self._create(conn, self._registered(conn, new.application_id, now), new, now, final=final, paused=paused)
 
         return self._transactions.write(work, retry_duplicates=True)
 
@@ -232,10 +233,10 @@ class Timetable:
         def work(conn: Connection, _tries: int) -> Series:
             now = self._clock.now(conn)
             series, application = self._locked(conn, new.application_id, new.series_id, now)
+            if series.content_hash == new.content_hash and series.status is not SeriesStatus.CANCELLED:
+                return series
             if _is_final(series, final=final):
                 raise SeriesFinished(series)
-            if series.content_hash == new.content_hash:
-                return series
             _check_version(series, version)
             self._prioritize(conn, application, new.priority, now)
             if (series.content.after is None) != (new.after is None):
@@ -246,7 +247,11 @@ class Timetable:
             content = _anchored(new, now, series.rule)
             self._remove_unmade(conn, application, series, content.rule, now)
             columns = store.series_row(content, application) | {"request_hash": new.content_hash}
-            columns |= {"wake_at": now} if _is_behind(series, content.rule, now) else _begun(content.rule, now)
+            if _is_behind(series, content.rule, now):
+                columns |= {"wake_at": now}
+            else:  # also where nothing comes any more, another rule does not count from what the one before has counted
+                passed = {} if content.rule == series.rule else {"last_at": now, "last_index": None}
+                columns |= passed | _begun(content.rule, now)
             if series.status is SeriesStatus.PAUSED:
                 columns |= _PAUSED
             return self._changed(conn, series, columns, now)
@@ -743,7 +748,7 @@ class Timetable:
             raise UnknownSeries
         return application.number
 
-    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False) -> Series:
+    def _create(self, conn: Connection, application: int, new: NewSeries, now: int, *, final: bool = False, paused: bool = False) -> Series:
         row = store.lock_series(conn, application, new.series_id)
         if row is not None and (final or row.status != SeriesStatus.CANCELLED):
             there = self._read(row, new.application_id, now)
@@ -756,6 +761,8 @@ class Timetable:
         columns |= {"created_at": now, "changed_at": now}
         if final and columns["status"] is SeriesStatus.ENDED:
             raise InvalidSeries([Problem(_source_of(content.rule), "has no occurrence from now on")])
+        if paused:
+            columns |= _PAUSED
         if row is None:
             store.insert_series(conn, columns | {"version": 1})
             # Only now, as whoever adds such an event looks for a series once it has inserted it: one of the two sees the other.

@@ -524,6 +524,34 @@ def test_schedules_are_listed_by_time_status_and_page(http: FlaskClient, schedul
     assert found("ERROR") == found(size=1_000) == found()
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_list_goes_on_by_the_time_where_the_token_is_empty(http: FlaskClient, size: int) -> None:
+    ids = [id_of(schedule(http, after=minute * 60)) for minute in range(6)]
+
+    found, last = [], {}
+    while True:  # as a client did there: until a page is not full
+        query = range_of(NOW, NOW + HOUR) | {"size": size} | last
+        data = http.get("/goscheduler/apps/shop/schedules", query_string=query).json["data"]
+        found += [each["scheduleId"] for each in data["schedules"] or ()]
+        last = {"continuation_token": data["continuationToken"], "continuation_start_time": data["continuationStartTime"]}
+        if len(data["schedules"] or ()) < size:
+            break
+
+    assert found == ids
+    assert last == {"continuation_token": "", "continuation_start_time": NOW + HOUR}
+
+
+@pytest.mark.parametrize(
+    ("since", "listed"), [(NOW - HOUR, 3), (NOW, 3), (NOW + 60, 2), (NOW + 61, 1), (NOW + 10 * HOUR, 0), ("soon", 3), (-1, 3)]
+)
+def test_a_time_to_go_on_from_leaves_out_what_was_before_it(http: FlaskClient, since: Any, listed: int) -> None:
+    for minute in range(3):
+        schedule(http, after=minute * 60)
+
+    query = range_of(NOW, NOW + HOUR) | {"continuation_start_time": since}
+    assert http.get("/goscheduler/apps/shop/schedules", query_string=query).json["status"]["totalCount"] == listed
+
+
 def test_the_last_hour_is_listed_unless_another_range_is_given(http: FlaskClient, hand: Hand, clock: ManualClock) -> None:
     minute = NOW // 60 * 60
     schedule_id = id_of(schedule(http, scheduleTime=minute + 120))
@@ -593,6 +621,33 @@ def test_runs_are_listed_page_by_page(http: FlaskClient, scheduler: Scheduler, h
     assert refusal(http.get(f"{address}?continuation_token=x"))[:2] == (400, 400)
 
 
+def all_runs(http: FlaskClient, schedule_id: str, **query: Any) -> list[int]:
+    found, token = [], None
+    while token != "":
+        answer = http.get(f"/goscheduler/schedules/{schedule_id}/runs", query_string={**query, "continuation_token": token or ""})
+        assert answer.status_code == 200, answer.text
+        found += [run["scheduleTime"] for run in answer.json["data"]["schedules"]]
+        token = answer.json["data"]["continuationToken"]
+    return found
+
+
+@pytest.mark.parametrize("when", ["past", "all"])
+def test_pages_lead_to_their_end_though_the_oldest_runs_were_deleted(
+    http: FlaskClient, scheduler: Scheduler, clock: ManualClock, when: str
+) -> None:
+    schedule_id = id_of(cron(http, "* * * * *"))
+    scheduler.timetable.advance()
+    for run in http.get(f"/goscheduler/schedules/{schedule_id}/runs").json["data"]["schedules"][-2:]:
+        assert http.delete(f"/goscheduler/schedules/{run['scheduleId']}").status_code == 200
+    for _ in range(4):
+        clock.advance(60_000)
+        scheduler.timetable.advance()
+
+    runs = all_runs(http, schedule_id, when=when)
+    assert runs[-1] == NOW + 120
+    assert [all_runs(http, schedule_id, when=when, size=size) for size in range(1, 9)] == [runs] * 8
+
+
 def minutely(begin: int) -> wire.Rule:
     return wire.Rule(cron="* * * * *", start_at=begin)
 
@@ -619,6 +674,13 @@ def test_cron_schedules_are_listed_page_by_page(http: FlaskClient) -> None:
     assert refusal(http.get("/goscheduler/crons/schedules?app_id=nobody")) == (404, 404, "No cron schedules found")
 
 
+def test_a_token_of_another_list_is_refused(http: FlaskClient) -> None:
+    cron(http)
+
+    told = refusal(http.get("/goscheduler/crons/schedules?continuation_token=006b49d23c"))
+    assert told == (400, 400, "continuation_token is not one that this service gave out")
+
+
 # --- many at a time ------------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +704,47 @@ def test_many_are_deleted_at_a_time(http: FlaskClient, scheduler: Scheduler, han
     assert get(http, waiting) == 404
     assert get(http, later)["status"] == "SCHEDULED"
     assert {event.status for event in scheduler.events("shop").events} == {Status.CANCELLED, Status.PENDING}
+
+
+def test_what_is_scheduled_and_what_was_missed_are_deleted_apart(http: FlaskClient, scheduler: Scheduler, clock: ManualClock) -> None:
+    def delete(status: str) -> None:
+        http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": status, **range_of(NOW, NOW + HOUR)})
+        work(scheduler)
+
+    missed, waiting = id_of(schedule(http, after=10)), id_of(schedule(http, after=11))
+    clock.advance(70_001)
+    assert (get(http, missed)["status"], get(http, waiting)["status"]) == ("MISS", "SCHEDULED")
+
+    delete("SCHEDULED")
+    assert (get(http, missed)["status"], get(http, waiting)) == ("MISS", 404)
+    delete("MISS")
+    assert get(http, missed) == 404
+
+
+def test_what_was_tried_and_waits_is_scheduled_however_late(
+    http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    schedule_id = id_of(schedule(http, after=1))
+    clock.advance(1_000)
+    hand.answer(hand.claim_one(), 500)
+    clock.advance(600_000)
+    assert get(http, schedule_id)["status"] == "SCHEDULED"
+
+    http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "SCHEDULED", **range_of(NOW, NOW + HOUR)})
+    work(scheduler)
+    assert get(http, schedule_id) == 404
+
+
+def test_what_was_given_up_as_too_late_is_missed_at_once(http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    scheduler.tenants.put("shop", limits={"max_lateness_ms": 1_000})
+    schedule_id = id_of(schedule(http, after=1))
+    clock.advance(5_000)
+    hand.fail(hand.claim_one(), wire.ErrorKind.TOO_LATE)
+    assert get(http, schedule_id)["status"] == "MISS"
+
+    http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "MISS", **range_of(NOW, NOW + HOUR)})
+    work(scheduler)
+    assert get(http, schedule_id) == 404
 
 
 def test_what_was_deleted_is_not_called_again(http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from cassata import database, schema
 from cassata.config import Service
 from cassata.model import Outcome, Scope, Status
 from cassata.scheduler import Scheduler, Terms
 from cassata.service import create_app
 from cassata.service.dialects.jobs import calls
 from cassata.tenants import Changes
+from tests.words import Hand, ManualClock, new_event
 
 URL = "http://127.0.0.1:9/jobs"
 HOURLY = {"name": "My Job", "cron_expression": "0 * * * *", "metadata": {"url": URL, "key": "value"}}
@@ -43,6 +45,22 @@ def create(http: FlaskClient) -> Create:
         return str(answered.json["jobId"])
 
     return made
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(2_500_000_000_000)  # 2049: not that of the host
+
+
+@pytest.fixture
+def hand(database_url: str, clock: ManualClock) -> Iterator[Hand]:
+    opened = Scheduler(database.open_engines(database_url, pool_size=10), clock=clock)
+    yield Hand(opened, clock)
+    opened.close()
+
+
+def client_of(hand: Hand) -> FlaskClient:
+    return create_app(hand.scheduler, Service(dialects=["jobs"])).test_client()
 
 
 def refused(answered: Any, status: int, code: int, message: str = "") -> None:
@@ -195,6 +213,50 @@ def test_a_job_may_begin_paused(http: FlaskClient, create: Create) -> None:
     assert status_of(http, create(status="PAUSED")) == "PAUSED"
 
 
+def test_a_job_that_begins_paused_is_at_no_time_active(
+    http: FlaskClient, scheduler: Scheduler, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = scheduler.timetable.create
+
+    def create_and_be_advanced(*args: Any, **how: Any) -> Any:
+        series = made(*args, **how)
+        scheduler.timetable.advance()
+        return series
+
+    monkeypatch.setattr(scheduler.timetable, "create", create_and_be_advanced)
+    job_id = create(**ONCE, cron_expression="", status="PAUSED")
+
+    assert status_of(http, job_id) == "PAUSED"
+    assert work(scheduler) == 0
+
+
+@pytest.mark.parametrize("schedules", [False, True])
+def test_a_paused_job_that_was_to_run_once_does_so_when_it_goes_on(hand: Hand, clock: ManualClock, schedules: bool) -> None:
+    http = client_of(hand)
+    job_id = http.post("/v1/jobs", json={**ONCE, "status": "PAUSED"}).json["jobId"]
+    clock.advance(600_000)
+    hand.scheduler.timetable.advance()
+    assert hand.claim() == []
+
+    for _ in range(2):
+        if schedules:
+            assert http.post("/v1/scheduler/jobs", json={"job": {"id": job_id}}).json == {"scheduleId": job_id}
+        else:
+            assert http.put(f"/v1/jobs/{job_id}", json={"status": "SCHEDULED"}).json["status"] == "JOB_STATUS_SCHEDULED"
+    hand.scheduler.timetable.advance()
+    hand.answer(hand.claim_one())
+    assert status_of(http, job_id) == "COMPLETED"
+
+
+def test_a_job_that_runs_once_does_so_whatever_the_clock_of_the_service_shows(hand: Hand) -> None:
+    http = client_of(hand)
+    job_id = http.post("/v1/jobs", json=ONCE).json["jobId"]
+
+    assert http.get(f"/v1/jobs/{job_id}").json["nextRun"] == "2049-03-22T04:26:40Z"
+    hand.scheduler.timetable.advance()
+    assert hand.claim_one().event_id.startswith(job_id)
+
+
 def test_setting_a_job_to_running_has_it_run_now(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
     job_id = create(cron_expression="0 0 1 1 *")
     refused(http.put(f"/v1/jobs/{job_id}", json={"status": "RUNNING"}), 400, 3, "Invalid state transition from PENDING to RUNNING")
@@ -240,6 +302,13 @@ def test_an_update_changes_what_it_names_and_no_more(http: FlaskClient, schedule
     assert scheduler.timetable.get("jobs", job_id).content.url == URL + "/2"
 
 
+def test_what_is_blank_in_an_update_stays_as_it_is(http: FlaskClient, create: Create) -> None:
+    job_id = create()
+    before = http.get(f"/v1/jobs/{job_id}").json
+
+    assert http.put(f"/v1/jobs/{job_id}", json={"name": " ", "cron_expression": " "}).json == before
+
+
 def test_deleting_removes_a_job_and_an_unknown_one_is_gone_too(http: FlaskClient, create: Create) -> None:
     job_id = create()
 
@@ -264,6 +333,18 @@ def test_a_list_goes_on_after_the_last_id(http: FlaskClient, create: Create) -> 
 
     assert seen == made
     assert last_id == ""
+
+
+def test_a_list_leaves_out_what_cannot_be_read_and_goes_on(
+    http: FlaskClient, scheduler: Scheduler, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "JOBS_PAGE", 2)
+    first, *others = sorted(create() for _ in range(5))
+    with scheduler._engines.write.begin() as conn:
+        conn.execute(schema.series.update().where(schema.series.c.series_id == first).values(rule='{"unknown": 1}'))
+
+    seen = [job["jobId"] for job in http.get("/v1/scheduler/jobs").json["jobs"]]
+    assert seen == others
 
 
 @pytest.mark.parametrize("page_size", [0, -1, 251, 10_000])
@@ -366,6 +447,35 @@ def test_executions_go_on_after_the_last_id(http: FlaskClient, scheduler: Schedu
 
     assert len(set(seen)) == len(seen) == 5
     assert last_id == ""
+
+
+def test_no_page_of_executions_is_empty_but_the_only_one(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
+    for code in (404, 200, 404, 200, 200):
+        create(cron_expression="")
+        work(scheduler, code)
+
+    first = http.get("/v1/executions?status=FAILED&page_size=1").json
+    second = http.get(f"/v1/executions?status=FAILED&page_size=1&last_id={first['nextPage']}").json
+
+    assert [execution["status"] for page in (first, second) for execution in page["executions"]] == ["FAILED"] * 2
+    assert second["nextPage"] == ""
+
+
+def test_the_executions_of_a_job_do_not_go_on_after_those_of_another(http: FlaskClient, scheduler: Scheduler, create: Create) -> None:
+    one, other = create(cron_expression=""), create(cron_expression="")
+    work(scheduler)
+    (foreign,) = http.get(f"/v1/executions?job_id={other}").json["executions"]
+
+    refused(http.get(f"/v1/executions?job_id={one}&last_id={foreign['id']}"), 400, 3, "Invalid last ID")
+
+
+@pytest.mark.parametrize("event_id", ["plain", "an_event", "e_2030", "_20300415T010000Z"])
+def test_the_attempts_of_what_is_no_run_are_no_executions(http: FlaskClient, scheduler: Scheduler, event_id: str) -> None:
+    scheduler.add(new_event(event_id, "jobs", due_at=1))
+    work(scheduler)
+
+    assert http.get("/v1/executions").json["executions"] == []
+    refused(http.get(f"/v1/executions/{event_id}:1"), 404, 5, "Execution not found")
 
 
 def test_an_execution_that_is_not_there_is_not_found(http: FlaskClient) -> None:

@@ -17,6 +17,7 @@ from cassata import database
 from cassata.config import Service
 from cassata.courier.retry import RetryPolicy
 from cassata.model import ErrorKind, RetryOn, RetryOptions, Scope, Status
+from cassata.retention import Retention
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.tenants import Changes
@@ -383,6 +384,70 @@ def test_a_recurring_event_is_published_when_all_its_instances_have_ended(
     client.refused(409, "PUT", f"/events/{SERIES}", ten_days())
     client.refused(409, "PATCH", f"/events/{SERIES}/cancel")
     client.refused(409, "POST", "/events", ten_days())
+
+
+def deliver(hand: Hand, code: int = 200) -> None:
+    for delivery in hand.claim():
+        hand.answer(delivery, code)
+
+
+def test_a_recurring_event_that_is_trimmed_to_what_has_been_has_ended(
+    client: Client, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    client.ok("POST", "/events", ten_days(), 201)
+    go_to(scheduler, clock, datetime(2030, 4, 19, 12, tzinfo=UTC))
+    deliver(hand)
+    trimmed = ten_days(recurrence="RRULE:FREQ=DAILY;COUNT=3")
+
+    answers = [client.ok("PUT", f"/events/{SERIES}", trimmed) for _ in range(2)]  # an answer may have been lost
+    assert answers == [trimmed | {"retry": 0, "status": "PUBLISHED"}] * 2
+    assert client.status(SERIES) == "PUBLISHED"
+    told = [(each["id"], each.get("occurrence"), each["status"]) for each in client.instances(SERIES)]
+    indexes = [0, 1, 2, None, None]  # the rule does not make the last two any more, but they were published
+    assert told == [(instance_id(15 + place), index, "PUBLISHED") for place, index in enumerate(indexes)]
+
+
+def test_a_recurring_event_can_be_cancelled_as_long_as_its_last_instance_is_tried(
+    client: Client, scheduler: Scheduler, hand: Hand, clock: ManualClock
+) -> None:
+    client.ok("POST", "/events", ten_days(recurrence="RRULE:FREQ=DAILY;COUNT=1"), 201)
+    go_to(scheduler, clock, datetime(2030, 4, 15, 1, tzinfo=UTC))
+    deliver(hand, 500)
+    assert client.status(SERIES) == "SCHEDULED"
+
+    assert client.ok("PATCH", f"/events/{SERIES}/cancel") == {"id": SERIES, "status": "CANCELED"}
+    clock.advance(DAY)
+    assert hand.claim() == []
+    assert client.status(SERIES) == client.status(instance_id(15)) == "CANCELED"
+
+
+def test_an_instance_that_was_cancelled_with_its_series_may_be_cancelled_once_more(client: Client) -> None:
+    client.ok("POST", "/events", ten_days(), 201)
+    client.ok("PATCH", f"/events/{instance_id(16)}/cancel")
+    client.ok("PATCH", f"/events/{SERIES}/cancel")
+
+    for day in (16, 17):
+        assert client.ok("PATCH", f"/events/{instance_id(day)}/cancel")["status"] == "CANCELED"
+    assert "CANCELLED" not in client.refused(409, "PUT", f"/events/{instance_id(16)}", one_off(instance_id(16)))
+
+
+def test_what_is_kept_no_more_is_not_told_to_be_cancelled(client: Client, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
+    client.ok("POST", "/events", ten_days(scheduledAt="2030-03-15T10:00:00", endsAt=None, recurrence="RRULE:FREQ=DAILY;COUNT=6"), 201)
+    go_to(scheduler, clock, datetime(2030, 3, 19, 2, tzinfo=UTC))
+    deliver(hand)
+    clock.advance(2 * DAY)
+    scheduler.pruning(Retention(completed_ms=DAY)).run()
+
+    told = [(each["scheduledAt"][8:10], each["status"]) for each in client.instances(SERIES)]
+    assert told == [("15", "CANCELED"), ("16", "CANCELED"), ("17", "CANCELED"), ("20", "SCHEDULED")]
+    client.refused(404, "GET", f"/events/{SERIES}_20300318T010000Z/status")
+
+
+def test_an_event_that_waits_to_be_tried_again_is_told_with_its_failures(client: Client, hand: Hand) -> None:
+    client.ok("POST", "/events", one_off(scheduledAt="2030-03-17T17:46:40Z"), 201)
+    hand.answer(hand.claim_one(), 500)
+
+    assert client.ok("PUT", f"/events/{ONE_OFF}", one_off())["retry"] == 1
 
 
 def test_a_cancelled_recurring_event_is_final(client: Client) -> None:

@@ -641,6 +641,19 @@ def test_a_series_with_a_count_that_is_far_along_keeps_its_exceptions_when_it_is
     assert not [each for each in table.instances("shop", "s", NOON, NOON + 9 * MINUTE) if each.is_exception]
 
 
+def test_a_series_that_is_replaced_by_one_that_is_over_counts_its_occurrences_anew(
+    scheduler: Scheduler, table: Timetable, clock: ManualClock
+) -> None:
+    rule = Rule(cron="0 * * * *", start_at=NOON)
+    table.create(new_series(rule))
+    fire_until(scheduler, clock, NOON + 3 * HOUR + 1)
+
+    over = new_series(replace(rule, until_at=NOON + 2 * HOUR))
+    assert table.replace(over).status is SeriesStatus.ENDED
+    told = [(each.original_at - NOON, each.index) for each in table.instances("shop", "s", NOON, NOON + 9 * HOUR)]
+    assert told == [(0, 0), (HOUR, 1), (2 * HOUR, 2), (3 * HOUR, None)]
+
+
 def test_a_series_is_only_changed_at_the_version_that_was_seen(table: Timetable) -> None:
     table.create(new_series(every(HOUR)))
     table.replace(new_series(), version=1)

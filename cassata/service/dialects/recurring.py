@@ -27,6 +27,7 @@ from cassata.config import Service
 from cassata.errors import (
     DuplicateEvent,
     EventFinished,
+    InstanceGone,
     InvalidEvent,
     PayloadTooLarge,
     RecurrenceError,
@@ -106,6 +107,8 @@ def _said(error: Exception) -> str | None:
             return f"There is an event with this id already, with {'the same' if identical else 'other'} content: an id is used once."
         case EventFinished() | SeriesFinished():
             return "The event has ended, and stays as it ended: schedule another one, with another id."
+        case InstanceGone():
+            return "The instance is being sent, has ended or has passed: it can no longer be changed."
     return None
 
 
@@ -268,7 +271,7 @@ def _topic_of(content: Event | Content) -> str | None:
 # --- what they are told --------------------------------------------------------------------------------------------------
 
 
-def _resource(event_id: str, written: Written) -> dict[str, Any]:
+def _resource(event_id: str, written: Written, status: str = SCHEDULED, retry: int = 0) -> dict[str, Any]:
     document = {
         "id": event_id,
         "scheduledAt": _wall(written.begins_at, written.timezone),
@@ -277,8 +280,8 @@ def _resource(event_id: str, written: Written) -> dict[str, Any]:
         "destinationTopic": written.topic,
         "endsAt": None if written.ends_at is None else _wall(written.ends_at, written.timezone),
         "recurrence": written.recurrence,
-        "retry": 0,
-        "status": SCHEDULED,
+        "retry": retry,
+        "status": status,
     }
     return {name: value for name, value in document.items() if value is not None}
 
@@ -308,8 +311,17 @@ def _word_of_instance(series: Series, instance: Instance) -> str:
     """An instance that the series has passed over without making an event of it will not be published any more."""
     if instance.status is not None:
         return _word(instance.status)
-    is_passed = series.last is not None and instance.original_at <= series.last.at
-    return SCHEDULED if series.status in {SeriesStatus.ACTIVE, SeriesStatus.PAUSED} and not is_passed else WORDS[Status.CANCELLED]
+    goes_on = series.status in {SeriesStatus.ACTIVE, SeriesStatus.PAUSED}
+    return SCHEDULED if goes_on and not _is_passed(series, instance) else WORDS[Status.CANCELLED]
+
+
+def _is_passed(series: Series, instance: Instance) -> bool:
+    return series.last is not None and instance.original_at <= series.last.at
+
+
+def _is_kept(series: Series, instance: Instance) -> bool:
+    """Whether there is anything to tell: of what has been since the series came nothing is known once retention has removed it."""
+    return instance.status is not None or instance.original_at < series.created_at or not _is_passed(series, instance)
 
 
 def _failures(event: Event) -> int:
@@ -377,10 +389,10 @@ class Calls:
             if series_id is not None:
                 return self._replace_instance(written, application, series_id, event_id)
             if written.recurrence is None:
-                self._replace_one_off(written, application, event_id)
-            else:
-                self._replace_series(written, application, event_id)
-        return answer(_resource(event_id, written))
+                event = self._replace_one_off(written, application, event_id)
+                return answer(_resource(event_id, written, _word(event.status), _failures(event)))
+            series = self._replace_series(written, application, event_id)
+        return answer(_resource(event_id, written, self._word_of_series(series)))
 
     def _replace_instance(self, written: Written, application: str, series_id: str, instance_id: str) -> Response:
         if written.recurrence is not None:
@@ -392,16 +404,16 @@ class Calls:
         series = self._timetable.get(application, series_id)
         return answer({**_instance(series, changed), "payload": base64.b64encode(written.payload).decode()})
 
-    def _replace_one_off(self, written: Written, application: str, event_id: str) -> None:
+    def _replace_one_off(self, written: Written, application: str, event_id: str) -> Event:
         try:
-            self._scheduler.change(application, event_id, {"due_at": written.begins_at, **written.asked})
+            return self._scheduler.change(application, event_id, {"due_at": written.begins_at, **written.asked})
         except UnknownEvent:
             self._timetable.get(application, event_id)
             raise _invalid("recurrence", "is required: this event recurs, and cannot become one that does not") from None
 
-    def _replace_series(self, written: Written, application: str, series_id: str) -> None:
+    def _replace_series(self, written: Written, application: str, series_id: str) -> Series:
         try:
-            self._timetable.replace(written.series(application, series_id), final=True)
+            return self._timetable.replace(written.series(application, series_id), final=True)
         except UnknownSeries:
             self._scheduler.event(application, series_id)
             raise _invalid("recurrence", "is given, but this event does not recur, and cannot become one that does") from None
@@ -421,7 +433,7 @@ class Calls:
         at = recurrence.original_of(instance_id)
         series = self._timetable.get(application, series_id)
         found = self._timetable.instances(application, series_id, at[1], at[1] + 1, limit=1) if at else []
-        if not found or found[0].instance_id != instance_id:
+        if not found or found[0].instance_id != instance_id or not _is_kept(series, found[0]):
             raise UnknownEvent
         return series, found[0]
 
@@ -444,7 +456,7 @@ class Calls:
         limit = limit if "limit" in request.args else wire.PAGE_LENGTH
         series = self._timetable.get(application, series_id)
         found = self._timetable.instances(application, series_id, begin, end, limit=limit, known=known, full=True)
-        documents = [_instance(series, instance) for instance in found]
+        documents = [_instance(series, instance) for instance in found if _is_kept(series, instance)]
         following = self._following(series, found[-1], end) if found else None
         if following is None:
             return answer(documents)
@@ -466,13 +478,24 @@ class Calls:
     def _cancelled(self, application: str, event_id: str) -> str:
         series_id = _series_of(event_id)
         if series_id is not None:
-            cancelled = self._timetable.cancel_instance(application, series_id, event_id)
-            return _word(cancelled.status or Status.CANCELLED)
+            return self._cancelled_instance(application, series_id, event_id)
         try:
             return _word(self._scheduler.cancel(application, event_id).status)
         except UnknownEvent:
-            self._timetable.cancel(application, event_id, final=True)
+            # One that has come to its end is over only once its last instances are, which may have to be tried again.
+            is_over = self._word_of_series(self._timetable.get(application, event_id)) != SCHEDULED
+            self._timetable.cancel(application, event_id, final=is_over)
             return WORDS[Status.CANCELLED]
+
+    def _cancelled_instance(self, application: str, series_id: str, instance_id: str) -> str:
+        """Cancel one instance. What is told to be cancelled, as with all of its series, is so already."""
+        try:
+            cancelled = self._timetable.cancel_instance(application, series_id, instance_id)
+        except (InstanceGone, SeriesFinished):
+            if _word_of_instance(*self._one_instance(application, series_id, instance_id)) == WORDS[Status.CANCELLED]:
+                return WORDS[Status.CANCELLED]
+            raise
+        return _word(cancelled.status or Status.CANCELLED)
 
 
 def _checked(event_id: str) -> str:

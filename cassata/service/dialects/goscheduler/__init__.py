@@ -25,7 +25,7 @@ from cassata.errors import (
     UnknownInstance,
     UnknownSeries,
 )
-from cassata.model import APPLIES_TO, Action, Cursor, Event, Filter, NewOperation, Scope
+from cassata.model import APPLIES_TO, Action, Cursor, Event, Filter, NewOperation, Scope, Status
 from cassata.scheduler import LATE_AFTER_MS, Scheduler
 from cassata.series import Instance, Series, SeriesStatus
 from cassata.service import bodies
@@ -310,9 +310,12 @@ class Calls:
         meant = wire.MEANT.get(status, Filter(wire.KEPT))
         cursors = Cursors(self._tenants.keyed_hash, app.app_id, meant)
         after = _read_cursor(cursors, args.get("continuation_token") or args.get("continuationToken"))
+        wanted = window.of(meant)
+        if after is None:  # clients go on by the time alone where the token is empty, and end where nothing is left of the range
+            wanted = window.of(meant, since=wire.read_start(args.get("continuation_start_time") or args.get("continuationStartTime")))
         found: list[Event] = []
         for _ in range(PAGES_READ):
-            page = self._scheduler.events(app.app_id, window.of(meant), after=after, limit=size - len(found), full=True)
+            page = self._scheduler.events(app.app_id, wanted, after=after, limit=size - len(found), full=True)
             found += (event for event in page.events if _is_listed(event, status))
             after = page.next
             if after is None or len(found) >= size:
@@ -340,7 +343,7 @@ class Calls:
                 documents, last = self._made(found.series, found.app, self._now() * 1000, token, size)
             case _:
                 documents, last = self._all_runs(found.series, found.app, token, size)
-        if not documents and last is None:  # a page of what was deleted is empty and has a next one
+        if not documents and last is None and token is None:  # a page of what was deleted is empty, and so may be the last one
             raise _no_runs(schedule_id)
         data = {"schedules": documents, "continuationToken": "" if last is None else wire.instant_token(last)}
         return answer(envelope(200, len(documents), data=data))
@@ -407,10 +410,16 @@ class Calls:
                 pass
             return
         if begin:
-            yield self._app(begin)
+            yield self._app_in_token(begin)
         while found := self._tenants.applications(after=begin, limit=APPLICATIONS_READ):
             yield from map(wire.app_of, found)
             begin = found[-1].application_id
+
+    def _app_in_token(self, application_id: str) -> App:
+        try:
+            return self._app(application_id)
+        except UnknownApplication:
+            raise Fault("continuation_token is not one that this service gave out") from None
 
     def _crons_of(self, app: App, statuses: frozenset[SeriesStatus], after: str) -> Iterator[Series]:
         while page := self._timetable.series(app.app_id, statuses=statuses, after=after, limit=APPLICATIONS_READ, full=True):
@@ -425,8 +434,8 @@ class Calls:
             raise Refused(400, wire.INVALID_ACTION, f"action type {_cut(action)} is invalid")
         window = wire.read_window(request.args.get("start_time"), request.args.get("end_time"), ACTION_DAYS, self._now())
         status = request.args.get("status", "")
-        meant = _meant(status, window, self._now())
-        begun = [self._scheduler.operations.begin(new) for new in _steps(_ACTIONS[action.lower()], app, meant)] if meant else []
+        meant = _meant(status, window, self._scheduler.now())
+        begun = [self._scheduler.operations.begin(new) for new in _steps(_ACTIONS[action.lower()], app, meant)]
         remarks = f"{action.lower()} initiated successfully for app: {app.app_id}, timeRange: {window}, status: {_cut(status)}"
         headers = {"Cassata-Operation-Id": ", ".join(each.operation_id for each in begun)}
         return answer(envelope(200, 0, remarks=remarks), headers=headers)
@@ -466,20 +475,27 @@ _CRON_STATUSES = {
 _ACTIONS = {"reconcile": (Action.RECONCILE,), "delete": (Action.CANCEL, Action.REMOVE)}
 
 
-def _steps(actions: Sequence[Action], app: App, meant: Filter) -> Iterator[NewOperation]:
+def _steps(actions: Sequence[Action], app: App, meant: Sequence[Filter]) -> Iterator[NewOperation]:
     """Say what is to be done to what is meant: each action to those it is for."""
     for action in actions:
-        statuses = meant.statuses & APPLIES_TO[action]
-        if statuses:
-            yield NewOperation(app.app_id, action, replace(meant, statuses=statuses))
+        for each in meant:
+            statuses = each.statuses & APPLIES_TO[action]
+            if statuses:
+                yield NewOperation(app.app_id, action, replace(each, statuses=statuses))
 
 
-def _meant(status: str, window: wire.Window, now: int) -> Filter | None:
-    """Return which schedules an action is for; None where it can be for none. What waits is a MISS only some time after it was due."""
-    meant = window.of(wire.MEANT.get(status, Filter(wire.KEPT)))
-    if status == Word.MISS:
-        meant = replace(meant, due_until=min(meant.due_until or 0, now * 1000 - LATE_AFTER_MS))
-    return meant if (meant.due_from or 0) < (meant.due_until or 0) else None
+def _meant(status: str, window: wire.Window, now: int) -> list[Filter]:
+    """Return which schedules an action is for. What waits untried is SCHEDULED until some time after it was due (ms), and then a MISS."""
+    meant = wire.MEANT.get(status, Filter(wire.KEPT))
+    early, late = window.of(meant, until=now - LATE_AFTER_MS), window.of(meant, since=now - LATE_AFTER_MS)
+    match status:
+        case Word.MISS:
+            found = [window.of(replace(meant, statuses=frozenset({Status.FAILED}))), replace(early, statuses=frozenset({Status.PENDING}))]
+        case Word.SCHEDULED:
+            found = [late, replace(early, tried=True)]
+        case _:
+            found = [window.of(meant)]
+    return [each for each in found if (each.due_from or 0) < (each.due_until or 0)]
 
 
 def refusal(described: Mapping[str, Any], error: Exception) -> Response:

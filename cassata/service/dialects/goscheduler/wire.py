@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -511,8 +512,10 @@ class Window(NamedTuple):
     def due_until(self) -> int:
         return round(self.end.timestamp() * 1000)
 
-    def of(self, meant: Filter) -> Filter:
-        return replace(meant, due_from=self.due_from, due_until=self.due_until)
+    def of(self, meant: Filter, *, since: int = 0, until: int = FAR) -> Filter:
+        """Return what is meant within the range, and of that what is not before an instant, or (`until`) before another one (ms)."""
+        begin, end = self.due_from, self.due_until
+        return replace(meant, due_from=min(max(begin, since), end), due_until=max(begin, min(end, until)))
 
     def __str__(self) -> str:
         return f"{{StartTime:{_printed(self.start)} EndTime:{_printed(self.end)}}}"
@@ -562,6 +565,11 @@ def read_size(written: str | None, usual: int, most: int) -> int:
     if size < 0:
         raise Fault(f"Size provided({size}) should not be less than 0")
     return min(size or usual, most)
+
+
+def read_start(written: str | None) -> int:
+    """Read the time (in seconds) from which a list goes on, as an instant (ms); 0 for what is none, as it was there."""
+    return int(written) * 1000 if written and re.fullmatch("[0-9]{1,12}", written) else 0
 
 
 def check_schedule_id(written: str) -> str:

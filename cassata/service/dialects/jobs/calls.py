@@ -29,6 +29,7 @@ from cassata.service.dialects.jobs.messages import (
     job_message,
     job_of,
     metadata_of,
+    once,
     options_of,
     resources_in,
     resources_of,
@@ -169,7 +170,7 @@ class Jobs:
                 named = {**series.content.metadata, _RESOURCES: resources}
                 self._timetable.replace(with_changes(series.content, {"metadata": named}), version=series.version)
             if series.status is SeriesStatus.PAUSED:
-                self._timetable.resume(application_id, job_id)
+                self._resume(series, newest)
         return proto.ScheduleJobResponse(schedule_id=job_id)
 
     def unschedule(self, application_id: str, asked: proto.CancelScheduledJobRequest) -> proto.CancelScheduledJobResponse:
@@ -205,11 +206,12 @@ class Jobs:
         walk = self._executions(_checked(application_id), _job_id(asked.job_id) if asked.job_id else None, asked.last_id)
         last = ""
         for execution in walk:
-            if len(found) == page_size or left <= 0:
+            is_wanted = execution.status in wanted
+            if (is_wanted and len(found) == page_size) or left <= 0:
                 return proto.ListExecutionsResponse(executions=found, total=len(found), next_page=last)
             last = execution.id
             left -= 1 if execution.status else JOBS_PAGE
-            if execution.status in wanted:
+            if is_wanted:
                 found.append(execution)
         return proto.ListExecutionsResponse(executions=found, total=len(found), next_page="")
 
@@ -218,6 +220,8 @@ class Jobs:
         wanted, after = Filter(series_id=job_id), None
         if last_id:
             after, place = _execution_id(last_id, "Invalid last ID")
+            if job_id not in {None, job_of(after)}:
+                raise JobError(INVALID_ARGUMENT, "Invalid last ID: it is one of another job")
             yield from self._executions_of_run(application_id, after)[place:]
         while True:
             with in_words():
@@ -231,6 +235,8 @@ class Jobs:
             yield proto.ExecutionResponse(id=f"{after}:{len(runs[-1][1])}")
 
     def _executions_of_run(self, application_id: str, event_id: str) -> list[proto.ExecutionResponse]:
+        if not job_of(event_id):
+            raise JobError(NOT_FOUND, "Execution not found")
         with in_words():
             return executions_of(*self._scheduler.event(_checked(application_id), event_id))
 
@@ -246,30 +252,27 @@ class Jobs:
             new = NewSeries(
                 application_id=_checked(application_id),
                 series_id=_job_id(job_id),
-                rule=rule_of(asked.cron_expression),
+                rule=rule_of(cron) if (cron := asked.cron_expression.strip()) else once(self._scheduler.now()),
                 description=asked.description or None,
                 **content_of(job_id, asked.name, dict(asked.metadata), resources, self._url),
                 **options,
             )
-            series = self._timetable.create(new)
-            if asked.status == STATUSES["PAUSED"]:
-                series = self._timetable.pause(application_id, job_id)
-        return series
+            return self._timetable.create(new, paused=asked.status == STATUSES["PAUSED"])
 
     def _changes(self, series: Series, asked: proto.UpdateJobRequest) -> dict[str, Any]:
-        """Say what of a series is to be different. What is empty or 0 in the message stays as it is."""
+        """Say what of a series is to be different. What is empty, blank or 0 in the message stays as it is."""
         with in_words():
             changes = options_of(asked.priority, asked.max_retries, asked.timeout)
-            if asked.name or asked.metadata:
+            if asked.name.strip() or asked.metadata:
                 metadata = dict(asked.metadata) if asked.metadata else metadata_of(series)
-                name = asked.name or series.content.name or ""
+                name = asked.name if asked.name.strip() else series.content.name or ""
                 content = content_of(series.series_id, name, metadata, resources_in(series), self._url)
                 aims_elsewhere = {"url", "destination"} if not asked.metadata else set()
                 changes |= {field: value for field, value in content.items() if field not in aims_elsewhere}
             if asked.description:
                 changes["description"] = asked.description
-            if asked.cron_expression:
-                changes["rule"] = rule_of(asked.cron_expression)
+            if cron := asked.cron_expression.strip():
+                changes["rule"] = rule_of(cron)
         return {name: value for name, value in changes.items() if value != getattr(series.content, name)}
 
     def _move(self, application_id: str, series: Series, newest: Collection[Event], before: str, status: str) -> None:
@@ -283,12 +286,18 @@ class Jobs:
                     raise JobError(INVALID_ARGUMENT, f"Invalid state transition from {before} to {status}")
                 self._timetable.pause(application_id, job_id)
             elif status == "SCHEDULED" and before == "PAUSED":
-                self._timetable.resume(application_id, job_id)
+                self._resume(series, newest)
             elif status == "RUNNING":
                 self._timetable.run_now(application_id, job_id)
             elif status == "RETRYING":
                 failed = next(event for event in newest if event.status is Status.FAILED)
                 self._scheduler.retry(application_id, failed.event_id)
+
+    def _resume(self, series: Series, newest: Collection[Event]) -> None:
+        """Have a job go on. The instant of one that was to run once lies in its pause: it runs now, unless it has."""
+        if is_once(series.rule) and not newest and (series.rule.start_at or 0) <= self._scheduler.now():
+            self._timetable.run_now(series.application_id, series.series_id)
+        self._timetable.resume(series.application_id, series.series_id)
 
     def _cancel(self, application_id: str, job_id: str) -> None:
         series, newest = self._found(application_id, job_id)
@@ -318,7 +327,7 @@ class Jobs:
                         return found, after
                     found.append((series, newest[series.series_id]))
                 after = series.series_id
-            if len(page) < JOBS_PAGE:
+            if not page:  # a short one may only have left out what cannot be read
                 return found, ""
         return found, after
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -164,11 +163,13 @@ def _fill(document: dict[str, Any], kind: Any) -> None:
 # --- a job as a series -------------------------------------------------------------------------------------------------
 
 
-def rule_of(cron_expression: str) -> Rule:
-    """Read when a job runs: five fields of cron in UTC, @hourly and the like, "@every 1h30m"; empty: once, now. Raises JobError."""
-    expression = cron_expression.strip()
-    if not expression:
-        return Rule(every_ms=60_000, start_at=time.time_ns() // 1_000_000_000 * 1_000, count=1)
+def once(now: int) -> Rule:
+    """Return the rule of a job that runs once, now (ms by the database's clock: by another one this might be long ago)."""
+    return Rule(every_ms=60_000, start_at=now // 1_000 * 1_000, count=1)
+
+
+def rule_of(expression: str) -> Rule:
+    """Read when a job runs: five fields of cron in UTC, @hourly and the like, "@every 1h30m". Raises JobError."""
     if expression.startswith("@every"):
         return Rule(every_ms=_distance(expression.removeprefix("@every").strip()))
     return Rule(cron=expression)
@@ -188,7 +189,7 @@ def cron_of(rule: Rule) -> str:
     if is_once(rule):
         return ""
     if rule.every_ms is not None:
-        return f"@every {rule.every_ms // 1000}s" if rule.every_ms % 1000 == 0 else f"@every {rule.every_ms}ms"
+        return f"@every {rule.every_ms // 1000}s"
     return rule.cron or rule.recurrence or ""
 
 
@@ -289,7 +290,8 @@ def status_of(series: Series, newest: Sequence[Event]) -> str:
 
 def next_run_of(series: Series, newest: Sequence[Event]) -> int | None:
     waiting = [event.wake_at for event in newest if event.status in WAITING and event.wake_at is not None]
-    return min(waiting, default=series.next_at)
+    is_about_to = series.status is SeriesStatus.ACTIVE and is_once(series.rule) and not newest
+    return min(waiting, default=series.rule.start_at if is_about_to else series.next_at)
 
 
 def job_message(series: Series, newest: Sequence[Event]) -> proto.JobResponse:
@@ -327,8 +329,13 @@ def scheduled_message(series: Series, newest: Sequence[Event]) -> proto.Schedule
 # --- attempts as executions --------------------------------------------------------------------------------------------
 
 
+_RUN = re.compile("(.+)_(?:[0-9]{8}T[0-9]{6}Z|0[0-9a-f]{15})")
+
+
 def job_of(event_id: str) -> str:
-    return event_id.rpartition("_")[0]
+    """Return the job whose run has that id: at its instant, or beside its rule. Empty: it is another event."""
+    found = _RUN.fullmatch(event_id)
+    return found[1] if found else ""
 
 
 def executions_of(event: Event, log: Sequence[Attempt]) -> list[proto.ExecutionResponse]:
