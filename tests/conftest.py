@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pwd
 import random
@@ -76,7 +77,8 @@ class MariaDB:
     folder: Path
 
     def connect(self, database: str | None = None) -> pymysql.Connection[Any]:
-        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True)
+        # Without `ssl_disabled` it reads all certificates of the machine first, which takes longer than most of what is asked.
+        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True, ssl_disabled=True)
 
     def url(self, database: str) -> str:
         return f"mysql+pymysql://root@127.0.0.1:{self.port}/{database}"
@@ -297,6 +299,25 @@ def scheduler(database_url: str) -> Iterator[Scheduler]:
     opened = Scheduler.open(database_url)
     yield opened
     opened.close()
+
+
+# --- the service, in process --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _addresses_are_built_when_asked_for() -> Iterator[None]:
+    """Werkzeug writes and compiles two functions for each route, to build its address: nearly all that making an application costs."""
+    from werkzeug.routing import Rule
+
+    write = Rule._compile_builder
+
+    def written_later(rule: Rule, append_unknown: bool = True) -> Callable[..., Any]:
+        build = functools.cache(lambda: write(rule, append_unknown))
+        return lambda *words: build()(*words)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Rule, "_compile_builder", written_later)
+        yield
 
 
 # --- real processes -----------------------------------------------------------------------------------------------------
