@@ -168,7 +168,7 @@ def initialise(server: str, data: Path, user: str, *options: str) -> None:
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run([*command, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+    subprocess.run([*command, *FORGETFUL, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
 
 
 def _own_temporary_folder(folder: Path) -> dict[str, str]:
@@ -198,7 +198,7 @@ def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
     """Run a private server that does not wait for its disk; skip the test where there is none."""
     server = server_program()
     user = pwd.getpwuid(os.getuid()).pw_name
-    initialise(server, folder / "data", user, *FORGETFUL)
+    initialise(server, folder / "data", user)
     port = unused_port()
     running = MariaDB(serve(server, folder, user, port, *FORGETFUL, *options), port, folder)
     try:
