@@ -4,13 +4,14 @@
 |---|---|
 | `mariadb` | a private MariaDB server for the whole run; tests that need it are skipped, loudly, where there is none |
 | `empty_mariadb_url`, `empty_sqlite_url` | a new database without tables |
-| `mariadb_url`, `sqlite_url` | a new database with tables |
+| `mariadb_url`, `sqlite_url` | a database with tables that is as new |
 | `database_url` | both of the last, one after the other: for conformance tests |
 | `scheduler` | an open Scheduler on `database_url` |
 | `free_port` | a function: a TCP port that nobody listens on |
 | `service_process`, `worker_process` | functions that start the real thing and return once it is ready; they always end it |
 | `cassata_process` | a function: start any `cassata` command, and always end it |
 | `run_cassata` | a function: run one `cassata` command to its end |
+| `is_long` | whether searches are to take minutes (`--long`) |
 | `figure` | a function: have a line shown at the end of the run |
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pwd
 import random
@@ -50,6 +52,17 @@ NO_DUMP = "no mariadb-dump here, so nothing was backed up (apt-get install maria
 NO_HISTORY = "no git history here, so no older Cassata was run on these tables"
 NO_GALERA = "no Galera here (apt-get install mariadb-server galera-4 rsync iproute2)"
 CHECKOUT = Path(__file__).resolve().parent.parent
+FORGETFUL = ("--loose-debug-no-sync", "--innodb-flush-method=nosync", "--innodb-doublewrite=OFF")
+"""What is written survives the server's own end, not the machine's: a database for each test would wait most for its disk."""
+
+TRACES = (
+    "information_schema.processlist WHERE id <> CONNECTION_ID() AND db",
+    "information_schema.triggers WHERE event_object_schema",
+    "information_schema.routines WHERE routine_schema",
+    "mysql.db WHERE db",
+    "mysql.tables_priv WHERE db",
+)
+"""Where a test leaves traces of a database that are not in its tables: a connection, code, somebody who may use it."""
 
 
 # --- MariaDB ------------------------------------------------------------------------------------------------------------
@@ -64,7 +77,8 @@ class MariaDB:
     folder: Path
 
     def connect(self, database: str | None = None) -> pymysql.Connection[Any]:
-        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True)
+        # Without `ssl_disabled` it reads all certificates of the machine first, which takes longer than most of what is asked.
+        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True, ssl_disabled=True)
 
     def url(self, database: str) -> str:
         return f"mysql+pymysql://root@127.0.0.1:{self.port}/{database}"
@@ -78,6 +92,17 @@ class MariaDB:
             for statement in statements:
                 cursor.execute(statement)
         return name
+
+    def is_as_new(self, name: str, statements: list[str]) -> bool:
+        """Empty a database that `statements` made, and tell whether it is what it was: nobody holds or has changed it."""
+        with self.connect(name) as connection, connection.cursor() as cursor:
+            for traces in TRACES:
+                if cursor.execute(f"SELECT 1 FROM {traces} = DATABASE() LIMIT 1"):
+                    return False
+            cursor.execute("SET foreign_key_checks = 0")
+            for table in _used_tables(cursor):
+                cursor.execute(f"TRUNCATE TABLE {table}")
+        return self.statements_of(name) == statements
 
     def drop_database(self, name: str) -> None:
         """Drop it even while a forgotten connection holds a lock in it."""
@@ -107,6 +132,16 @@ def _rows_of(cursor: Any, table: str) -> Iterator[str]:
         yield f"INSERT INTO {table} VALUES ({', '.join(cursor.connection.escape(value) for value in row)})"
 
 
+def _used_tables(cursor: Any) -> list[str]:
+    """Name those that have rows, or had, but for that of the version."""
+    cursor.execute(
+        "SELECT table_name, auto_increment > 1 FROM information_schema.tables"
+        " WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE' AND table_name <> 'alembic_version'"
+    )
+    tables = dict(cursor.fetchall())
+    return [table for table, has_counted in tables.items() if has_counted or cursor.execute(f"SELECT 1 FROM {table} LIMIT 1")]
+
+
 def find_program(*names: str) -> str | None:
     search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
@@ -133,7 +168,7 @@ def initialise(server: str, data: Path, user: str, *options: str) -> None:
         command += ["--auth-root-authentication-method=normal", "--skip-test-db"]
     else:
         command = [server, "--no-defaults", f"--user={user}", f"--datadir={data}", "--initialize-insecure"]
-    subprocess.run([*command, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
+    subprocess.run([*command, *FORGETFUL, *options], check=True, capture_output=True, env=_own_temporary_folder(data.parent))
 
 
 def _own_temporary_folder(folder: Path) -> dict[str, str]:
@@ -160,12 +195,12 @@ def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
 
 @contextlib.contextmanager
 def running_mariadb(folder: Path, *options: str) -> Iterator[MariaDB]:
-    """Run a private server; skip the test where there is none."""
+    """Run a private server that does not wait for its disk; skip the test where there is none."""
     server = server_program()
     user = pwd.getpwuid(os.getuid()).pw_name
     initialise(server, folder / "data", user)
     port = unused_port()
-    running = MariaDB(serve(server, folder, user, port, *options), port, folder)
+    running = MariaDB(serve(server, folder, user, port, *FORGETFUL, *options), port, folder)
     try:
         await_server(running)
         yield running
@@ -210,11 +245,20 @@ def empty_mariadb_url(mariadb: MariaDB) -> Iterator[str]:
     mariadb.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def _spare_databases() -> list[str]:
+    """Those with tables that tests have done with: to empty one takes a tenth of the time that it takes to make one."""
+    return []
+
+
 @pytest.fixture
-def mariadb_url(mariadb: MariaDB, _mariadb_tables: list[str]) -> Iterator[str]:
-    name = mariadb.create_database(_mariadb_tables)
+def mariadb_url(mariadb: MariaDB, _mariadb_tables: list[str], _spare_databases: list[str]) -> Iterator[str]:
+    name = _spare_databases.pop() if _spare_databases else mariadb.create_database(_mariadb_tables)
     yield mariadb.url(name)
-    mariadb.drop_database(name)
+    if mariadb.is_as_new(name, _mariadb_tables):
+        _spare_databases.append(name)
+    else:
+        mariadb.drop_database(name)
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------------
@@ -255,6 +299,25 @@ def scheduler(database_url: str) -> Iterator[Scheduler]:
     opened = Scheduler.open(database_url)
     yield opened
     opened.close()
+
+
+# --- the service, in process --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _addresses_are_built_when_asked_for() -> Iterator[None]:
+    """Werkzeug writes and compiles two functions for each route, to build its address: nearly all that making an application costs."""
+    from werkzeug.routing import Rule
+
+    write = Rule._compile_builder
+
+    def written_later(rule: Rule, append_unknown: bool = True) -> Callable[..., Any]:
+        build = functools.cache(lambda: write(rule, append_unknown))
+        return lambda *words: build()(*words)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Rule, "_compile_builder", written_later)
+        yield
 
 
 # --- real processes -----------------------------------------------------------------------------------------------------
@@ -413,6 +476,7 @@ def answers(url: str) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="run the tests that break things on purpose, and only those")
+    parser.addoption("--long", action="store_true", help="have the tests that search search on: some minutes more")
     parser.addoption("--browser", action="store_true", help="run the tests with a real browser, and only those")
     parser.addoption("--fault-rounds", type=int, default=20, metavar="N", help="each fault N times; default: 20 (bin/test alone: 1)")
 
@@ -446,6 +510,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed:  # type: ignore[attr-defined]
         item.failed = True  # type: ignore[attr-defined]
     return report
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import requests
 from flask import Flask
 
 from cassata.config import Service
-from cassata.receiver import Receiver
+from cassata.receiver import Received, Receiver
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from tests.conftest import Running, wait_until
@@ -61,37 +62,56 @@ def test_every_call_is_in_the_table(app: Flask) -> None:
         assert other in declared
 
 
-def test_schedules_are_sent_and_seen_to_their_end(
-    database_url: str, service_process: Callable[..., Running], worker_process: Callable[..., Running], receiver: Receiver
-) -> None:
-    receiver.answer = lambda request: 404 if request.path.startswith("/no") else 200
-    base = f"{service_process(database_url, env=SETTINGS).url}/goscheduler"
-    worker_process(database_url)
-    requests.post(f"{base}/apps", json={"appId": "shop", "active": True}, timeout=10).raise_for_status()
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """An application of a real service with a real worker, which schedules calls of a receiver."""
 
-    def schedule(path: str, **when: Any) -> str:
-        callback = {"type": "http", "details": {"url": f"{receiver.url}{path}", "method": "PUT", "headers": {}}}
+    base: str
+    receiver: Receiver
+
+    def schedule(self, path: str, **when: Any) -> str:
+        callback = {"type": "http", "details": {"url": f"{self.receiver.url}{path}", "method": "PUT", "headers": {}}}
         asked = {"appId": "shop", "payload": f"to {path}", "callback": callback, **when}
-        return str(requests.post(f"{base}/schedules", json=asked, timeout=10).json()["data"]["schedule"]["scheduleId"])
+        return str(requests.post(f"{self.base}/schedules", json=asked, timeout=10).json()["data"]["schedule"]["scheduleId"])
 
-    def status(schedule_id: str) -> str:
-        return str(requests.get(f"{base}/schedules/{schedule_id}", timeout=10).json()["data"]["schedule"]["status"])
+    def status(self, schedule_id: str) -> str:
+        return str(requests.get(f"{self.base}/schedules/{schedule_id}", timeout=10).json()["data"]["schedule"]["status"])
 
-    soon = int(time.time()) + 2
-    good, bad, parent = (
-        schedule("/yes", scheduleTime=soon),
-        schedule("/no", scheduleTime=soon),
-        schedule("/cron", cronExpression="* * * * *"),
-    )
-    wait_until(lambda: status(good) == "SUCCESS" and status(bad) == "FAILURE", 60)
-    wait_until(lambda: any(request.path == "/cron" for request in receiver.requests), 90)
+    def sent(self, path: str) -> list[Received]:
+        return [request for request in self.receiver.requests if request.path == path]
 
-    sent = {path: [request for request in receiver.requests if request.path == path] for path in ("/yes", "/no", "/cron")}
-    assert [request.header("Schedule-Id") for request in sent["/yes"]] == [good]
-    assert [request.header("Schedule-Id") for request in sent["/no"]] == [bad] * 3
-    assert (sent["/yes"][0].method, sent["/yes"][0].body) == ("PUT", b"to /yes")
-    assert sent["/cron"][0].header("Parent-Schedule-Id") == parent
-    run = sent["/cron"][0].header("Schedule-Id") or ""
-    wait_until(lambda: status(run) == "SUCCESS", 60)
-    listed = requests.get(f"{base}/schedules/{parent}/runs?when=past", timeout=10).json()["data"]["schedules"]
+
+@pytest.fixture
+def open_shop(service_process: Callable[..., Running], worker_process: Callable[..., Running], receiver: Receiver) -> Callable[[str], Shop]:
+    def start(database_url: str) -> Shop:
+        shop = Shop(f"{service_process(database_url, env=SETTINGS).url}/goscheduler", receiver)
+        worker_process(database_url)
+        requests.post(f"{shop.base}/apps", json={"appId": "shop", "active": True}, timeout=10).raise_for_status()
+        return shop
+
+    return start
+
+
+def test_schedules_are_sent_and_seen_to_their_end(open_shop: Callable[[str], Shop], database_url: str, receiver: Receiver) -> None:
+    receiver.answer = lambda request: 404 if request.path.startswith("/no") else 200
+    shop, soon = open_shop(database_url), int(time.time()) + 2
+
+    good, bad = shop.schedule("/yes", scheduleTime=soon), shop.schedule("/no", scheduleTime=soon)
+    wait_until(lambda: shop.status(good) == "SUCCESS" and shop.status(bad) == "FAILURE", 60)
+
+    assert [request.header("Schedule-Id") for request in shop.sent("/yes")] == [good]
+    assert [request.header("Schedule-Id") for request in shop.sent("/no")] == [bad] * 3
+    assert (shop.sent("/yes")[0].method, shop.sent("/yes")[0].body) == ("PUT", b"to /yes")
+
+
+def test_the_next_minute_of_a_cron_is_sent_and_listed(open_shop: Callable[[str], Shop], sqlite_url: str) -> None:
+    shop = open_shop(sqlite_url)
+
+    parent = shop.schedule("/cron", cronExpression="* * * * *")
+    wait_until(lambda: bool(shop.sent("/cron")), 90)
+
+    assert shop.sent("/cron")[0].header("Parent-Schedule-Id") == parent
+    run = shop.sent("/cron")[0].header("Schedule-Id") or ""
+    wait_until(lambda: shop.status(run) == "SUCCESS", 60)
+    listed = requests.get(f"{shop.base}/schedules/{parent}/runs?when=past", timeout=10).json()["data"]["schedules"]
     assert run in {one["scheduleId"] for one in listed}

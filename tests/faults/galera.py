@@ -109,7 +109,9 @@ class Node:
 
     def connect(self, database: str | None = None) -> pymysql.Connection[Any]:
         patience = {"connect_timeout": 2, "read_timeout": 5, "write_timeout": 5}
-        return pymysql.connect(host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True, **patience)
+        return pymysql.connect(
+            host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True, ssl_disabled=True, **patience
+        )
 
     def status(self, name: str) -> str:
         with self.connect() as connection, connection.cursor() as cursor:

@@ -515,9 +515,9 @@ def test_successors_are_told_with_what_became_of_them(hand: Hand) -> None:
 
 
 def test_a_successor_that_is_added_while_its_predecessor_ends_has_one_verdict(
-    database_url: str, figure: Callable[[str], None], request: pytest.FixtureRequest
+    database_url: str, is_long: bool, figure: Callable[[str], None], request: pytest.FixtureRequest
 ) -> None:
-    rounds = 1_000
+    rounds = 1_000 if is_long else 300
     clock = ManualClock()
     opened = [Scheduler(database.open_engines(database_url, pool_size=4), clock=clock, retry=RetryPolicy(count=0)) for _ in range(2)]
     worker, service = opened

@@ -57,7 +57,12 @@ class Users:
     def run(self, user: str, statement: str) -> None:
         with (
             pymysql.connect(
-                host="127.0.0.1", port=self.server.port, user=f"cassata_{user}", password=f"p{user}", database=self.name
+                host="127.0.0.1",
+                port=self.server.port,
+                user=f"cassata_{user}",
+                password=f"p{user}",
+                database=self.name,
+                ssl_disabled=True,
             ) as connection,
             connection.cursor() as cursor,
         ):

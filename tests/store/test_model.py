@@ -495,13 +495,15 @@ def run(clock: ManualClock) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.timeout(1_800)  # finding the shortest list of commands that fail takes minutes
-def test_nothing_is_lost_early_or_twice_whatever_happens(run: Callable[..., None], sqlite_url: str) -> None:
-    run(sqlite_url, examples=60)
+def test_nothing_is_lost_early_or_twice_whatever_happens(run: Callable[..., None], sqlite_url: str, is_long: bool) -> None:
+    run(sqlite_url, examples=60 if is_long else 30)
 
 
 @pytest.mark.timeout(1_800)
-def test_the_same_commands_show_the_same_on_every_database(run: Callable[..., None], sqlite_url: str, mariadb_url: str) -> None:
-    run(sqlite_url, mariadb_url, examples=40)
+def test_the_same_commands_show_the_same_on_every_database(
+    run: Callable[..., None], sqlite_url: str, mariadb_url: str, is_long: bool
+) -> None:
+    run(sqlite_url, mariadb_url, examples=40 if is_long else 10)
 
 
 @pytest.mark.faults
