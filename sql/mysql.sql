@@ -259,11 +259,16 @@ CREATE TABLE IF NOT EXISTS streams (
 CREATE TABLE IF NOT EXISTS outbox (
     id BIGINT NOT NULL AUTO_INCREMENT,
     application INTEGER NOT NULL,
+    event_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    wake_at BIGINT NOT NULL,
+    tries INTEGER NOT NULL,
     message TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX outbox_application ON outbox (application, id);
+CREATE INDEX outbox_wake ON outbox (application, wake_at, id);
+
+CREATE INDEX outbox_event ON outbox (application, event_id, id);
 
 UPDATE alembic_version SET version_num='0006' WHERE alembic_version.version_num = '0005';

@@ -37,7 +37,8 @@ def applications(scheduler: Scheduler) -> None:
 
 def rows(scheduler: Scheduler, application_id: str | None = "shop") -> list[Any]:
     numbers = {application.application_id: application.number for application in scheduler.tenants.applications()}
-    return list(scheduler._transactions.read(lambda conn: store.messages(conn, numbers[application_id or ""], 10_000)))
+    found = scheduler._transactions.read(lambda conn: store.messages(conn, numbers[application_id or ""], 10_000))
+    return sorted(found, key=lambda row: row.id)
 
 
 def messages(scheduler: Scheduler, application_id: str = "shop") -> list[dict[str, Any]]:
@@ -49,9 +50,8 @@ def told(scheduler: Scheduler, application_id: str = "shop") -> list[tuple[str, 
 
 
 def forget(scheduler: Scheduler) -> None:
-    found = [row.id for row in rows(scheduler)]
-    if found:
-        scheduler.outbox.sent(found)
+    if found := [row.id for row in rows(scheduler)]:
+        scheduler._transactions.write(lambda conn, _tries: store.delete_messages(conn, found))
 
 
 # --- each step ------------------------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_one_at_a_time_has_the_messages_of_an_application_until_its_lease_ends(s
 
     outbox.leave(shop, "one", [], wait_ms=0, failures=0, reason=None)  # too late: it has nothing to leave any more
     assert outbox.take(shop, "three", LEASE_MS, KEEP_MS) is None
-    outbox.leave(shop, "two", [message.number for message in again.messages], wait_ms=0, failures=0, reason=None)
+    outbox.leave(shop, "two", again.messages, wait_ms=0, failures=0, reason=None)
     assert outbox.unsent() == []
     assert rows(scheduler) == []
 
@@ -449,8 +449,7 @@ def test_messages_come_in_their_order_some_at_a_time(scheduler: Scheduler) -> No
     assert [message.event_id for message in first.messages] == [f"e{number:03}" for number in range(READ)]
     assert first.has_more
 
-    sent = [message.number for message in first.messages]
-    scheduler.outbox.leave(number_of(scheduler), "one", sent, wait_ms=0, failures=0, reason=None)
+    scheduler.outbox.leave(number_of(scheduler), "one", first.messages, wait_ms=0, failures=0, reason=None)
     second = scheduler.outbox.take(number_of(scheduler), "two", LEASE_MS, KEEP_MS)
     assert second is not None
     assert [message.event_id for message in second.messages] == [f"e{number:03}" for number in range(READ, READ + 5)]
