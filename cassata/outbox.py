@@ -26,7 +26,7 @@ READ = 200
 READ_AGAIN = 16
 """... and so many more that were put off: it is these few that others have to share their receiver with, however many wait."""
 PROBES = 3
-"""Of a receiver that has failed so many of those, and of the newest ones: what it does not take may be all at the head of the queue."""
+"""To a receiver that took nothing the last time so many."""
 SET_ASIDE_MS = 3_600_000
 """What comes after a message that was put off is released when that is taken; should that have gone wrong, it is looked at after this."""
 DROPPED = 1_000
@@ -305,17 +305,19 @@ def _row(application: int, message: Mapping[str, Any], now: int) -> dict[str, An
 def _next(conn: Connection, application: int, now: int, *, is_failing: bool, put_off: bool) -> tuple[list[Row[Any]], bool]:
     """Read what may come next, in the order in which it is tried, and say whether there may be more.
 
-    Where all has failed the newest come first: so a receiver that takes some shows it, whatever stands at the head of the queue. Every
-    fourth is one that was put off: neither keep the others waiting.
+    Where all has failed every other one is from the end of the queue: so a receiver that takes some shows it, whatever stands at the
+    head. Every fourth is one that was put off: neither keep the others waiting.
     """
     most = PROBES if is_failing else READ_AGAIN
     new = store.new_messages(conn, application, READ)
     again = store.messages_again(conn, application, now, most) if put_off else ()
     rows = list(new)
+    if is_failing:
+        newest = store.new_messages(conn, application, READ, last=True)
+        rows = [row for pair in zip(newest, new, strict=False) for row in pair]
     for place, row in enumerate(again):
         rows.insert(4 * place + 3, row)
-    newest = store.new_messages(conn, application, PROBES, last=True) if is_failing else ()
-    return list({row.id: row for row in (*newest, *rows)}.values()), len(new) == READ or len(again) == most
+    return list({row.id: row for row in rows}.values()), len(new) == READ or len(again) == most
 
 
 def _sendable(conn: Connection, application: int, rows: Sequence[Row[Any]], now: int, *, is_failing: bool) -> list[Message]:
@@ -324,7 +326,8 @@ def _sendable(conn: Connection, application: int, rows: Sequence[Row[Any]], now:
     What comes after that is set aside, out of the way of other events' messages.
     """
     firsts = {row.event_id: row for row in store.first_messages(conn, application, {row.event_id for row in rows})}
-    messages, aside = [], []
+    found: dict[int, Row[Any]] = {}
+    aside = []
     for row in rows:
         first = firsts.get(row.event_id)
         if first is None:  # whoever has lost the lease has just told that all of this event was taken
@@ -332,11 +335,13 @@ def _sendable(conn: Connection, application: int, rows: Sequence[Row[Any]], now:
         is_behind = row.id != first.id
         if is_behind and (first.wake_at or row.wake_at):
             aside.append(row.id)
-        elif not (is_behind and is_failing):  # some of the newest come after others that were not read
-            messages.append(_read(row))
+        elif is_behind and is_failing:  # one from the end of the queue: what comes between the two may not have been read
+            found[first.id] = first
+        else:
+            found[row.id] = row
     if aside:
         store.put_off_messages(conn, aside, now + SET_ASIDE_MS, 0)
-    return messages
+    return list(map(_read, found.values()))
 
 
 def _release(conn: Connection, application: int, sent: Collection[Message]) -> None:

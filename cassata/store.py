@@ -1943,11 +1943,10 @@ def messages_again(conn: Connection, application: int, now: int, limit: int) -> 
 
 
 def first_messages(conn: Connection, application: int, events: Collection[str]) -> Sequence[Row[Any]]:
-    """Read of each of these events which of its messages is the first, and until when that is put off."""
+    """Read of each of these events the first message."""
     own = and_(M.application == application, M.event_id.in_(sorted(events)))
     first = select(func.min(M.id).label("id")).where(own).group_by(M.event_id).subquery()
-    question: Select[Any] = select(M.id, M.event_id, M.wake_at).join(first, M.id == first.c.id)
-    return conn.execute(question).all()
+    return conn.execute(_MESSAGES.join(first, M.id == first.c.id)).all()
 
 
 def put_off_messages(conn: Connection, ids: Collection[int], wake_at: int, tries: int) -> None:
