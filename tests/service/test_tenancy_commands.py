@@ -43,7 +43,8 @@ def test_a_stream_is_set_shown_and_turned_off(run: Run, told: Any) -> None:
     assert told("app", "create", "shop", *words)["stream"] == stream
     assert told("app", "update", "shop", "--metadata", "{}")["stream"] == stream
     assert told("app", "stream", "shop") == {
-        "stream": stream, "messages": 0, "is-exact": True, "oldest-at": None, "failures": 0, "put-off": 0, "last-error": None, "next-attempt-at": None,
+        "stream": stream, "messages": 0, "is-exact": True, "oldest-at": None, "failures": 0, "put-off": 0,
+        "last-error": None, "next-attempt-at": None,
     }  # fmt: skip
     assert told("app", "update", "shop", "--stream-url", "http://b.example/")["stream"] == {
         "url": "http://b.example/", "kinds": None, "request-headers": [],
