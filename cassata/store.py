@@ -1988,13 +1988,15 @@ def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> di
     one was written (ms): of more than `most` the first one of those that are not put off, or of the ones put off for longest.
     """
     found = {}
+    new = select(M.created_at).where(M.wake_at == 0).order_by(M.id).limit(1)
     for number in _with_messages(conn, LATEST_INSTANT)[:MOST_BACKLOGS] if numbers is None else numbers:
         some = select(M.id).where(M.application == number).order_by(M.wake_at.desc(), M.id.desc()).limit(most).subquery()
-        count, lowest = conn.execute(select(func.count(), func.min(some.c.id))).one()
-        new = select(M.id).where(M.application == number, M.wake_at == 0).order_by(M.id).limit(1)
-        first = min(filter(None, (lowest, conn.execute(new).scalar())), default=None)
-        if first is not None:
-            found[number] = count, conn.execute(select(M.created_at).where(M.id == first)).scalar_one()
+        lowest = select(func.min(some.c.id)).scalar_subquery()  # in one statement with what it finds: messages go all the time
+        asked = select(M.created_at).where(M.id == lowest), new.where(M.application == number)
+        first = [at for question in asked for at in conn.execute(question).scalars()]
+        count = conn.execute(select(func.count()).select_from(some)).scalar_one()
+        if first and count:
+            found[number] = count, min(first)
     return found
 
 
