@@ -22,7 +22,13 @@ from cassata.model import ENDS, Application, Milestone, Status, rfc3339
 from cassata.tenants import Tenants
 
 READ = 200
-"""So many messages are read, and sent, under one lease."""
+"""So many messages are read, and sent, under one lease, ..."""
+READ_AGAIN = 16
+"""... and so many more that were put off: it is these few that others have to share their receiver with, however many wait."""
+PROBES = 3
+"""To a receiver that took nothing the last time so many."""
+SET_ASIDE_MS = 3_600_000
+"""What comes after a message that was put off is released when that is taken; should that have gone wrong, it is looked at after this."""
 DROPPED = 1_000
 """So many are dropped in one transaction, of a stream that is gone."""
 ASLEEP_MS = 60_000
@@ -43,19 +49,32 @@ class Placed(Protocol):
 
 
 class Message(NamedTuple):
-    """A message that is to be sent: the number of its row, its own id for ever, the event it is about, and what it says."""
+    """A message that is to be sent: the number of its row, its own id for ever, the event it is about, and what it says.
+
+    `tries`: so often it was refused. `was_put_off`: others of its event may be set aside behind it.
+    """
 
     number: int
     message_id: str
     event_id: str
     body: bytes
+    tries: int = 0
+    was_put_off: bool = False
+
+
+class PutOff(NamedTuple):
+    """Messages that were not taken, by their numbers: for how long they are put off, and how often they were refused by now."""
+
+    numbers: Collection[int]
+    wait_ms: int
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The first messages of an application, taken over for a lease. `failures`: so often in a row has sending failed.
+    """Messages of an application that may be sent, taken over for a lease. `failures`: so often in a row has sending failed.
 
-    `has_more`: there are more of them, or may be.
+    Of one event they are the first ones, in their order. `has_more`: there are more of them, or may be.
     """
 
     application: Application
@@ -73,7 +92,9 @@ class Untold(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """How an application's stream fares. `retry_at`: when its messages are tried again, where the last try has failed (ms)."""
+    """How an application's stream fares. `put_off`: so many of its messages were not taken, or come after one of their event that
+    was not. `retry_at`: when these, or where the last try has failed all, are tried again (ms).
+    """
 
     application: Application
     messages: int
@@ -81,6 +102,7 @@ class StreamState(NamedTuple):
     failures: int
     reason: str | None
     retry_at: int | None
+    put_off: int = 0
 
 
 class Outbox:
@@ -115,7 +137,7 @@ class Outbox:
         now = self._clock.now(conn)
         names = _series_of(conn, [each for _, each in wanted])
         messages = [_message(found.application_id, which, each, names, now) for which, each in wanted]
-        rows = [{"application": application, "message": json.dumps(message), "created_at": now} for message in messages]
+        rows = [_row(application, message, now) for message in messages]
         store.insert_messages(conn, rows)
         self.news.set()
 
@@ -155,7 +177,7 @@ class Outbox:
         return self._transactions.read(work)
 
     def take(self, application: int, holder: str, lease_ms: int, keep_ms: int | None) -> Reading | None:
-        """Take over the sending of an application's messages, and return the first of them; None: somebody else has.
+        """Take over the sending of an application's messages, and return some of them; None: somebody else has.
 
         What is older than `keep_ms` is dropped, and all of it where the application has no stream any more.
         """
@@ -176,18 +198,21 @@ class Outbox:
                 store.leave_stream(conn, application, holder, now, 0, None)
                 dropped = found.application_id, "the application has no stream any more", len(rows)
                 return Reading(found, (), 0, now, has_more=len(rows) == DROPPED)
-            rows = store.messages(conn, application, READ)
-            old = [each.id for each in rows if keep_ms is not None and now - each.created_at > keep_ms]
+            is_failing, put_off = failures > 0, store.has_put_off(conn, application)
+            rows, has_more = _next(conn, application, now, is_failing=is_failing, put_off=put_off)
+            old = {each.id for each in rows if keep_ms is not None and now - each.created_at > keep_ms}
             if old:
                 store.delete_messages(conn, old)
                 dropped = found.application_id, "older than worker.keepStreamDays", len(old)
             if not found.active or found.is_sealed or found.stream is None:
                 store.leave_stream(conn, application, holder, now + ASLEEP_MS, failures, None)
                 return Reading(found, (), failures, now)
-            messages = [_read(each) for each in rows if each.id not in set(old)]
+            kept = [each for each in rows if each.id not in old]
+            mixed = is_failing or put_off
+            messages = _sendable(conn, application, kept, now, is_failing=is_failing) if mixed else list(map(_read, kept))
             if not messages:
                 store.leave_stream(conn, application, holder, now, failures, None)
-            return Reading(found, messages, failures, now, has_more=len(rows) == READ)
+            return Reading(found, messages, failures, now, has_more)
 
         reading = self._transactions.write(work)
         if dropped is not None:
@@ -195,17 +220,40 @@ class Outbox:
             telemetry.emit("stream messages dropped", level="warning", application_id=application_id, reason=reason, count=count)
         return reading
 
-    def sent(self, numbers: Collection[int]) -> None:
-        """Remove messages that their receiver has taken."""
-        self._transactions.write(lambda conn, _tries: store.delete_messages(conn, numbers))
-
-    def leave(self, application: int, holder: str, sent: Collection[int], *, wait_ms: int, failures: int, reason: str | None) -> None:
-        """Remove what was sent, and leave the rest to anybody after so long."""
+    def sent(self, application: int, holder: str, sent: Collection[Message]) -> None:
+        """Remove messages of an application that their receiver has taken."""
 
         def work(conn: Connection, _tries: int) -> None:
+            is_ours = any(message.was_put_off for message in sent) and store.holds_stream(conn, application, holder)
+            store.delete_messages(conn, [message.number for message in sent])
+            if is_ours:
+                _release(conn, application, sent)
+
+        self._transactions.write(work)
+
+    def leave(
+        self,
+        application: int,
+        holder: str,
+        sent: Collection[Message],
+        put_off: Collection[PutOff] = (),
+        *,
+        wait_ms: int,
+        failures: int,
+        reason: str | None,
+    ) -> None:
+        """Remove what was sent, put off what was not taken, and leave the rest to anybody after so long."""
+
+        def work(conn: Connection, _tries: int) -> None:
+            now = self._clock.now(conn)
+            is_ours = store.leave_stream(conn, application, holder, now + wait_ms, failures, reason)
             if sent:
-                store.delete_messages(conn, sent)
-            store.leave_stream(conn, application, holder, self._clock.now(conn) + wait_ms, failures, reason)
+                store.delete_messages(conn, [message.number for message in sent])
+            if not is_ours:  # it is for another to say what waits for what
+                return
+            _release(conn, application, sent)
+            for part in put_off:
+                store.put_off_messages(conn, part.numbers, now + part.wait_ms, part.tries)
 
         self._transactions.write(work)
 
@@ -217,10 +265,11 @@ class Outbox:
 
         def work(conn: Connection) -> StreamState:
             count, first = store.backlogs(conn, [application.number], most).get(application.number, (0, None))
+            put_off, next_at = store.put_off(conn, application.number, most)
             row = store.stream_state(conn, application.number)
-            if row is None or not row.failures:
+            if row is None or not (row.failures or put_off):
                 return StreamState(application, count, first, 0, None, None)
-            return StreamState(application, count, first, row.failures, row.reason, row.held_until)
+            return StreamState(application, count, first, row.failures, row.reason, row.held_until if row.failures else next_at, put_off)
 
         return self._transactions.read(work)
 
@@ -248,6 +297,58 @@ def _message(application_id: str, milestone: Milestone, event: Mapping[str, Any]
     return {"id": f"msg_{uuid.uuid4().hex}", "type": f"event.{milestone}", "timestamp": rfc3339(now), "data": data}
 
 
+def _row(application: int, message: Mapping[str, Any], now: int) -> dict[str, Any]:
+    which = {"application": application, "event_id": message["data"]["event-id"]}
+    return {**which, "wake_at": 0, "tries": 0, "message": json.dumps(message), "created_at": now}
+
+
+def _next(conn: Connection, application: int, now: int, *, is_failing: bool, put_off: bool) -> tuple[list[Row[Any]], bool]:
+    """Read what may come next, in the order in which it is tried, and say whether there may be more.
+
+    Where all has failed every other one is from the end of the queue: so a receiver that takes some shows it, whatever stands at the
+    head. Every fourth is one that was put off: neither keep the others waiting.
+    """
+    most = PROBES if is_failing else READ_AGAIN
+    new = store.new_messages(conn, application, READ)
+    again = store.messages_again(conn, application, now, most) if put_off else ()
+    rows = list(new)
+    if is_failing:
+        newest = store.new_messages(conn, application, READ, last=True)
+        rows = [row for pair in zip(newest, new, strict=False) for row in pair]
+    for place, row in enumerate(again):
+        rows.insert(4 * place + 3, row)
+    return list({row.id: row for row in rows}.values()), len(new) == READ or len(again) == most
+
+
+def _sendable(conn: Connection, application: int, rows: Sequence[Row[Any]], now: int, *, is_failing: bool) -> list[Message]:
+    """Read those that may be sent, where not all may: of an event that is put off the first one alone, and not before its time.
+
+    What comes after that is set aside, out of the way of other events' messages.
+    """
+    firsts = {row.event_id: row for row in store.first_messages(conn, application, {row.event_id for row in rows})}
+    found: dict[int, Row[Any]] = {}
+    aside = []
+    for row in rows:
+        first = firsts.get(row.event_id)
+        if first is None:  # whoever has lost the lease has just told that all of this event was taken
+            continue
+        is_behind = row.id != first.id
+        if is_behind and (first.wake_at or row.wake_at):
+            aside.append(row.id)
+        elif is_behind and is_failing:  # one from the end of the queue: what comes between the two may not have been read
+            found[first.id] = first
+        else:
+            found[row.id] = row
+    if aside:
+        store.put_off_messages(conn, aside, now + SET_ASIDE_MS, 0)
+    return list(map(_read, found.values()))
+
+
+def _release(conn: Connection, application: int, sent: Collection[Message]) -> None:
+    events = {message.event_id for message in sent if message.was_put_off}
+    if events:
+        store.release_messages(conn, application, events)
+
+
 def _read(row: Row[Any]) -> Message:
-    written = json.loads(row.message)
-    return Message(row.id, written["id"], written["data"]["event-id"], row.message.encode())
+    return Message(row.id, json.loads(row.message)["id"], row.event_id, row.message.encode(), row.tries, row.wake_at > 0)

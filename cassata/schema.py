@@ -347,15 +347,21 @@ streams = Table(
     **OPTIONS,
 )
 
-# What is still to be told of the lives of events, to whom each application says. The messages of one event are in their order.
+# What is still to be told of the lives of events, to whom each application says. The messages of one event are in their order. One that
+# was not taken is put off until `wake_at`, and what comes after it of its event is set aside; of all others that is 0. `tries`: so often
+# it was refused.
 outbox = Table(
     "outbox",
     metadata,
     Column("id", ROW_ID, primary_key=True),
     Column("application", Integer, nullable=False),
+    Column("event_id", ascii_string(EVENT_ID_LENGTH), nullable=False),
+    Column("wake_at", BigInteger, nullable=False),
+    Column("tries", Integer, nullable=False),
     Column("message", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Index("outbox_application", "application", "id"),
+    Index("outbox_wake", "application", "wake_at", "id"),
+    Index("outbox_event", "application", "event_id", "id"),
     **OPTIONS,
     **NEVER_REUSED,
 )

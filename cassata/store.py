@@ -1926,7 +1926,8 @@ def series_names(conn: Connection, numbers: Collection[int]) -> dict[int, str]:
 
 
 MOST_BACKLOGS = 1_000
-_INSERT_MESSAGES = insert(outbox).values(dict.fromkeys(("application", "message", "created_at")))
+_INSERT_MESSAGES = insert(outbox).values(dict.fromkeys(("application", "event_id", "wake_at", "tries", "message", "created_at")))
+_MESSAGES: Select[Any] = select(M.id, M.event_id, M.wake_at, M.tries, M.message, M.created_at)
 
 
 def insert_messages(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -1934,9 +1935,44 @@ def insert_messages(conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None
 
 
 def messages(conn: Connection, application: int, limit: int) -> Sequence[Row[Any]]:
-    """Read the first messages of an application. There is no place to go on from: what has a lower number may be committed later."""
-    question: Select[Any] = select(M.id, M.message, M.created_at).where(M.application == application).order_by(M.id).limit(limit)
-    return conn.execute(question).all()
+    """Read some messages of an application, whichever they are."""
+    return conn.execute(_MESSAGES.where(M.application == application).limit(limit)).all()
+
+
+def new_messages(conn: Connection, application: int, limit: int, *, last: bool = False) -> Sequence[Row[Any]]:
+    """Read the first (or last) messages of an application that are not put off. There is no place to go on from: what has a lower
+    number may be committed later.
+    """
+    which = _MESSAGES.where(M.application == application, M.wake_at == 0)
+    return conn.execute(which.order_by(M.id.desc() if last else M.id).limit(limit)).all()
+
+
+def has_put_off(conn: Connection, application: int) -> bool:
+    """Tell whether any message of an application is put off, or set aside."""
+    return conn.execute(select(M.id).where(M.application == application, M.wake_at > 0).limit(1)).first() is not None
+
+
+def messages_again(conn: Connection, application: int, now: int, limit: int) -> Sequence[Row[Any]]:
+    """Read those that were put off, or set aside, and are to be looked at again."""
+    which = _MESSAGES.where(M.application == application, M.wake_at > 0, M.wake_at <= now)
+    return conn.execute(which.order_by(M.wake_at, M.id).limit(limit)).all()
+
+
+def first_messages(conn: Connection, application: int, events: Collection[str]) -> Sequence[Row[Any]]:
+    """Read of each of these events the first message."""
+    own = and_(M.application == application, M.event_id.in_(sorted(events)))
+    first = select(func.min(M.id).label("id")).where(own).group_by(M.event_id).subquery()
+    return conn.execute(_MESSAGES.join(first, M.id == first.c.id)).all()
+
+
+def put_off_messages(conn: Connection, ids: Collection[int], wake_at: int, tries: int) -> None:
+    conn.execute(update(outbox).where(M.id.in_(_IDS)).values(wake_at=wake_at, tries=tries), {"ids": sorted(ids)})
+
+
+def release_messages(conn: Connection, application: int, events: Collection[str]) -> None:
+    """Let the messages of events be sent that are set aside behind one that is gone."""
+    own = and_(M.application == application, M.event_id.in_(sorted(events)), M.wake_at > 0)
+    conn.execute(update(outbox).where(own).values(wake_at=0))
 
 
 def delete_messages(conn: Connection, ids: Collection[int]) -> int:
@@ -1944,32 +1980,47 @@ def delete_messages(conn: Connection, ids: Collection[int]) -> int:
 
 
 def unsent(conn: Connection, now: int) -> list[int]:
-    """Tell which applications have messages, by their numbers, but for those that are left to somebody, or left alone for a while."""
-    numbers = _with_messages(conn)
+    """Tell which applications have messages that may be sent, by their numbers, but for those that are left to somebody, or left alone
+    for a while.
+    """
+    numbers = _with_messages(conn, now)
     if not numbers:
         return []
     left = set(conn.execute(select(ST.application).where(ST.held_until > now)).scalars())
     return [number for number in numbers if number not in left]
 
 
-def _with_messages(conn: Connection) -> Sequence[int]:
+def _with_messages(conn: Connection, until: int) -> list[int]:
+    """Tell which applications have messages that are put off until then at most."""
     if conn.dialect.name == "sqlite":  # as for the agenda: no loose index scan here
-        dive = exists().where(M.application == A.id)
-        return conn.execute(select(A.id).where(dive)).scalars().all()
-    return [row[0] for row in conn.execute(select(M.application, func.min(M.id)).group_by(M.application))]
+        dive = exists().where(M.application == A.id, M.wake_at <= until)
+        return list(conn.execute(select(A.id).where(dive)).scalars())
+    first = select(M.application, func.min(M.wake_at)).group_by(M.application)
+    return [number for number, wake_at in conn.execute(first) if wake_at <= until]
 
 
 def backlogs(conn: Connection, numbers: Collection[int] | None, most: int) -> dict[int, tuple[int, int]]:
     """Tell for these applications (None: for a thousand at most) with messages how many there are, up to `most`, and when the first
-    one was written (ms).
+    one was written (ms): of more than `most` the first one of those that are not put off, or of the ones put off for longest.
     """
     found = {}
-    for number in _with_messages(conn)[:MOST_BACKLOGS] if numbers is None else numbers:
-        some = select(M.id).where(M.application == number).limit(most).subquery()
+    new = select(M.created_at).where(M.wake_at == 0).order_by(M.id).limit(1)
+    for number in _with_messages(conn, LATEST_INSTANT)[:MOST_BACKLOGS] if numbers is None else numbers:
+        some = select(M.id).where(M.application == number).order_by(M.wake_at.desc(), M.id.desc()).limit(most).subquery()
+        lowest = select(func.min(some.c.id)).scalar_subquery()  # in one statement with what it finds: messages go all the time
+        asked = select(M.created_at).where(M.id == lowest), new.where(M.application == number)
+        first = [at for question in asked for at in conn.execute(question).scalars()]
         count = conn.execute(select(func.count()).select_from(some)).scalar_one()
-        if first := messages(conn, number, 1):
-            found[number] = count, first[0].created_at
+        if first and count:
+            found[number] = count, min(first)
     return found
+
+
+def put_off(conn: Connection, application: int, most: int) -> tuple[int, int | None]:
+    """Tell how many messages of an application are put off or set aside, up to `most`, and when the next one is looked at (ms)."""
+    some = select(M.wake_at).where(M.application == application, M.wake_at > 0).order_by(M.wake_at).limit(most).subquery()
+    count, first = conn.execute(select(func.count(), func.min(some.c.wake_at))).one()
+    return count, first
 
 
 def hold_stream(conn: Connection, application: int, holder: str, now: int, held_until: int) -> int | None:
@@ -1981,11 +2032,19 @@ def hold_stream(conn: Connection, application: int, holder: str, now: int, held_
     return 0 if conn.execute(new).rowcount else None
 
 
-def leave_stream(conn: Connection, application: int, holder: str, held_until: int, failures: int, reason: str | None) -> None:
-    """Leave it to anybody from then on, unless somebody has taken it over."""
+def holds_stream(conn: Connection, application: int, holder: str) -> bool:
+    """Tell whether it is still whose it was, and let nobody take it over before this transaction ends."""
     own = and_(ST.application == application, ST.holder == holder)
-    columns = {"held_until": held_until, "failures": failures, "reason": _clipped(reason, DETAIL_CHARACTERS)}
-    conn.execute(update(streams).where(own).values(columns))
+    return conn.execute(select(ST.application).where(own).with_for_update()).first() is not None
+
+
+def leave_stream(conn: Connection, application: int, holder: str, held_until: int, failures: int, reason: str | None) -> bool:
+    """Leave it to anybody from then on, unless somebody has taken it over; say which. Without a reason the last one stays."""
+    own = and_(ST.application == application, ST.holder == holder)
+    columns: dict[str, Any] = {"held_until": held_until, "failures": failures}
+    if reason is not None:
+        columns["reason"] = _clipped(reason, DETAIL_CHARACTERS)
+    return conn.execute(update(streams).where(own).values(columns)).rowcount == 1
 
 
 def stream_state(conn: Connection, application: int) -> Row[Any] | None:

@@ -1,7 +1,8 @@
 """Sends applications what they are told of the lives of their events. One thread of each worker process; it knows threads and time only.
 
 It takes over some applications at a time, and keeps those that it has under way to a share of its slots, so that nobody's slow
-receiver delays the others'. Of one event it has one message under way, and none after one that was not taken.
+receiver delays the others'. Of one event it has one message under way, and none after one that was not taken: that one is put off, and
+its event with it, while others go on.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from cassata import plugins, telemetry
 from cassata.courier import Courier
 from cassata.courier.retry import RetryPolicy, may_pass
 from cassata.database import Clock
 from cassata.errors import CassataError, DatabaseUnavailable
-from cassata.model import Delivery, Destination, Outcome, Status
-from cassata.outbox import Message, Outbox, Reading
+from cassata.model import Delivery, Destination, ErrorKind, Outcome, Status
+from cassata.outbox import Message, Outbox, PutOff, Reading
 
 LOOK_SECONDS = 1.0
 """So often is looked for messages that other processes have written, ..."""
@@ -41,10 +43,16 @@ READING_SECONDS = 5.0
 REMOVED = 50
 """So many messages that were taken are removed together, or after LINGER_SECONDS. A crash sends them again."""
 LINGER_SECONDS = 0.2
-MOST_REFUSED = 3
-"""So many events' messages may be refused before the first is taken: such a receiver takes none."""
+MOST_REFUSED = (3, 48)
+"""So many messages may be refused before the first is taken: such a receiver takes none. Twice as many each time, up to the second
+number, as it may be these alone that it does not like.
+"""
 BACKOFF_SECONDS = (1.0, 60.0)
 """The pause after the first failure, and the longest one, unless the receiver asks for more."""
+REFUSED_SECONDS = (1.0, 600.0)
+"""The same for a message that was refused, and for its event."""
+AGAIN_SECONDS = 1.0
+"""A receiver that refuses what was put off, and gets nothing else to take, is left alone for that."""
 LONGEST_RETRY_AFTER_MS = 3_600_000
 LONGEST_POLL_SECONDS = 0.25
 PAUSE_SECONDS = (0.1, 5.0)
@@ -75,12 +83,14 @@ class Sending:
     events: dict[str, deque[Message]] = field(default_factory=dict)
     ready: deque[str] = field(default_factory=deque)  # events whose first message may be sent
     under_way: int = 0
-    taken: list[int] = field(default_factory=list)  # and not removed yet
+    taken: list[Message] = field(default_factory=list)  # and not removed yet
     first_taken_at: float = 0.0
     taken_count: int = 0
-    refused: int = 0
+    refused: list[Message] = field(default_factory=list)  # by a receiver that may like others
+    missed: list[Message] = field(default_factory=list)  # by one that is away
     reason: str | None = None
     retry_after_ms: int = 0
+    has_failed: bool = False  # it takes none
     stopped: bool = False
 
     @classmethod
@@ -95,6 +105,13 @@ class Sending:
     def most(self) -> int:
         """How many may be under way: one, until a receiver that has failed takes something again."""
         return 1 if self.reading.failures and not self.taken_count and not self.refused else MOST_UNDER_WAY
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether so many were refused, and none taken, that none will be. What was put off does not count: it is likely refused again."""
+        first, most = MOST_REFUSED
+        count = sum(not message.tries for message in self.refused)
+        return not self.taken_count and count >= min(most, first * 2 ** min(self.reading.failures, 16))
 
     @property
     def is_over(self) -> bool:
@@ -115,7 +132,7 @@ class Sending:
         verdict = JUDGE.verdict(outcome)
         if verdict.status is Status.COMPLETED:
             self.first_taken_at = self.first_taken_at if self.taken else time.monotonic()
-            self.taken.append(message.number)
+            self.taken.append(message)
             self.taken_count += 1
             queue = self.events[message.event_id]
             queue.popleft()
@@ -124,9 +141,16 @@ class Sending:
             return
         self.reason = verdict.reason or "not taken"
         self.retry_after_ms = max(self.retry_after_ms, min(outcome.retry_after_ms or 0, LONGEST_RETRY_AFTER_MS))
-        self.refused += not may_pass(outcome)  # then it may be this one message that is not liked, and its event alone waits
-        if may_pass(outcome) or (self.refused >= MOST_REFUSED and not self.taken_count):
-            self.stopped = True
+        is_refused = _is_refused(outcome)
+        (self.refused if is_refused else self.missed).append(message)
+        if not is_refused or self.takes_none:
+            self.has_failed = self.stopped = True
+
+    def put_off(self, wait_ms: int) -> list[PutOff]:
+        """Say for how long each that was not taken waits: what was missed as long as all, but behind the others."""
+        missed = [PutOff(numbers, wait_ms, tries) for tries, numbers in _by_tries(self.missed).items()]
+        refused = [PutOff(numbers, _pause_ms(tries + 1, REFUSED_SECONDS), tries + 1) for tries, numbers in _by_tries(self.refused).items()]
+        return missed + refused
 
 
 class Streamer(threading.Thread):
@@ -235,7 +259,7 @@ class Streamer(threading.Thread):
             elif len(sending.taken) >= REMOVED or (sending.taken and time.monotonic() - sending.first_taken_at > LINGER_SECONDS):
                 taken, sending.taken = sending.taken, []
                 try:
-                    self._outbox.sent(taken)
+                    self._outbox.sent(number, self._holder, taken)
                 except BaseException:
                     sending.taken = taken + sending.taken
                     raise
@@ -243,27 +267,34 @@ class Streamer(threading.Thread):
     def _leave(self, number: int) -> None:
         """Give an application back: at once, or for later where something was not taken."""
         sending = self._sendings[number]
-        failures = 0
-        if sending.reason is not None:
-            failures = 1 if sending.taken_count else sending.reading.failures + 1
-        elif not sending.taken_count:
-            failures = sending.reading.failures  # it was not even tried
-        wait_ms = max(_pause_ms(failures), sending.retry_after_ms) if sending.reason is not None else 0
-        self._outbox.leave(number, self._holder, sending.taken, wait_ms=wait_ms, failures=failures, reason=sending.reason)
+        failures = 0 if sending.taken_count else sending.reading.failures
+        wait_ms = 0
+        if sending.has_failed:
+            failures += 1
+            wait_ms = max(_pause_ms(failures, BACKOFF_SECONDS), sending.retry_after_ms)
+        elif sending.refused and not sending.taken_count:
+            wait_ms = int(AGAIN_SECONDS * 1000)
+        put_off = sending.put_off(wait_ms)
+        self._outbox.leave(number, self._holder, sending.taken, put_off, wait_ms=wait_ms, failures=failures, reason=sending.reason)
         del self._sendings[number]
-        if sending.reason is None:
+        if not wait_ms:
             self._next_look = 0.0  # there may be more by now
         self._report(sending, failures, wait_ms)
 
     def _report(self, sending: Sending, failures: int, wait_ms: int) -> None:
         reading = sending.reading
-        telemetry.tell("streamed", sending.taken_count, sending.reason is not None)
+        telemetry.tell("streamed", sending.taken_count, len(sending.refused) + len(sending.missed))
+        application_id = reading.application.application_id
         is_news = failures != reading.failures and failures & (failures - 1) == 0  # the first, second, fourth, eighth ... time in a row
-        if sending.reason is not None and is_news:
+        refused = [message.event_id for message in sending.refused if not message.tries]
+        if sending.has_failed and is_news:
             facts = {"reason": sending.reason, "failures": failures, "again_in_seconds": round(wait_ms / 1000)}
-            telemetry.emit("stream not taken", level="warning", application_id=reading.application.application_id, **facts)
-        elif reading.failures and not failures:
-            telemetry.emit("stream taken again", application_id=reading.application.application_id)
+            telemetry.emit("stream not taken", level="warning", application_id=application_id, **facts)
+        elif refused and not sending.has_failed:
+            facts = {"reason": sending.reason, "event_id": refused[0], "count": len(refused)}
+            telemetry.emit("stream messages put off", level="warning", application_id=application_id, **facts)
+        if reading.failures and not failures:
+            telemetry.emit("stream taken again", application_id=application_id)
 
 
 def _delivery(reading: Reading, message: Message, now: int) -> Delivery:
@@ -295,8 +326,22 @@ def _delivery(reading: Reading, message: Message, now: int) -> Delivery:
     return plugins.resolved(delivery, application)
 
 
-def _pause_ms(failures: int) -> int:
-    first, longest = BACKOFF_SECONDS
+def _by_tries(messages: Iterable[Message]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for message in messages:
+        found.setdefault(message.tries, []).append(message.number)
+    return found
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    """Whether it may be this one message that is not liked: its receiver has judged it, or has broken down over it."""
+    if outcome.error is not None:
+        return outcome.error is ErrorKind.REFUSED
+    return outcome.status_code == HTTPStatus.INTERNAL_SERVER_ERROR or not may_pass(outcome)
+
+
+def _pause_ms(failures: int, backoff: tuple[float, float]) -> int:
+    first, longest = backoff
     return int(1000 * min(longest, first * 2 ** min(failures - 1, 16)) * random.uniform(0.5, 1))  # noqa: S311 - jitter, not a secret
 
 

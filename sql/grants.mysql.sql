@@ -58,6 +58,6 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.workers TO 'cassata_work
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.links TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.outputs TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.batches TO 'cassata_worker'@'%';
-GRANT SELECT, INSERT, DELETE ON `DATABASE_NAME`.outbox TO 'cassata_worker'@'%';
+GRANT SELECT, INSERT, UPDATE, DELETE ON `DATABASE_NAME`.outbox TO 'cassata_worker'@'%';
 GRANT SELECT, INSERT, UPDATE ON `DATABASE_NAME`.streams TO 'cassata_worker'@'%';
 GRANT SELECT ON `DATABASE_NAME`.alembic_version TO 'cassata_worker'@'%';

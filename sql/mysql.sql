@@ -259,12 +259,17 @@ CREATE TABLE IF NOT EXISTS streams (
 CREATE TABLE IF NOT EXISTS outbox (
     id BIGINT NOT NULL AUTO_INCREMENT,
     application INTEGER NOT NULL,
+    event_id VARCHAR(128) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    wake_at BIGINT NOT NULL,
+    tries INTEGER NOT NULL,
     message TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     PRIMARY KEY (id)
 )ENGINE=InnoDB CHARSET=utf8mb4;
 
-CREATE INDEX outbox_application ON outbox (application, id);
+CREATE INDEX outbox_wake ON outbox (application, wake_at, id);
+
+CREATE INDEX outbox_event ON outbox (application, event_id, id);
 
 CREATE TABLE IF NOT EXISTS ended_sessions (
     session VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

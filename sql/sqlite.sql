@@ -279,11 +279,16 @@ CREATE TABLE IF NOT EXISTS streams (
 CREATE TABLE IF NOT EXISTS outbox (
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     application INTEGER NOT NULL,
+    event_id VARCHAR(128) NOT NULL,
+    wake_at BIGINT NOT NULL,
+    tries INTEGER NOT NULL,
     message TEXT NOT NULL,
     created_at BIGINT NOT NULL
 );
 
-CREATE INDEX outbox_application ON outbox (application, id);
+CREATE INDEX outbox_wake ON outbox (application, wake_at, id);
+
+CREATE INDEX outbox_event ON outbox (application, event_id, id);
 
 CREATE TABLE IF NOT EXISTS ended_sessions (
     session VARCHAR(16) NOT NULL,

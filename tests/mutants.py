@@ -357,6 +357,11 @@ MUTANTS = (
         tests="tests/store/test_streaming.py::test_several_events_are_told_of_at_once_and_each_of_them_step_by_step",
     ),
     mutant(
+        "stream: what comes after a refused message does not wait for it",
+        Change("cassata/outbox.py", "if is_behind and (first.wake_at or row.wake_at):", "if not row.event_id:"),
+        tests=f"{OUTBOX}::test_what_comes_after_one_that_is_put_off_waits_for_it_and_other_events_do_not",
+    ),
+    mutant(
         "stream: two workers tell of the same events",
         Change(STORE, "or_(ST.held_until <= now, ST.holder == holder))", "ST.held_until >= 0)"),
         tests=f"{OUTBOX}::test_one_at_a_time_has_the_messages_of_an_application_until_its_lease_ends",

@@ -12,7 +12,7 @@ import click
 from cassata.cli.db import database_option, opened_scheduler, opened_tenants
 from cassata.cli.options import Delay, Forgiving, output_option
 from cassata.cli.output import Document, in_words, print_json, print_table, show
-from cassata.model import EgressPolicy
+from cassata.model import Application, EgressPolicy
 
 Command = Callable[..., Any]
 
@@ -58,9 +58,12 @@ def create(application_id: str, output: str, config: Path | None, database_url: 
     from cassata.service import tenancy_wire
 
     with in_words():
-        written = tenancy_wire.read(tenancy_wire.ApplicationDocument, {"application-id": application_id, **_document(**options)})
-    with opened_tenants(config, database_url) as tenants:
-        _show_application(tenancy_wire.application_document(tenants.create(application_id, written.changes())), output)
+        document = {"application-id": application_id, **_document(**options)}
+        changes = tenancy_wire.read(tenancy_wire.ApplicationDocument, document).changes()
+    with opened_scheduler(config, database_url) as scheduler:
+        with in_words():
+            tenancy_wire.check_stream(scheduler.batches, Application(0, application_id), changes)
+        _show_application(tenancy_wire.application_document(scheduler.tenants.create(application_id, changes)), output)
 
 
 @app.command()
@@ -74,8 +77,11 @@ def update(application_id: str, output: str, config: Path | None, database_url: 
 
     with in_words():
         changes = tenancy_wire.read(tenancy_wire.ChangesDocument, _document(**options)).changes()
-    with opened_tenants(config, database_url) as tenants:
-        _show_application(tenancy_wire.application_document(tenants.change(application_id, changes)), output)
+    with opened_scheduler(config, database_url) as scheduler:
+        if changes.stream:
+            with in_words():
+                tenancy_wire.check_stream(scheduler.batches, scheduler.tenants.application(application_id), changes)
+        _show_application(tenancy_wire.application_document(scheduler.tenants.change(application_id, changes)), output)
 
 
 @app.command()

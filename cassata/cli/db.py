@@ -47,7 +47,8 @@ def opened_scheduler(config: Path | None, database_url: str | None) -> Iterator[
 
     url, settings = settings_of(config, database_url)
     _, is_embedded = configuration.database_url(settings)
-    scheduler = Scheduler.open(url, create_tables=is_embedded, settings=settings.database, pool_size=1)
+    any_topic = not configuration.authenticates(settings.service)  # as the service has it
+    scheduler = Scheduler.open(url, create_tables=is_embedded, settings=settings.database, pool_size=1, any_topic=any_topic)
     try:
         yield scheduler
     finally:

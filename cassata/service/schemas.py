@@ -646,9 +646,10 @@ SCHEMAS: dict[str, Schema] = {
             "messages": whole("How many messages wait to be taken.", minimum=0),
             "is-exact": truth("Whether there are no more."),
             "oldest-at": or_null(instant("When the first of them was written.")),
-            "failures": whole("How often in a row one was not taken.", minimum=0),
-            "last-error": or_null(text("Why not.")),
-            "next-attempt-at": or_null(instant("When it is tried again.")),
+            "failures": whole("How often in a row none was taken.", minimum=0),
+            "put-off": whole("How many wait as they, or one before them of their event, were not taken.", minimum=0),
+            "last-error": or_null(text("Why not, the last time.")),
+            "next-attempt-at": or_null(instant("When one of these is tried again.")),
         },
     ),
     "Application": told(

@@ -23,7 +23,7 @@ from cassata.service.tenancy_wire import (
     application_document,
     key_document,
 )
-from cassata.service.wire import USUAL_PAGE_LENGTH, InvalidDocument
+from cassata.service.wire import USUAL_PAGE_LENGTH
 from cassata.tenants import Changes
 
 
@@ -67,7 +67,7 @@ class Tenancy:
 
     def create_application(self) -> Response:
         written = tenancy_wire.read(ApplicationDocument, bodies.document())
-        self._check_stream(Application(0, written.application_id), written.changes())
+        tenancy_wire.check_stream(self._scheduler.batches, Application(0, written.application_id), written.changes())
         created = self._tenants.create(written.application_id, written.changes())
         location = f"/cassata/applications/{quote(created.application_id)}"
         return answer(application_document(created), 201, headers={"Location": location})
@@ -90,15 +90,9 @@ class Tenancy:
 
     def _changed(self, application_id: str, changes: Changes) -> Response:
         if changes.stream:
-            self._check_stream(self._tenants.application(possible_application(application_id)), changes)
+            application = self._tenants.application(possible_application(application_id))
+            tenancy_wire.check_stream(self._scheduler.batches, application, changes)
         return answer(application_document(self._tenants.change(possible_application(application_id), changes)))
-
-    def _check_stream(self, application: Application, changes: Changes) -> None:
-        """Raise InvalidDocument for a topic that the application may not publish to."""
-        try:
-            self._scheduler.batches.check_stream(changes.applied_to(application))
-        except ValueError as error:
-            raise InvalidDocument([{"pointer": "/stream/topic", "detail": str(error)}]) from error
 
     def breakers(self, application_id: str) -> Response:
         found = self._scheduler.breakers(possible_application(application_id))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
+from cassata.batches import Batches
 from cassata.model import (
     EGRESS_ENTRIES,
     KEY_NAME_LENGTH,
@@ -318,6 +319,14 @@ def _written_stream(stream: Stream, *, masked: bool) -> dict[str, Any]:
     }
 
 
+def check_stream(batches: Batches, application: Application, changes: Changes) -> None:
+    """Raise InvalidDocument if the changes have its stream go to a topic that the application may not publish to."""
+    try:
+        batches.check_stream(changes.applied_to(application))
+    except ValueError as error:
+        raise InvalidDocument([{"pointer": "/stream/topic", "detail": str(error)}]) from error
+
+
 def stream_document(state: StreamState, *, masked: bool) -> dict[str, Any]:
     """How an application's stream fares. `is-exact` is false where there are more messages than were counted."""
     stream = state.application.stream
@@ -327,6 +336,7 @@ def stream_document(state: StreamState, *, masked: bool) -> dict[str, Any]:
         "is-exact": state.messages < MOST_COUNTED,
         "oldest-at": instant(state.oldest_at),
         "failures": state.failures,
+        "put-off": state.put_off,
         "last-error": state.reason,
         "next-attempt-at": instant(state.retry_at),
     }

@@ -82,13 +82,17 @@ def upgrade() -> None:
         "outbox",
         sa.Column("id", ROW_ID, primary_key=True),
         sa.Column("application", sa.Integer, nullable=False),
+        sa.Column("event_id", ascii_string(128), nullable=False),
+        sa.Column("wake_at", sa.BigInteger, nullable=False),
+        sa.Column("tries", sa.Integer, nullable=False),
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         if_not_exists=True,
         sqlite_autoincrement=True,
         **OPTIONS,
     )
-    create_index("outbox_application", "outbox", ["application", "id"])
+    create_index("outbox_wake", "outbox", ["application", "wake_at", "id"])
+    create_index("outbox_event", "outbox", ["application", "event_id", "id"])
     op.create_table(
         "ended_sessions",
         sa.Column("session", ascii_string(16), primary_key=True),

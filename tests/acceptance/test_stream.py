@@ -138,6 +138,30 @@ def test_one_message_that_is_refused_keeps_its_own_event_waiting_and_no_other(
     assert told(receiver)["e3"][-2:] == ["created", "completed"]
 
 
+def test_hundreds_of_events_that_are_refused_hold_nobody_up_and_outlive_a_worker_that_is_killed(
+    service: Running, database_url: str, worker_process: Start, receiver: Receiver
+) -> None:
+    make(service, receiver.url)
+    receiver.answer = lambda request: 422 if request.path.startswith("/lifecycle") and b'"bad' in request.body else 200
+    bad, good = [f"bad{number}" for number in range(500)], [f"e{number}" for number in range(20)]
+    add(service, receiver, *bad)
+    add(service, receiver, *good)
+    worker = worker_process(database_url, env=QUICK)
+    wait_until(lambda: {name: told(receiver).get(name) for name in good} == {name: ["created", "completed"] for name in good}, 60)
+    wait_until(lambda: state(service)["put-off"] == state(service)["messages"] == 1_000, 60, worker.output)
+    assert "stream messages put off" in worker.output()
+    assert state(service)["last-error"] == "HTTP 422 Unprocessable Entity"
+    worker.process.send_signal(signal.SIGKILL)
+    worker.process.wait()
+
+    second = worker_process(database_url, env=QUICK)
+    add(service, receiver, "late")
+    wait_until(lambda: told(receiver).get("late") == ["created", "completed"], 60, second.output)
+    receiver.answer = lambda _request: 200
+    wait_until(lambda: state(service)["messages"] == 0, 300, second.output)
+    assert {tuple(dict.fromkeys(told(receiver)[name])) for name in bad} == {("created", "completed")}
+
+
 def test_nobodys_slow_receiver_delays_what_others_are_told(
     service: Running, database_url: str, worker_process: Start, receiver: Receiver
 ) -> None:

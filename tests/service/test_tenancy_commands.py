@@ -43,7 +43,8 @@ def test_a_stream_is_set_shown_and_turned_off(run: Run, told: Any) -> None:
     assert told("app", "create", "shop", *words)["stream"] == stream
     assert told("app", "update", "shop", "--metadata", "{}")["stream"] == stream
     assert told("app", "stream", "shop") == {
-        "stream": stream, "messages": 0, "is-exact": True, "oldest-at": None, "failures": 0, "last-error": None, "next-attempt-at": None,
+        "stream": stream, "messages": 0, "is-exact": True, "oldest-at": None, "failures": 0, "put-off": 0,
+        "last-error": None, "next-attempt-at": None,
     }  # fmt: skip
     assert told("app", "update", "shop", "--stream-url", "http://b.example/")["stream"] == {
         "url": "http://b.example/", "kinds": None, "request-headers": [],
@@ -58,6 +59,20 @@ def test_a_stream_is_set_shown_and_turned_off(run: Run, told: Any) -> None:
         refused = run("app", "update", "shop", *words)
         assert refused.exit_code != 0
         assert said in refused.stderr
+
+
+def test_a_stream_goes_to_no_topic_but_those_that_its_application_may_publish_to(run: Run, told: Any) -> None:
+    refused = run("app", "create", "shop", "--topic", "orders*", "--stream-topic", "lifecycle")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("Error: --stream-topic: ")
+    assert told("app", "create", "shop", "--topic", "orders*", "--stream-topic", "orders-life")["stream"]["topic"] == "orders-life"
+    assert run("app", "update", "shop", "--stream-topic", "lifecycle").stderr.startswith("Error: --stream-topic: ")
+    both = told("app", "update", "shop", "--stream-topic", "lifecycle", "--topic", "lifecycle")
+    assert both["stream"]["topic"] == "lifecycle"
+
+    guarded = {"CASSATA_SERVICE__AUTHENTICATION": "required"}
+    assert run("app", "create", "other", "--stream-topic", "lifecycle", env=guarded).exit_code == 1
+    assert told("app", "create", "other", "--stream-topic", "lifecycle")["stream"]["topic"] == "lifecycle"
 
 
 def test_an_application_is_made_shown_listed_and_changed(run: Run, told: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from sqlalchemy import text
 from cassata import store
 from cassata.errors import DuplicateEvent
 from cassata.model import TRANSITIONS, Action, ErrorKind, Filter, Milestone, NewOperation, Status, Stream, Transition, rfc3339
-from cassata.outbox import READ
+from cassata.outbox import READ, READ_AGAIN, SET_ASIDE_MS, Message, PutOff, Reading
 from cassata.recurrence import Rule, occurrence_id
 from cassata.scheduler import OTHERS, Scheduler
 from cassata.series import NewSeries
@@ -37,7 +37,8 @@ def applications(scheduler: Scheduler) -> None:
 
 def rows(scheduler: Scheduler, application_id: str | None = "shop") -> list[Any]:
     numbers = {application.application_id: application.number for application in scheduler.tenants.applications()}
-    return list(scheduler._transactions.read(lambda conn: store.messages(conn, numbers[application_id or ""], 10_000)))
+    found = scheduler._transactions.read(lambda conn: store.messages(conn, numbers[application_id or ""], 10_000))
+    return sorted(found, key=lambda row: row.id)
 
 
 def messages(scheduler: Scheduler, application_id: str = "shop") -> list[dict[str, Any]]:
@@ -49,9 +50,8 @@ def told(scheduler: Scheduler, application_id: str = "shop") -> list[tuple[str, 
 
 
 def forget(scheduler: Scheduler) -> None:
-    found = [row.id for row in rows(scheduler)]
-    if found:
-        scheduler.outbox.sent(found)
+    if found := [row.id for row in rows(scheduler)]:
+        scheduler._transactions.write(lambda conn, _tries: store.delete_messages(conn, found))
 
 
 # --- each step ------------------------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_one_at_a_time_has_the_messages_of_an_application_until_its_lease_ends(s
 
     outbox.leave(shop, "one", [], wait_ms=0, failures=0, reason=None)  # too late: it has nothing to leave any more
     assert outbox.take(shop, "three", LEASE_MS, KEEP_MS) is None
-    outbox.leave(shop, "two", [message.number for message in again.messages], wait_ms=0, failures=0, reason=None)
+    outbox.leave(shop, "two", again.messages, wait_ms=0, failures=0, reason=None)
     assert outbox.unsent() == []
     assert rows(scheduler) == []
 
@@ -449,11 +449,142 @@ def test_messages_come_in_their_order_some_at_a_time(scheduler: Scheduler) -> No
     assert [message.event_id for message in first.messages] == [f"e{number:03}" for number in range(READ)]
     assert first.has_more
 
-    sent = [message.number for message in first.messages]
-    scheduler.outbox.leave(number_of(scheduler), "one", sent, wait_ms=0, failures=0, reason=None)
+    scheduler.outbox.leave(number_of(scheduler), "one", first.messages, wait_ms=0, failures=0, reason=None)
     second = scheduler.outbox.take(number_of(scheduler), "two", LEASE_MS, KEEP_MS)
     assert second is not None
     assert [message.event_id for message in second.messages] == [f"e{number:03}" for number in range(READ, READ + 5)]
+
+
+def names(reading: Reading | None) -> list[str]:
+    assert reading is not None
+    return [message.event_id for message in reading.messages]
+
+
+def take(scheduler: Scheduler) -> Reading:
+    reading = scheduler.outbox.take(number_of(scheduler), "one", LEASE_MS, KEEP_MS)
+    assert reading is not None
+    return reading
+
+
+def leave(scheduler: Scheduler, sent: Sequence[Message] = (), put_off: Sequence[Message] = (), *, failures: int = 0) -> None:
+    parts = [PutOff([message.number for message in put_off], 5_000, 1)] if put_off else []
+    scheduler.outbox.leave(number_of(scheduler), "one", sent, parts, wait_ms=0, failures=failures, reason="HTTP 422" if put_off else None)
+
+
+def refuse_first(scheduler: Scheduler, *events: str) -> None:
+    """Add events, and have the first message of each refused."""
+    scheduler.add_all([new_event(name) for name in events])
+    for start in range(0, len(events), READ):
+        reading = take(scheduler)
+        assert names(reading) == list(events[start : start + READ])
+        leave(scheduler, put_off=reading.messages)
+
+
+def test_what_comes_after_one_that_is_put_off_waits_for_it_and_other_events_do_not(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, "bad")
+    for payload in (b"1", b"2"):
+        scheduler.change("shop", "bad", {"payload": payload})
+    scheduler.add(new_event("good"))
+
+    assert names(take(scheduler)) == ["good"]
+    state = scheduler.outbox.state("shop", 100)
+    assert (state.messages, state.put_off, state.failures, state.reason, state.retry_at) == (4, 3, 0, "HTTP 422", NOON + 5_000)
+    leave(scheduler, take(scheduler).messages)
+    assert scheduler.outbox.unsent() == []
+
+    clock.advance(5_000)
+    assert scheduler.outbox.unsent() == [number_of(scheduler)]
+    first = take(scheduler)
+    assert [(message.event_id, message.tries) for message in first.messages] == [("bad", 1)]
+    leave(scheduler, put_off=first.messages)
+    assert names(take(scheduler)) == []
+    clock.advance(5_000)
+    scheduler.change("shop", "bad", {"payload": b"3"})
+    again = take(scheduler)
+    assert again.messages == first.messages
+    leave(scheduler, again.messages)
+
+    rest = take(scheduler)
+    assert [json.loads(message.body)["data"]["version"].split("-")[1] for message in rest.messages] == ["1", "2", "3"]
+    assert scheduler.outbox.state("shop", 100).put_off == 0
+
+
+def test_however_many_are_put_off_all_that_is_read_next_is_others_and_few_of_them(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, *(f"bad{number:03}" for number in range(3 * READ)))
+    scheduler.add_all([new_event(f"e{number:03}") for number in range(READ)])
+    assert names(take(scheduler)) == [f"e{number:03}" for number in range(READ)]
+
+    clock.advance(5_000)
+    both = names(take(scheduler))
+    assert [name for name in both if name.startswith("e")] == [f"e{number:03}" for number in range(READ)]
+    assert [name for name in both if name.startswith("bad")] == [f"bad{number:03}" for number in range(READ_AGAIN)]
+    assert both[:4] == ["e000", "e001", "e002", "bad000"]
+
+
+def test_a_receiver_that_has_failed_is_tried_with_the_newest_as_well(scheduler: Scheduler) -> None:
+    scheduler.add_all([new_event(f"e{number:03}") for number in range(2 * READ)])
+    scheduler.change("shop", "e000", {"payload": b"new"})
+    reading = take(scheduler)
+    leave(scheduler, failures=1)
+
+    probing = take(scheduler)
+    assert names(probing)[:5] == ["e000", "e399", "e001", "e398", "e002"]  # the newest of all is not the first of its event
+    assert set(names(probing)) >= set(names(reading))
+    assert len(set(names(probing))) == len(probing.messages)
+
+
+def test_who_has_lost_the_lease_neither_puts_off_nor_releases(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, "bad")
+    scheduler.change("shop", "bad", {"payload": b"new"})
+    assert names(take(scheduler)) == []  # what comes after it is set aside
+    clock.advance(5_000)
+    stale = take(scheduler)
+    clock.advance(LEASE_MS)
+    other = scheduler.outbox.take(number_of(scheduler), "two", LEASE_MS, KEEP_MS)
+    assert other is not None
+
+    leave(scheduler, put_off=stale.messages)
+    assert [row.wake_at <= clock.estimate() for row in rows(scheduler)] == [True, False]
+    scheduler.outbox.sent(number_of(scheduler), "one", stale.messages)
+    assert [(row.wake_at > clock.estimate(), row.tries) for row in rows(scheduler)] == [(True, 0)]
+    scheduler.outbox.sent(number_of(scheduler), "two", other.messages)  # it knows nothing of that, and releases
+    assert [row.wake_at for row in rows(scheduler)] == [0]
+
+
+def test_what_was_set_aside_and_never_released_is_found_again(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, "bad")
+    scheduler.change("shop", "bad", {"payload": b"new"})
+    assert names(take(scheduler)) == []
+    with scheduler._engines.write.connect() as connection, connection.begin():
+        connection.execute(text("DELETE FROM outbox WHERE tries > 0"))
+
+    assert names(take(scheduler)) == []
+    clock.advance(SET_ASIDE_MS)
+    assert names(take(scheduler)) == ["bad"]
+
+
+def test_what_is_put_off_is_kept_as_long_as_all_and_then_dropped(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, "bad")
+    clock.advance(KEEP_MS)
+    reading = take(scheduler)
+    assert names(reading) == ["bad"]
+    leave(scheduler, put_off=reading.messages)
+    clock.advance(5_000)
+    assert names(take(scheduler)) == []
+    assert rows(scheduler) == []
+
+
+def test_what_one_application_is_not_told_is_nobody_elses_business(scheduler: Scheduler, clock: ManualClock) -> None:
+    scheduler.tenants.create("third", Changes(stream=STREAM))
+    refuse_first(scheduler, "same")
+    scheduler.add(new_event("same", "third"))
+    assert scheduler.outbox.unsent() == [number_of(scheduler, "third")]
+    theirs = scheduler.outbox.take(number_of(scheduler, "third"), "one", LEASE_MS, KEEP_MS)
+    assert names(theirs) == ["same"]
+    assert scheduler.outbox.state("third", 100).put_off == 0
+    clock.advance(5_000)
+    leave(scheduler, take(scheduler).messages)
+    assert [row.wake_at for row in rows(scheduler, "third")] == [0]
 
 
 def test_what_has_become_too_old_is_dropped_and_a_stream_that_is_gone_takes_its_messages_with_it(
