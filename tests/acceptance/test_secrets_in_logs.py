@@ -242,7 +242,9 @@ def assert_one_line_per_record(log: str, format: str) -> None:
             assert LINE.match(line), line
 
 
-def test_a_database_password_is_in_no_refusal_to_start(run_cassata: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_database_password_is_in_no_refusal_to_start(
+    run_cassata: Callable[..., Any], free_port: Callable[[], int], tmp_path: Path
+) -> None:
     password = CANARY["password"]
     urls = [
         f"mysql+pymysql://user:{password}@127.0.0.1:1/x",
@@ -255,6 +257,6 @@ def test_a_database_password_is_in_no_refusal_to_start(run_cassata: Callable[...
     for url in urls:
         for role in ("service", "worker"):
             words = [role, "start", "--log-level", "debug", "--pid-file", str(tmp_path / "pid")]
-            refused = run_cassata(*words, env={"CASSATA_DATABASE_URL": url, "CASSATA_SERVICE__PORT": "1"})
+            refused = run_cassata(*words, env={"CASSATA_DATABASE_URL": url, "CASSATA_SERVICE__PORT": str(free_port())})
             assert refused.returncode != 0
             assert password not in refused.stdout + refused.stderr, url
