@@ -824,8 +824,9 @@ def to_series(row: Row[Any], application_id: str) -> Series:
     )
 
 
-def series_by_number(conn: Connection, number: int) -> Row[Any] | None:
-    return conn.execute(_SERIES.where(S.id == number)).first()
+def series_by_number(conn: Connection, number: int, *, lock: bool = False) -> Row[Any] | None:
+    question = _SERIES.where(S.id == number)
+    return conn.execute(question.with_for_update() if lock else question).first()
 
 
 def series_following(conn: Connection, numbers: Collection[int]) -> Sequence[Row[Any]]:
