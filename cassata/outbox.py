@@ -200,9 +200,10 @@ class Outbox:
                 return Reading(found, (), 0, now, has_more=len(rows) == DROPPED)
             is_failing, put_off = failures > 0, store.has_put_off(conn, application)
             rows, has_more = _next(conn, application, now, is_failing=is_failing, put_off=put_off)
-            old = {each.id for each in rows if keep_ms is not None and now - each.created_at > keep_ms}
+            old = {each.id: each for each in rows if keep_ms is not None and now - each.created_at > keep_ms}
             if old:
                 store.delete_messages(conn, old)
+                _release(conn, application, {each.event_id for each in old.values() if each.wake_at})
                 dropped = found.application_id, "older than worker.keepStreamDays", len(old)
             if not found.active or found.is_sealed or found.stream is None:
                 store.leave_stream(conn, application, holder, now + ASLEEP_MS, failures, None)
@@ -227,7 +228,7 @@ class Outbox:
             is_ours = any(message.was_put_off for message in sent) and store.holds_stream(conn, application, holder)
             store.delete_messages(conn, [message.number for message in sent])
             if is_ours:
-                _release(conn, application, sent)
+                _release(conn, application, _put_off(sent))
 
         self._transactions.write(work)
 
@@ -251,7 +252,7 @@ class Outbox:
                 store.delete_messages(conn, [message.number for message in sent])
             if not is_ours:  # it is for another to say what waits for what
                 return
-            _release(conn, application, sent)
+            _release(conn, application, _put_off(sent))
             for part in put_off:
                 store.put_off_messages(conn, part.numbers, now + part.wait_ms, part.tries)
 
@@ -344,8 +345,12 @@ def _sendable(conn: Connection, application: int, rows: Sequence[Row[Any]], now:
     return list(map(_read, found.values()))
 
 
-def _release(conn: Connection, application: int, sent: Collection[Message]) -> None:
-    events = {message.event_id for message in sent if message.was_put_off}
+def _put_off(messages: Iterable[Message]) -> set[str]:
+    """Return those events behind whose messages others may be set aside."""
+    return {message.event_id for message in messages if message.was_put_off}
+
+
+def _release(conn: Connection, application: int, events: Collection[str]) -> None:
     if events:
         store.release_messages(conn, application, events)
 

@@ -824,8 +824,9 @@ def to_series(row: Row[Any], application_id: str) -> Series:
     )
 
 
-def series_by_number(conn: Connection, number: int) -> Row[Any] | None:
-    return conn.execute(_SERIES.where(S.id == number)).first()
+def series_by_number(conn: Connection, number: int, *, lock: bool = False) -> Row[Any] | None:
+    question = _SERIES.where(S.id == number)
+    return conn.execute(question.with_for_update() if lock else question).first()
 
 
 def series_following(conn: Connection, numbers: Collection[int]) -> Sequence[Row[Any]]:
@@ -1971,8 +1972,8 @@ def put_off_messages(conn: Connection, ids: Collection[int], wake_at: int, tries
 
 def release_messages(conn: Connection, application: int, events: Collection[str]) -> None:
     """Let the messages of events be sent that are set aside behind one that is gone."""
-    own = and_(M.application == application, M.event_id.in_(sorted(events)), M.wake_at > 0)
-    conn.execute(update(outbox).where(own).values(wake_at=0))
+    # Asked for by event alone: SQLite would rather look at all that are put off.
+    conn.execute(update(outbox).where(M.application == application, M.event_id.in_(sorted(events))).values(wake_at=0))
 
 
 def delete_messages(conn: Connection, ids: Collection[int]) -> int:

@@ -272,7 +272,7 @@ class Timetable:
             _check_version(series, version)
             if series.status is not SeriesStatus.ACTIVE:
                 raise SeriesFinished(series)
-            self._lock_first(conn, series, application)
+            self._lock_before(conn, series.follows)
             self._remove_untouched(conn, application, series, now)
             return self._changed(conn, series, _PAUSED, now)
 
@@ -314,6 +314,7 @@ class Timetable:
             if _is_final(series, final=final):
                 raise SeriesFinished(series)
             _check_version(series, version)
+            self._lock_before(conn, series.follows)
             unfinished = store.unfinished_occurrences(conn, application, series.number, *recurrence.id_range(series_id))
             self._cancel_events(conn, application, [row.id for row in unfinished], now)
             return self._changed(conn, series, {"status": SeriesStatus.CANCELLED, "wake_at": None, "finished_at": now}, now)
@@ -329,6 +330,7 @@ class Timetable:
             row = _there(store.lock_series(conn, application, series_id))
             if version is not None and version != row.version:
                 raise SeriesChanged(self._read(row, application_id, now))
+            self._lock_before(conn, row.follows)
             self._clear(conn, application, row.id, series_id, now)
             store.delete_series(conn, row.id)
 
@@ -653,24 +655,24 @@ class Timetable:
     def _follow_made(self, conn: Connection, series: Series, application: int, now: int) -> None:
         """Make, of a series that follows from now on, the occurrences after those that have been made ahead already."""
         before = self._before(conn, series)
-        last = self._lock_first(conn, series, application)
-        if before is None or last is None:
+        first = self._lock_before(conn, series.follows)
+        if before is None or first is None or first.last_at is None:
             return
         ahead = self._stored_from(conn, application, before.number, before.series_id, now)
-        keys = {(application, row.event_id) for _, row in takewhile(lambda each: each[0] <= last.at, ahead)}  # others are still to be made
+        made_ahead = takewhile(lambda each: each[0] <= first.last_at, ahead)  # others are still to be made
+        keys = {(application, row.event_id) for _, row in made_ahead}
         made = store.find_all(conn, keys).values() if keys else ()
         self._insert_followers(conn, [(before, dict(row._mapping)) for row in made], now)
 
-    def _lock_first(self, conn: Connection, series: Series, application: int) -> Occurrence | None:
-        """Lock the first series of a chain, if this is not it; return how far it has come.
+    def _lock_before(self, conn: Connection, follows: int | None) -> Row[Any] | None:
+        """Lock the series of a chain before one that is locked, from there on; return the first of them.
 
-        Whoever advances that one has it locked: either we see what it made, or it sees what becomes of this one.
+        Whoever makes occurrences of these has one of them locked: either we see what it made, or it sees what becomes of ours.
         """
-        first = self._first(conn, series)
-        if first is None or first.number == series.number:
-            return None
-        row = store.lock_series(conn, application, first.series_id)
-        return row and store.to_series(row, series.application_id).last
+        first = None
+        while follows is not None and (row := store.series_by_number(conn, follows, lock=True)):
+            first, follows = row, row.follows
+        return first
 
     def _followers(
         self, conn: Connection, made: Sequence[tuple[Series, dict[str, Any]]], now: int
@@ -808,16 +810,11 @@ class Timetable:
 
     def _rule_of(self, conn: Connection, series: Series) -> Rule | None:
         """Return the rule by which a series has its instants: that of the first one of its chain. None where that is gone."""
-        first = self._first(conn, series)
-        return None if first is None else first.rule
-
-    def _first(self, conn: Connection, series: Series) -> Series | None:
-        """Return the first series of a chain, if it is there."""
         while series.content.after is not None:
             if (before := self._before(conn, series)) is None:
                 return None
             series = before
-        return series
+        return series.rule
 
     def _before(self, conn: Connection, series: Series) -> Series | None:
         """Return the series after which another one comes, if it is there."""
@@ -958,7 +955,7 @@ class Timetable:
         return found[0] if found else Occurrence(parts[1], None)
 
 
-_PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None}
+_PAUSED = {"status": SeriesStatus.PAUSED, "wake_at": None, "finished_at": None}
 _FOLLOWING = {"status": SeriesStatus.ACTIVE, "wake_at": None, "finished_at": None, "last_at": None, "last_index": None}
 """What the row of a series says that comes after another one: no worker has to see to it."""
 

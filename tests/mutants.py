@@ -327,6 +327,15 @@ MUTANTS = (
         Change(RECURRENCE, "if _wall(at, self.zone) != found.replace(tzinfo=None):", "if at < 0:"),
         tests=f"{RECURRENCES}::test_cron_on_a_day_without_a_midnight",
     ),
+    mutant(
+        "series: a follower is cancelled beside what advances the first",
+        Change(
+            TIMETABLE,
+            "            self._lock_before(conn, series.follows)\n            unfinished = ",
+            "            unfinished = ",
+        ),
+        tests="tests/store/test_series_chains.py::test_a_follower_that_is_ended_while_the_first_is_advanced_makes_none_any_more",
+    ),
     # --- the lifecycle stream
     mutant(
         "stream: what has ended goes untold",

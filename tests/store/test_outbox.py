@@ -574,6 +574,20 @@ def test_what_is_put_off_is_kept_as_long_as_all_and_then_dropped(scheduler: Sche
     assert rows(scheduler) == []
 
 
+def test_what_is_set_aside_behind_one_that_is_dropped_is_told_at_once(scheduler: Scheduler, clock: ManualClock) -> None:
+    refuse_first(scheduler, "bad")
+    clock.advance(KEEP_MS)
+    scheduler.change("shop", "bad", {"payload": b"new"})
+    reading = take(scheduler)
+    assert names(reading) == ["bad"]
+    leave(scheduler, put_off=reading.messages)
+    clock.advance(5_000)
+
+    take(scheduler)
+    assert names(take(scheduler)) == ["bad"]
+    assert [row.wake_at for row in rows(scheduler)] == [0]
+
+
 def test_what_one_application_is_not_told_is_nobody_elses_business(scheduler: Scheduler, clock: ManualClock) -> None:
     scheduler.tenants.create("third", Changes(stream=STREAM))
     refuse_first(scheduler, "same")

@@ -723,7 +723,9 @@ def test_a_paused_series_stays_so_when_it_is_replaced_and_one_that_has_ended_beg
     table.pause("shop", "paused")
     table.create(new_series(every(SECOND, NOON - DAY, count=2), "ended"))
 
-    assert table.replace(new_series(every(HOUR), "paused")).status is SeriesStatus.PAUSED
+    for rule in (every(HOUR), every(SECOND, NOON - DAY, count=2)):  # of the second one nothing is to come
+        replaced = table.replace(new_series(rule, "paused"))
+        assert (replaced.status, replaced.finished_at) == (SeriesStatus.PAUSED, None)
     revived = table.replace(new_series(every(HOUR), "ended"))
     assert (revived.status, revived.finished_at) == (SeriesStatus.ACTIVE, None)
 

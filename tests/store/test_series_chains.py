@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
-from cassata import database
+from cassata import database, store
 from cassata.errors import InvalidSeries, UnknownInstance
 from cassata.model import Filter, On, Status
 from cassata.recurrence import Rule
@@ -249,6 +251,34 @@ def test_a_follower_that_is_paused_and_resumed_while_others_advance_has_no_gap_a
     ahead = advancing.events("shop", Filter(due_from=clock.instant), limit=1_000).events
     assert {event.event_id.partition("_")[0] for event in ahead} == {"first"}
     for scheduler in (advancing, *changing):
+        scheduler.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_a_follower_that_is_ended_while_the_first_is_advanced_makes_none_any_more(
+    mariadb_url: str, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    clock = ManualClock()
+    advancing, changing = (Scheduler(database.open_engines(mariadb_url), clock=clock) for _ in range(2))
+    hand = Hand(advancing, clock)
+    series(hand, "first")
+    series(hand, "second", "first")
+    clock.advance(50_000)
+    insert_events = store.insert_events
+    with ThreadPoolExecutor() as threads:
+        ended: list[Future[Any]] = []
+
+        def late(conn: Connection, rows: Sequence[dict[str, Any]]) -> None:
+            if rows[0]["event_id"].startswith("second"):  # it has been seen to be active
+                ended.append(threads.submit(getattr(changing.timetable, end), "shop", "second"))
+                wait(ended, 1)
+            insert_events(conn, rows)
+
+        monkeypatch.setattr(store, "insert_events", late)
+        assert advancing.timetable.advance().series == 1
+        ended[0].result()
+    assert [each.event_id for each in advancing.events("shop").events if each.status is Status.BLOCKED] == []
+    for scheduler in (advancing, changing):
         scheduler.close()
 
 

@@ -327,9 +327,12 @@ def test_no_read_of_the_outbox_looks_at_more_than_it_wants_however_many_wait(sch
         outbox.unsent()
         taken = outbox.take(shop, "one", 1_000, None)
         assert taken is not None
-        outbox.leave(shop, "one", taken.messages[:1], wait_ms=0, failures=1, reason="")
+        outbox.leave(shop, "one", taken.messages, wait_ms=0, failures=1, reason="")
         outbox.take(shop, "two", 1_000, None)
     plans = [plan for statement, parameters in seen if "outbox" in statement for plan in explained(scheduler, statement, parameters)]
+    by_event = [plan for asked in seen if "outbox.event_id IN" in asked[0] for plan in explained(scheduler, *asked)]
+    assert by_event
+    assert not [plan for plan in by_event if "outbox_wake" in plan]  # that is where all lie that are put off
     assert len(plans) > 8
     assert not [plan for plan in plans if "SCAN outbox" in plan or "TEMP B-TREE" in plan or "filesort" in plan or "ALL" in plan.split()]
 
