@@ -162,8 +162,10 @@ def test_what_does_not_run_exits_with_3(role: str, command: str) -> None:
         (["db", "version"], {}, "cassata db upgrade"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_and_exits_with_1(words: list[str], env: dict[str, str], sentence: str) -> None:
-    code, output, errors = invoke(*words, env=env)
+def test_what_cannot_work_is_one_sentence_and_exits_with_1(
+    words: list[str], env: dict[str, str], sentence: str, free_port: Callable[[], int]
+) -> None:
+    code, output, errors = invoke(*words, env={"CASSATA_SERVICE__PORT": str(free_port()), **env})
     assert (code, output) == (1, "")
     assert errors.startswith("Error: ")
     assert sentence in errors
