@@ -49,12 +49,8 @@ class Exchange:
             response = self._session.request(
                 method, self._url + path, params=query, data=body, headers=headers, timeout=self._timeout, allow_redirects=False
             )
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise ServiceUnavailable(f"no answer from {self._url}: {reason(error)}") from error
-        except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
-            raise ClientError(f"{self._url} cannot be asked: the service's address must begin with http:// or https://") from error
         except requests.RequestException as error:
-            raise ClientError(f"{self._url} cannot be asked: {error}") from error
+            raise unanswered(self._url, error) from error
         return (response.content, response.headers) if response.ok and OUTPUT_LENGTH in response.headers else _read(response)
 
 
@@ -104,7 +100,17 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return _growing(state) if asked is None else asked
 
 
-def reason(error: requests.RequestException) -> str:
+def unanswered(url: str, error: requests.RequestException) -> ClientError:
+    """Return what it means that a service could not be asked."""
+    match error:
+        case requests.ConnectionError() | requests.Timeout() | requests.exceptions.ChunkedEncodingError():
+            return ServiceUnavailable(f"no answer from {url}: {_reason(error)}")
+        case requests.exceptions.MissingSchema() | requests.exceptions.InvalidSchema():
+            return ClientError(f"{url} cannot be asked: the service's address must begin with http:// or https://")
+    return ClientError(f"{url} cannot be asked: {error}")
+
+
+def _reason(error: requests.RequestException) -> str:
     """Return what lies at the bottom of an error of requests, which wraps it two or three times."""
     if isinstance(error, requests.Timeout):
         return "it took too long"

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cassata import __version__
+from cassata.cli.options import Forgiving
 from cassata.errors import CassataError
 
 COMMANDS = {
@@ -37,7 +38,7 @@ COMMANDS = {
 """Where each command lies, and what `--help` says of it; a test holds the sentence against the command's own."""
 
 
-class Commands(click.Group):
+class Commands(Forgiving):
     """The commands of COMMANDS, and our errors as sentences."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -50,11 +51,6 @@ class Commands(click.Group):
             importlib.import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
         )
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"There is no command {args[0]!r}: known are {', '.join(COMMANDS)}.")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

@@ -50,6 +50,10 @@ def check(role: str | None, config: Path | None, output: str) -> None:
             file, found = loaded(each, config)
             url, _ = configuration.database_url(found.settings)
             check_url(url)
+            if each == "service" and found.settings.service.dialects:
+                from cassata.service import dialects
+
+                dialects.check(found.settings.service)
             found_ok[each] = {"file": None if file is None else str(file), "database": configuration.masked(url)}
             if output == "json":
                 continue

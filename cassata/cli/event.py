@@ -422,11 +422,11 @@ def delete(client: Client, application_id: str, event_id: str, output: str) -> N
         click.echo("cancelled" if gone else "being sent right now; it will not be tried again")
 
 
-def text_of(file: BinaryIO) -> str:
+def text_of(file: BinaryIO, named: str = "the payload") -> str:
     try:
         return file.read().decode()
     except UnicodeDecodeError as error:
-        raise click.ClickException(f"the payload is not UTF-8 at byte {error.start}") from error
+        raise click.ClickException(f"{named} is not UTF-8 at byte {error.start}") from error
 
 
 def _show(shown: Event, output: str) -> None:

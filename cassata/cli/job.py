@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ import click
 from cassata.cli.options import Forgiving
 from cassata.cli.output import A_KEY_IS_WANTED, print_json
 from cassata.client import DEFAULT_URL, checked_key
-from cassata.model import check_series_id
+from cassata.model import check_application_id, check_series_id
 
 TIMEOUT_SECONDS = 30
 LARGEST_PAGE = 250
@@ -23,14 +24,15 @@ class Service:
 
     def __init__(self, url: str, key: str | None, application: str | None) -> None:
         self._url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {checked_key(key)}" if key else None, "Cassata-Application": application}
+        token = checked_key(key or "")
+        headers = {"Authorization": token and f"Bearer {token}", "Cassata-Application": application}
         self._headers = {name: value for name, value in headers.items() if value}
 
     def ask(self, method: str, path: str, *, body: Document | None = None, query: Document | None = None) -> Any:
-        """Raises ClickException with what the service says, or why nothing was heard of it."""
+        """Raises ClickException with what the service says, and ClientError if nothing was heard of it."""
         import requests
 
-        from cassata.exchange import reason
+        from cassata.exchange import unanswered
 
         try:
             with requests.Session() as session:
@@ -45,7 +47,7 @@ class Service:
                     allow_redirects=False,
                 )
         except requests.RequestException as error:
-            raise click.ClickException(f"the service at {self._url} cannot be reached: {reason(error)}") from error
+            raise unanswered(self._url, error) from error
         try:
             document = answered.json()
         except ValueError:
@@ -78,10 +80,22 @@ def _metadata(_context: click.Context, _parameter: click.Parameter, written: str
 
 def _id(_context: click.Context, _parameter: click.Parameter, written: str) -> str:
     """What can be no id would make another address."""
-    try:
+    with _in_words("--id"):
         return check_series_id(written)
+
+
+def _application(_context: click.Context, _parameter: click.Parameter, written: str | None) -> str | None:
+    """What can be no application may be nothing that a header can hold."""
+    with _in_words("--app"):
+        return check_application_id(written) if written else None
+
+
+@contextlib.contextmanager
+def _in_words(option: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
-        raise click.ClickException(f"--id: {error}") from None
+        raise click.ClickException(f"{option}: {error}") from None
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -98,7 +112,14 @@ cron_option = click.option("--cron", help="Five fields, in UTC, @hourly and the 
     "--service", metavar="URL", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where it is."
 )
 @click.option("--key", metavar="TOKEN", envvar="CASSATA_KEY", show_envvar=True, help="Who asks. Others may see what stands in a command.")
-@click.option("--app", "application", envvar="CASSATA_APPLICATION", show_envvar=True, help="Whose jobs.  [default: the key's, or jobs]")
+@click.option(
+    "--app",
+    "application",
+    envvar="CASSATA_APPLICATION",
+    show_envvar=True,
+    callback=_application,
+    help="Whose jobs.  [default: the key's, or jobs]",
+)
 @click.pass_context
 def job(ctx: click.Context, service: str, key: str | None, application: str | None) -> None:
     """Make, look at, list, change and delete jobs, as DTS-Go has them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -298,9 +297,8 @@ def from_goscheduler(
     _run(ctx, parts, asked, {"since": begin, "until": end}, **options)
 
 
-def from_recurring(ctx: click.Context, file: str, application_id: str, **options: Any) -> None:
-    """Move the events that a file names."""
-    lines = sys.stdin.read() if file == "-" else Path(file).read_text()
+def from_recurring(ctx: click.Context, lines: str, application_id: str, **options: Any) -> None:
+    """Move the events that lines name."""
     asked = {"application": application_id, "sha256": hashlib.sha256(lines.encode()).hexdigest()}
 
     def parts(source: Source, notes: Notes) -> Iterator[Part]:

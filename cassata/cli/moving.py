@@ -6,30 +6,20 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
-from cassata.cli.event import Reported
+from cassata.cli.event import Reported, text_of
 from cassata.cli.options import Instant, output_option
 from cassata.client import DEFAULT_URL, Client
-from cassata.errors import CassataError, RecurrenceError
+from cassata.errors import RecurrenceError
 
 Command = Callable[..., Any]
 FAR_DAYS = 366
 
 
-class Moving(Reported):
-    """What the other scheduler refuses is told as what the service refuses is."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except CassataError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@click.group(name="import", cls=Moving)
+@click.group(name="import", cls=Reported)
 @click.option(
     "--service", envvar="CASSATA_SERVICE_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="Where the service listens."
 )
@@ -87,6 +77,8 @@ def _headers(lines: Sequence[str]) -> dict[str, str]:
     pairs = [line.partition(":") for line in lines]
     if wrong := next((name for name, colon, _ in pairs if not colon or not name.strip()), None):
         raise click.BadParameter(f"{wrong!r} is not 'NAME: VALUE'", param_hint="--header")
+    if any(character > "\xff" for line in lines for character in line):  # what it is stays untold: it may be a key
+        raise click.BadParameter("holds characters that no header can: only latin-1 ones can be sent", param_hint="--header")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
@@ -112,18 +104,18 @@ def from_goscheduler(
 
 
 @import_.command(name="recurring")
-@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, exists=True, allow_dash=True))
+@click.argument("file", metavar="FILE", type=click.File("rb"))
 @_common
 @click.option("--app", "application_id", envvar="CASSATA_APPLICATION", show_envvar=True, default="recurring", show_default=True)
 @click.pass_context
-def from_recurring(ctx: click.Context, /, file: str, application_id: str, **options: Any) -> None:
+def from_recurring(ctx: click.Context, /, file: BinaryIO, application_id: str, **options: Any) -> None:
     """Move events out of the recurring-event scheduler: those that FILE (- is standard input) names.
 
     It has no list. Each line of FILE is the id of an event, or the JSON that made it, which is needed for events that do not recur.
     """
     from cassata.cli import mover
 
-    mover.from_recurring(ctx, file, application_id, **options)
+    mover.from_recurring(ctx, text_of(file, "FILE"), application_id, **options)
 
 
 @import_.command(name="jobs")

@@ -58,7 +58,8 @@ class Forgiving(click.Group):
     """Takes `get` for `show`, and `show` for `get`, where there is only one of them; names what it knows instead of what it does not."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        is_completed = ctx.resilient_parsing  # what is being typed may be anything
+        if not is_completed and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             ctx.fail(f"There is no command {args[0]!r}: known are {', '.join(self.list_commands(ctx))}.")
         return super().resolve_command(ctx, args)
 

@@ -30,7 +30,7 @@ from cassata.metrics import ServiceMetrics, Shared, shared_folder
 from cassata.model import Limits
 from cassata.receiver import url_of
 from cassata.scheduler import Scheduler
-from cassata.service import create_app
+from cassata.service import create_app, dialects
 from cassata.service.connections import STOP_SIGNALS, PatientWorker
 from cassata.service.problems import http_problem
 
@@ -65,12 +65,13 @@ def run(
 
     `load` reads the settings, now and again on SIGHUP. `on_ready` is called once requests are answered, in a child process,
     and may be called again later. `key_command` is what to type for an operator's key.
-    Raises CannotListen, NobodyMayEnter, and what Scheduler.open raises.
+    Raises CannotListen, NobodyMayEnter, ConfigError for a dialect that cannot be spoken, and what Scheduler.open raises.
     """
     settings = load()
     listener = listen(settings.service.host, settings.service.port)
     settings = at_address(settings, listener.getsockname()[0], settings.service.port)
     try:
+        dialects.check(settings.service)
         check(settings, key_command, create_tables=create_tables)
     except BaseException:
         listener.close()
@@ -213,6 +214,7 @@ class Server(BaseApplication):  # type: ignore[misc]
         """Read the settings again (SIGHUP); with mistakes in them, keep those in force. The address stays as it is."""
         try:
             settings = at_address(self._load(), self.settings.service.host, self.settings.service.port)
+            dialects.check(settings.service)
             if config.authenticates(settings.service):
                 check(settings, self._key_command)
         except CassataError as error:

@@ -113,6 +113,12 @@ def test_a_shell_completes_commands(shell: str, run_cassata: Run) -> None:
     assert "explain" in completed
 
 
+@pytest.mark.parametrize("words", ["cassata evnt ", "cassata event shwo "])
+def test_a_shell_that_completes_what_is_no_command_is_told_nothing_is_wrong(run_cassata: Run, words: str) -> None:
+    told = run_cassata(env={"_CASSATA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()))})
+    assert (told.returncode, told.stderr) == (0, "")
+
+
 def test_the_exit_codes_are_those_that_help_tells(run_cassata: Run, sqlite_url: str) -> None:
     assert "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not running." in " ".join(run_cassata("--help").stdout.split())
     assert run_cassata("db", "version", "--database-url", sqlite_url).returncode == 0

@@ -14,14 +14,14 @@ from werkzeug.test import TestResponse
 
 from cassata import database
 from cassata.config import Service
-from cassata.model import LIMIT_RANGES, Destination, Scope, Status
+from cassata.model import LIMIT_RANGES, After, Destination, Scope, Status
 from cassata.retention import Retention
 from cassata.scheduler import Scheduler
 from cassata.service import create_app
 from cassata.service.dialects.goscheduler import wire
 from cassata.service.dialects.goscheduler.wire import ZONE
 from cassata.tenants import Changes
-from tests.words import NOON, Hand, ManualClock
+from tests.words import NOON, Hand, ManualClock, new_event
 
 HOUR = 3_600
 NOW = NOON // 1000  # a whole minute: how many runs of a cron schedule come next depends on the second one begins at
@@ -733,6 +733,18 @@ def test_what_was_tried_and_waits_is_scheduled_however_late(
     http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "SCHEDULED", **range_of(NOW, NOW + HOUR)})
     work(scheduler)
     assert get(http, schedule_id) == 404
+
+
+def test_what_is_blocked_is_scheduled_however_long_ago_it_was_due(http: FlaskClient, scheduler: Scheduler, clock: ManualClock) -> None:
+    register(http)
+    scheduler.add(new_event("first", due_at=NOON + 2 * HOUR * 1000))
+    scheduler.add(new_event("second", due_at=NOON + 10_000, after=After("first")))
+    clock.advance(70_001)
+
+    http.post("/goscheduler/apps/shop/bulk-action/delete", query_string={"status": "SCHEDULED", **range_of(NOW, NOW + HOUR)})
+    work(scheduler)
+
+    assert http.get("/cassata/status/shop/second").status_code == 404
 
 
 def test_what_was_given_up_as_too_late_is_missed_at_once(http: FlaskClient, scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import shlex
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Mapping
@@ -180,12 +181,41 @@ def test_the_command_tells_a_service_without_jobs_from_none_at_all(sqlite_url: s
     assert "cassata service start" in refused(run_cassata, "http://127.0.0.1:9", "list")[1]
 
 
-def test_a_dialect_whose_packages_are_missing_says_what_to_install(sqlite_url: str, run_cassata: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def without_protobuf(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that does not find it."""
     (tmp_path / "google").mkdir()
     (tmp_path / "google" / "__init__.py").write_text("")
-    env = {"CASSATA_SERVICE__DIALECTS": "jobs", "PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
+    return {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
 
-    ran = run_cassata("grpc", "start", "--database-url", sqlite_url, env=env)
+
+@pytest.mark.parametrize("command", ["grpc start", "service start", "config check"])
+def test_a_dialect_whose_packages_are_missing_says_what_to_install(
+    sqlite_url: str, run_cassata: Run, free_port: Callable[[], int], without_protobuf: dict[str, str], command: str
+) -> None:
+    env = {
+        "CASSATA_SERVICE__DIALECTS": "jobs",
+        "CASSATA_SERVICE__PORT": str(free_port()),
+        "CASSATA_DATABASE_URL": sqlite_url,
+        **without_protobuf,
+    }
+
+    ran = run_cassata(*command.split(), env=env)
 
     assert ran.returncode == 1
     assert "pip install 'cassata[grpc]'" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_reload_with_a_dialect_whose_packages_are_missing_keeps_the_settings(
+    sqlite_url: str, service_process: Start, without_protobuf: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("service: {processes: 1}")
+    running = service_process(sqlite_url, "--config", str(file), env=without_protobuf)
+    file.write_text("service: {processes: 1, dialects: [jobs]}")
+
+    running.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "settings not reloaded" in running.output(), explain=running.output)
+
+    assert running.stop() == 0

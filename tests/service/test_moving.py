@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cassata.cli.moving import import_
+from cassata.cli import cassata
 from cassata.config import Service
 from cassata.model import Scope, Status
 from cassata.moving import goscheduler
@@ -36,7 +36,7 @@ DAY = 24 * HOUR
 def run(service_url: str) -> Run:
     def run(*words: str, stdin: str | None = None, env: dict[str, str] | None = None) -> Result:
         env = {"CASSATA_SERVICE_URL": service_url, "CASSATA_APPLICATION": "", "CASSATA_KEY": ""} | (env or {})
-        return CliRunner().invoke(import_, [*words[:1], "--rate", "1000", *words[1:]], input=stdin, env=env)
+        return CliRunner().invoke(cassata, ["import", *words[:1], "--rate", "1000", *words[1:]], input=stdin, env=env)
 
     return run
 
@@ -525,6 +525,20 @@ def test_what_nobody_can_know_is_refused_and_told(run: Run, recurring: Recurring
         ["unknown", "there is no such event"],
         ["line 3", "cannot be read"],
     ]
+
+
+def test_a_file_that_is_no_text_is_refused_in_one_sentence(run: Run, recurring_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "ids"
+    file.write_bytes(b"known\n\xff")
+    done = run("recurring", str(file), "--from", recurring_url)
+    assert (done.exit_code, done.stderr) == (1, "Error: FILE is not UTF-8 at byte 6\n")
+
+
+def test_a_header_that_cannot_be_sent_is_refused_and_not_told(run: Run, recurring_url: str) -> None:
+    done = run("recurring", "-", "--from", recurring_url, "--header", "Authorization: \u2019canary", stdin="known\n")
+    assert done.exit_code == 2
+    assert "--header" in done.stderr
+    assert "canary" not in done.stderr
 
 
 def word(status: Status | None) -> str | None:

@@ -112,6 +112,18 @@ def test_a_key_that_no_header_can_hold_is_one_sentence() -> None:
         assert (code, errors) == (1, "Error: the key holds characters that no key has: copy it again\n")
 
 
+def test_an_application_of_jobs_that_no_header_can_hold_is_one_sentence() -> None:
+    code, _, errors = invoke("job", "--app", "\u0436", "list")
+    assert (code, errors) == (1, "Error: --app: must be 1 to 64 characters out of A-Z a-z 0-9 . _ : ~ -\n")
+
+
+@pytest.mark.parametrize("words", [["event", "list", "shop"], ["job", "list"]])
+def test_an_address_of_a_service_that_is_none_is_one_sentence(words: list[str]) -> None:
+    code, _, errors = invoke(*words, env={"CASSATA_SERVICE_URL": "localhost:8085", "CASSATA_KEY": "", "CASSATA_APPLICATION": ""})
+    address = "the service's address must begin with http:// or https://"
+    assert (code, errors) == (1, f"Error: localhost:8085 cannot be asked: {address}\n")
+
+
 def test_the_version_is_told() -> None:
     assert invoke("--version") == (0, f"cassata {__version__}\n", "")
 
@@ -150,8 +162,10 @@ def test_what_does_not_run_exits_with_3(role: str, command: str) -> None:
         (["db", "version"], {}, "cassata db upgrade"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_and_exits_with_1(words: list[str], env: dict[str, str], sentence: str) -> None:
-    code, output, errors = invoke(*words, env=env)
+def test_what_cannot_work_is_one_sentence_and_exits_with_1(
+    words: list[str], env: dict[str, str], sentence: str, free_port: Callable[[], int]
+) -> None:
+    code, output, errors = invoke(*words, env={"CASSATA_SERVICE__PORT": str(free_port()), **env})
     assert (code, output) == (1, "")
     assert errors.startswith("Error: ")
     assert sentence in errors

@@ -49,6 +49,12 @@ class Make(Protocol):
     def __call__(self, scheduler: Scheduler, settings: Service) -> Dialect: ...
 
 
+def check(settings: Service) -> None:
+    """Raise ConfigError unless what is installed can speak all dialects that are switched on."""
+    for name in settings.dialects:
+        _make(name)
+
+
 def register(app: Flask, gate: Gate, scheduler: Scheduler, settings: Service) -> None:
     """Have an application speak the dialects that are switched on."""
     spoken = []

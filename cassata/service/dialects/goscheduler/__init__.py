@@ -485,14 +485,18 @@ def _steps(actions: Sequence[Action], app: App, meant: Sequence[Filter]) -> Iter
 
 
 def _meant(status: str, window: wire.Window, now: int) -> list[Filter]:
-    """Return which schedules an action is for. What waits untried is SCHEDULED until some time after it was due (ms), and then a MISS."""
+    """Return which schedules an action is for.
+
+    What waits untried is SCHEDULED until some time after it was due (ms), and then a MISS; what is blocked is SCHEDULED until it is not.
+    """
     meant = wire.MEANT.get(status, Filter(wire.KEPT))
     early, late = window.of(meant, until=now - LATE_AFTER_MS), window.of(meant, since=now - LATE_AFTER_MS)
     match status:
         case Word.MISS:
             found = [window.of(replace(meant, statuses=frozenset({Status.FAILED}))), replace(early, statuses=frozenset({Status.PENDING}))]
         case Word.SCHEDULED:
-            found = [late, replace(early, tried=True)]
+            blocked = replace(early, statuses=frozenset({Status.BLOCKED}), tried=False)
+            found = [late, replace(early, tried=True), blocked]
         case _:
             found = [window.of(meant)]
     return [each for each in found if (each.due_from or 0) < (each.due_until or 0)]
