@@ -981,6 +981,7 @@ def check_method(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=1_000)  # events go to few addresses, and each is looked at where it is read and where it is made
 def check_url(value: str) -> str:
     """Accept an absolute http or https URL that any client would read the same way."""
     if len(value) > URL_LENGTH:
