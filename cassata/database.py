@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random, wait_random_exponential
 
 from cassata import config, schema, telemetry
 from cassata.errors import ConfigError, DatabaseUnavailable, DatabaseUnfit, TablesMissing, TablesOutdated, TablesTooNew
@@ -369,8 +369,13 @@ class Transactions:
                 return retry_duplicates
             return isinstance(error, BeginAnew) or is_conflict(error) or is_stale(error)
 
+        def is_over(state: RetryCallState) -> bool:
+            """Tell whether to give up. To begin anew is no failure, and is done once more even if the process has stood still for long."""
+            is_new = state.outcome is not None and isinstance(state.outcome.exception(), BeginAnew)
+            return state.attempt_number >= TRANSACTION_TRIES or (not is_new and stop_after_delay(TRANSACTION_SECONDS)(state))
+
         again = Retrying(
-            stop=stop_after_attempt(TRANSACTION_TRIES) | stop_after_delay(TRANSACTION_SECONDS),
+            stop=is_over,
             wait=wait_random_exponential(multiplier=0.01, max=0.2),
             retry=retry_if_exception(may_help),
             reraise=True,

@@ -93,6 +93,20 @@ def test_a_lost_lease_cannot_complete_an_event(scheduler: Scheduler, hand: Hand,
     assert scheduler.status("shop", "e1").status is Status.COMPLETED
 
 
+def test_a_worker_that_stood_still_while_it_recorded_is_told_what_it_has_lost(
+    scheduler: Scheduler, hand: Hand, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler.add(new_event())
+    stale = hand.claim_one()
+    clock.advance(hand.lease_ms)
+    hand.claim_one()
+    monkeypatch.setattr(database, "TRANSACTION_SECONDS", 0.0)  # all the time that there is has passed once the first try is over
+
+    recorded = scheduler.record([outcome(stale)])
+
+    assert (recorded.kept, recorded.fenced) == (0, 1)
+
+
 def test_an_outcome_after_the_lease_counts_if_nobody_else_has_claimed(scheduler: Scheduler, hand: Hand, clock: ManualClock) -> None:
     scheduler.add(new_event())
     delivery = hand.claim_one()
