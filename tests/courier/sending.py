@@ -16,7 +16,7 @@ _numbers = itertools.count(1)
 
 
 def delivery(url: str, **changes: Any) -> Delivery:
-    """A delivery that gives up after half a second, unless told otherwise."""
+    """A delivery that gives up after three seconds, unless told otherwise."""
     values: dict[str, Any] = {
         "id": next(_numbers),
         "fence": 1,
@@ -30,7 +30,7 @@ def delivery(url: str, **changes: Any) -> Delivery:
         "url": url,
         "headers": (),
         "payload": b'{"n":1}',
-        "timeout_ms": 500,
+        "timeout_ms": 3_000,
         "retry": None,
     }
     return Delivery(**{**values, **changes})

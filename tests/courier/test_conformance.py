@@ -349,7 +349,7 @@ def test_a_broken_answer_ends_in_time_and_its_error_is_named(courier: Courier, r
     behaviour, errors, status_code = FAILURES[name]
     receiver = receive(behaviour)
 
-    outcome = deliver_one(courier, receiver.url())
+    outcome = deliver_one(courier, receiver.url(), timeout_ms=500)
 
     assert outcome.error in errors
     assert outcome.detail
@@ -364,7 +364,7 @@ def test_a_body_that_breaks_off_still_shows_what_came(courier: Courier, receive:
 
 
 def test_a_time_out_says_how_long_was_waited(courier: Courier, receive: Receive) -> None:
-    assert deliver_one(courier, receive(Connection.hold).url()).detail == "no complete answer within 0.5 s"
+    assert deliver_one(courier, receive(Connection.hold).url(), timeout_ms=500).detail == "no complete answer within 0.5 s"
 
 
 def test_without_an_own_deadline_the_settings_hold(make_courier: MakeCourier, receive: Receive) -> None:
@@ -377,7 +377,7 @@ def test_a_courier_goes_on_after_every_kind_of_failure(courier: Courier, receive
     good = receive(answering(OK))
     broken = [receive(behaviour) for behaviour, _, _ in FAILURES.values()]
 
-    outcomes = deliver(courier, *(delivery(receiver.url()) for receiver in (*broken, good)))
+    outcomes = deliver(courier, *(delivery(receiver.url(), timeout_ms=1_000) for receiver in (*broken, good)))
     again = deliver_one(courier, good.url())
 
     assert [outcome.error for outcome in outcomes[-1:]] == [None]
@@ -521,7 +521,7 @@ def test_a_certificate_for_another_name_is_refused(
 def test_a_handshake_that_stalls_times_out(courier: Courier, receive: Receive) -> None:
     receiver = receive(Connection.hold)
 
-    assert deliver_one(courier, f"https://127.0.0.1:{receiver.port}/").error is ErrorKind.TIMEOUT
+    assert deliver_one(courier, f"https://127.0.0.1:{receiver.port}/", timeout_ms=500).error is ErrorKind.TIMEOUT
 
 
 def test_a_receiver_that_does_not_speak_tls_is_named(courier: Courier, receive: Receive) -> None:
@@ -535,7 +535,7 @@ def test_a_dripped_answer_over_tls_ends_in_time(
 ) -> None:
     receiver = receive(after_the_request(dripped_body), tls)
 
-    outcome = deliver_one(make_courier(ca_bundle=str(certificate)), receiver.url())
+    outcome = deliver_one(make_courier(ca_bundle=str(certificate)), receiver.url(), timeout_ms=500)
 
     assert (outcome.status_code, outcome.error) == (200, ErrorKind.TIMEOUT)
 
@@ -561,7 +561,7 @@ def test_a_name_is_looked_up_and_stays_the_host(courier: Courier, receive: Recei
 
 
 def test_a_look_up_counts_towards_the_deadline(courier: Courier, resolver: Resolver) -> None:
-    outcome = deliver_one(courier, "http://dead.test/")
+    outcome = deliver_one(courier, "http://dead.test/", timeout_ms=500)
     resolver.let_go.set()
 
     assert outcome.error is ErrorKind.TIMEOUT

@@ -252,7 +252,7 @@ def test_a_proxy_whose_name_leads_nowhere_is_to_blame(make_courier: MakeCourier,
 
 
 def test_a_proxy_that_is_silent_may_be_waiting_for_the_destination(through: Through, receive: Receive) -> None:
-    outcome = deliver_one(through(receive(after_the_request(Connection.hold))), "http://hook.test/")
+    outcome = deliver_one(through(receive(after_the_request(Connection.hold))), "http://hook.test/", timeout_ms=500)
 
     assert outcome.error is ErrorKind.TIMEOUT
 
@@ -275,7 +275,7 @@ def test_a_destinations_failure_is_not_the_proxys(
     receiver = receive(behaviour)
     proxy = receive(tunnelling(lambda _authority: ("127.0.0.1", receiver.port)))
 
-    outcome = deliver_one(through(proxy), "http://hook.test/")
+    outcome = deliver_one(through(proxy), "http://hook.test/", timeout_ms=500)
 
     assert outcome.error is error
     assert outcome.status_code in {None, status_code}
@@ -299,7 +299,7 @@ def test_a_head_with_content_waits_for_the_destination_not_for_the_proxy(through
 def test_credentials_are_never_told(through: Through, receive: Receive) -> None:
     behaviours = [*BROKEN.values(), refusing(407), refusing(403), refusing(500), after_the_request(Connection.hold)]
 
-    outcomes = [deliver_one(through(receive(behaviour)), "http://hook.test/") for behaviour in behaviours]
+    outcomes = [deliver_one(through(receive(behaviour)), "http://hook.test/", timeout_ms=500) for behaviour in behaviours]
 
     assert PASSWORD not in repr(outcomes)
     assert PASSWORD not in repr(parse_proxy(f"http://user:{PASSWORD}@proxy.test:3128"))

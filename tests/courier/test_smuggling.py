@@ -95,7 +95,7 @@ def test_a_connection_is_not_used_again_when_the_answer_came_before_the_whole_bo
 
     receiver = receive(behave)
 
-    deliver_one(courier, receiver.url("/large"), payload=b"x" * 16_000_000)
+    deliver_one(courier, receiver.url("/large"), payload=b"x" * 16_000_000, timeout_ms=1_000)
     deliver_one(courier, receiver.url("/next"), payload=b"")
 
     assert [request.line for request in receiver.requests] == ["POST /large HTTP/1.1", "POST /next HTTP/1.1"]
